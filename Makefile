@@ -47,7 +47,9 @@ test-race: ## the concurrent packages under the race detector (RACE=… to choos
 
 .PHONY: test-postgres
 test-postgres: ## the store suites against a PostgreSQL of their own (needs its programs; no root)
-	tools/with-postgres.sh $(GOTEST) -timeout 10m -count=1 $$(go list -f '{{if .TestGoFiles}}{{.ImportPath}}{{else if .XTestGoFiles}}{{.ImportPath}}{{end}}' ./pkg/... ./services/...)
+	@packages=$$(go list -f '{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}' ./... | awk '/ .*\/pkg\/sqldb\/sqldbtest/ {print $$1}'); \
+	[ -n "$$packages" ] || { echo "no package's tests import pkg/sqldb/sqldbtest"; exit 1; }; \
+	tools/with-postgres.sh $(GOTEST) -timeout 10m -count=1 $$packages
 
 .PHONY: layering
 layering: ## who may import whom, package comments, links in the docs

@@ -47,9 +47,10 @@ var units = map[string]int{
 
 	"cmd/redoubt": 7,
 
-	"internal/layering": inTests,
-	"internal/testmesh": inTests,
-	"test/e2e":          inTests,
+	"internal/layering":   inTests,
+	"internal/testmesh":   inTests,
+	"pkg/sqldb/sqldbtest": inTests,
+	"test/e2e":            inTests,
 }
 
 // sameLevel lists the imports between units of one level, importer first, each with why it must be. No service ever stands
