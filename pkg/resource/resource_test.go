@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"pgregory.net/rapid"
@@ -157,15 +158,19 @@ func TestParseIsCheap(t *testing.T) {
 	if got := testing.AllocsPerRun(100, func() { _, _ = n.Workspace(); _ = n.Relative(); _ = n.Parent() }); got != 0 {
 		t.Errorf("looking at a name costs %v allocations", got)
 	}
-	// Were all of it read, a thousand 10 MiB names would take seconds.
+	// Were all of it read, a name of 10 MiB would take more than that. The best of many, since the machine has other work.
 	huge := "subscriptions/" + strings.Repeat("a", 10<<20)
-	r := testing.Benchmark(func(b *testing.B) {
-		for b.Loop() {
-			_, _ = Parse(huge)
-		}
-	})
-	if r.NsPerOp() > 100_000 || r.AllocedBytesPerOp() > 4096 {
-		t.Errorf("a name of 10 MiB costs %d ns and %d bytes", r.NsPerOp(), r.AllocedBytesPerOp())
+	best := time.Hour
+	for range 100 {
+		start := time.Now()
+		_, _ = Parse(huge)
+		best = min(best, time.Since(start))
+	}
+	if best > 30*time.Microsecond {
+		t.Errorf("a name of 10 MiB costs %v", best)
+	}
+	if n := testing.AllocsPerRun(100, func() { _, _ = Parse(huge) }); n > 20 {
+		t.Errorf("a name of 10 MiB costs %v allocations", n)
 	}
 }
 
