@@ -59,6 +59,7 @@ var sameLevel = map[[2]string]string{
 	{"internal/cli", "internal/node"}:  "up and serve start what node builds",
 	{"internal/cli", "internal/demo"}:  "demo is a subcommand",
 	{"internal/demo", "internal/node"}: "the demo starts a mesh",
+	{"pkg/resource", "pkg/fault"}:     "a malformed name is a fault of the request",
 	{"pkg/authz", "pkg/rule"}:          "a decision is asked for by a method's rule",
 	{"pkg/audit", "pkg/rule"}:          "what is recorded of a method stands in its rule",
 	{"pkg/authn", "pkg/rule"}:          "who may call a method stands in its rule",
