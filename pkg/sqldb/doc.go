@@ -1,0 +1,41 @@
+// Package sqldb opens a service's own database, moves its schema forward, and is the only place where a transaction begins
+// and ends. SQL drivers are imported nowhere else. The same SQL text runs on SQLite (modernc.org/sqlite, the embedded default)
+// and on PostgreSQL (pgx): $1 parameters, BIGINT microseconds for time, BYTEA, TEXT, BIGINT.
+//
+// # What it owns
+//
+// The database file <path>, its -wal and -shm, and <path>.lock; or one schema of a PostgreSQL database. Only one process at a
+// time opens a SQLite file: the lock file is held by flock for the life of the DB, and a second Open is refused. The lock
+// file also remembers that the database was made once, so that a database that was lost is not taken for a first start.
+//
+// # One writer
+//
+// On both engines one write transaction runs at a time: in the process by a first-come gate, between processes by the file
+// lock (SQLite) or by a transaction-level advisory lock (PostgreSQL), taken before the first statement of the function. So a
+// function given to Write reads what is committed, and nothing changes between its reads and its commit; there are no
+// serialization conflicts, and a function is never run twice. It costs little: an audited change takes its outbox number
+// from one locked row in any case. A caller of Write must not hold the transaction over a call to another service.
+// Readers never wait for the writer: SQLite reads a WAL snapshot, PostgreSQL REPEATABLE READ, both read-only by the engine.
+//
+// # Commits
+//
+// Every commit passes Config.Finish, which decides whether the effect may still happen. The only commits beside it are those of
+// migrations, made in Open before anything is served. When Write returns nil, the change is on stable storage
+// (synchronous=FULL; a PostgreSQL server with fsync or synchronous_commit off is refused). When it returns an error before the
+// commit was sent, nothing was changed. A commit of which the result was lost is reported as such: the caller must read
+// before it repeats.
+//
+// # How it fails
+//
+// Driver errors become kinds of pkg/fault here, in words that hold no SQL, path or value; errors of a context keep what they
+// are. A full disk is STORAGE_FULL, changes nothing, and ends when there is space again. A failed fsync leaves the state of the
+// disk unknown and a later fsync would lie about it: the DB then refuses every write until it is opened anew. A damaged
+// SQLite file is found in Open (header, then quick_check up to checkLimit bytes), named, and neither it nor its WAL is changed.
+// A schema that is newer than the binary is refused before anything is written.
+//
+// # Trust boundary
+//
+// Whoever can write the file or talk to the server as the service's role can change any row: confidentiality and binding of
+// what tenants wrote are pkg/envelope's. Files are made 0600. PostgreSQL is reached over a Unix socket, over loopback, or with TLS
+// that verifies the server's name (D10); anything weaker is refused.
+package sqldb
