@@ -123,8 +123,10 @@ type ActivityEvent struct {
 	RunUid          string `protobuf:"bytes,22,opt,name=run_uid,json=runUid,proto3" json:"run_uid,omitempty"`
 	SubscriptionUid string `protobuf:"bytes,23,opt,name=subscription_uid,json=subscriptionUid,proto3" json:"subscription_uid,omitempty"`
 	WorkspaceUid    string `protobuf:"bytes,24,opt,name=workspace_uid,json=workspaceUid,proto3" json:"workspace_uid,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// uid of the resource group that it happened in, or "": a name made again shows nothing of the one before.
+	ResourceGroupUid string `protobuf:"bytes,25,opt,name=resource_group_uid,json=resourceGroupUid,proto3" json:"resource_group_uid,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ActivityEvent) Reset() {
@@ -321,6 +323,13 @@ func (x *ActivityEvent) GetSubscriptionUid() string {
 func (x *ActivityEvent) GetWorkspaceUid() string {
 	if x != nil {
 		return x.WorkspaceUid
+	}
+	return ""
+}
+
+func (x *ActivityEvent) GetResourceGroupUid() string {
+	if x != nil {
+		return x.ResourceGroupUid
 	}
 	return ""
 }
@@ -1294,7 +1303,7 @@ var File_redoubt_telemetry_v1_telemetry_proto protoreflect.FileDescriptor
 
 const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\n" +
-	"$redoubt/telemetry/v1/telemetry.proto\x12\x14redoubt.telemetry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\x92\a\n" +
+	"$redoubt/telemetry/v1/telemetry.proto\x12\x14redoubt.telemetry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\xc0\a\n" +
 	"\rActivityEvent\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
@@ -1321,7 +1330,8 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\aaddress\x18\x15 \x01(\tR\aaddress\x12\x17\n" +
 	"\arun_uid\x18\x16 \x01(\tR\x06runUid\x12)\n" +
 	"\x10subscription_uid\x18\x17 \x01(\tR\x0fsubscriptionUid\x12#\n" +
-	"\rworkspace_uid\x18\x18 \x01(\tR\fworkspaceUid\x1a:\n" +
+	"\rworkspace_uid\x18\x18 \x01(\tR\fworkspaceUid\x12,\n" +
+	"\x12resource_group_uid\x18\x19 \x01(\tR\x10resourceGroupUid\x1a:\n" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\\\n" +
