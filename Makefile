@@ -63,7 +63,8 @@ bench: ## figures, each beside a peer in the same run
 
 .PHONY: gen
 gen: $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc $(BIN)/sqlc thirdparty ## generate Go from proto/ and from the stores' SQL
-	rm -rf .gen/go && $(BIN)/buf generate --output .gen/go && tools/replace-tree.sh .gen/go/gen gen
+	@exec 9>.gen/lock && flock 9 && \
+	rm -rf .gen/go && $(BIN)/buf generate --output .gen/go && tools/replace-tree.sh .gen/go/gen gen && \
 	tools/sqlc.sh $(BIN)/sqlc
 
 .PHONY: gen-check
