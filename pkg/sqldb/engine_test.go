@@ -213,7 +213,7 @@ func TestOneWriterAtATime(t *testing.T) {
 					for range each {
 						err := db.Write(context.Background(), func(ctx context.Context, tx *sqldb.Tx) error {
 							var n int64
-							if err := tx.QueryRowContext(ctx, "SELECT n FROM counter WHERE id = 'c'"+tx.ForUpdate()).Scan(&n); err != nil {
+							if err := tx.QueryRowContext(ctx, "SELECT n FROM counter WHERE id = 'c'").Scan(&n); err != nil {
 								return err
 							}
 							_, err := tx.ExecContext(ctx, "UPDATE counter SET n = $1 WHERE id = 'c'", n+1)
@@ -233,6 +233,21 @@ func TestOneWriterAtATime(t *testing.T) {
 		}
 		if want := int64(len(dbs) * 4 * each); n != want {
 			t.Errorf("counted %d, want %d", n, want)
+		}
+	})
+}
+
+func TestForUpdateIsTheEnginesOwn(t *testing.T) {
+	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {
+		err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+			if (tx.ForUpdate() != "") != (db.Dialect() == sqldb.Postgres) {
+				t.Errorf("%v: %q", db.Dialect(), tx.ForUpdate())
+			}
+			var n int64
+			return tx.QueryRowContext(ctx, "SELECT n FROM counter WHERE id = 'c'"+tx.ForUpdate()).Scan(&n)
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -146,4 +146,3 @@ func TestGroupUnderCancels(t *testing.T) {
 		t.Errorf("%d rows, %d acknowledged, %d refused", n, stored.Load(), failed.Load())
 	}
 }
-
