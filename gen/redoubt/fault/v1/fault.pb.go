@@ -135,6 +135,8 @@ const (
 	Reason_RUN_SUBMITTER_DENIED Reason = 92
 	// The metric is not a finite number where one is needed, or its batch is malformed.
 	Reason_METRIC_INVALID Reason = 93
+	// The run's command does not exist on the target, or cannot be executed there.
+	Reason_RUN_COMMAND_MISSING Reason = 94
 	// --- audit
 	// The record of this call could not be stored, so the call was not carried out.
 	Reason_AUDIT_UNAVAILABLE Reason = 100
@@ -193,6 +195,7 @@ var (
 		91:  "TARGET_NO_ISOLATION",
 		92:  "RUN_SUBMITTER_DENIED",
 		93:  "METRIC_INVALID",
+		94:  "RUN_COMMAND_MISSING",
 		100: "AUDIT_UNAVAILABLE",
 	}
 	Reason_value = map[string]int32{
@@ -246,6 +249,7 @@ var (
 		"TARGET_NO_ISOLATION":     91,
 		"RUN_SUBMITTER_DENIED":    92,
 		"METRIC_INVALID":          93,
+		"RUN_COMMAND_MISSING":     94,
 		"AUDIT_UNAVAILABLE":       100,
 	}
 )
@@ -281,7 +285,7 @@ var File_redoubt_fault_v1_fault_proto protoreflect.FileDescriptor
 
 const file_redoubt_fault_v1_fault_proto_rawDesc = "" +
 	"\n" +
-	"\x1credoubt/fault/v1/fault.proto\x12\x10redoubt.fault.v1*\xc2\b\n" +
+	"\x1credoubt/fault/v1/fault.proto\x12\x10redoubt.fault.v1*\xdb\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RESOURCE_NOT_FOUND\x10\x01\x12\x1b\n" +
@@ -333,7 +337,8 @@ const file_redoubt_fault_v1_fault_proto_rawDesc = "" +
 	"\tRUN_ENDED\x10Z\x12\x17\n" +
 	"\x13TARGET_NO_ISOLATION\x10[\x12\x18\n" +
 	"\x14RUN_SUBMITTER_DENIED\x10\\\x12\x12\n" +
-	"\x0eMETRIC_INVALID\x10]\x12\x15\n" +
+	"\x0eMETRIC_INVALID\x10]\x12\x17\n" +
+	"\x13RUN_COMMAND_MISSING\x10^\x12\x15\n" +
 	"\x11AUDIT_UNAVAILABLE\x10dB<Z:github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1;faultv1b\x06proto3"
 
 var (
