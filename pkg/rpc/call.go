@@ -1,0 +1,166 @@
+package rpc
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/redoubt-ml/redoubt/pkg/audit"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/observe"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/rule"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
+)
+
+// Call is one call on its way through a service, and the context of its handler. Handlers read it; the links write it. It must
+// not be kept after the handler has returned.
+type Call struct {
+	context.Context
+	// Method is the method with its rule.
+	Method *rule.Method
+	// RequestID is the caller's x-request-id, or the trace id; it stands in errors, logs and the activity log.
+	RequestID string
+	// Peer is the SPIFFE ID at the other end of the connection, "" on the enrolment listener.
+	Peer string
+	// PeerService is the name of the service that Peer is, or "".
+	PeerService string
+	// Address is where the call came from, as far as it is known: the client's, where the gateway says so.
+	Address string
+	// Claims of the caller's token, nil where the method needs none.
+	Claims *authn.Claims
+	// Principal is the uid of who is asking, "" where the method needs nobody.
+	Principal string
+	// Scope is the resource that the rule's scope field names, as the engine knows it.
+	Scope authz.Scope
+	// Uses are the further resources, in the order of the rule and of the message.
+	Uses []authz.Scope
+
+	m       *method
+	start   time.Time
+	cancel  context.CancelFunc
+	token   string // as it came; exchanged for calls onward
+	traceID string
+	span    trace.Span
+	event   *audit.Event // nil until something is recorded
+	details []string
+	opened  bool // past the audit link
+	denied  bool // refused by the engine, though it reads as absence
+	audited bool
+	who     string // set by Identify
+	whoType string
+	count   int64
+	digest  digester
+}
+
+type callKey struct{}
+
+// Value implements context.Context.
+func (c *Call) Value(key any) any {
+	if _, ok := key.(callKey); ok {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// From gives the call that a handler's context belongs to. Outside a handler it returns a call that may do nothing: no
+// principal, no peer, no method.
+func From(ctx context.Context) *Call {
+	if c, ok := ctx.Value(callKey{}).(*Call); ok {
+		return c
+	}
+	return &Call{Context: ctx}
+}
+
+// Detail adds to the record of this call. Values are never secrets; they are cut at 512 bytes.
+func (c *Call) Detail(key, value string) {
+	if len(value) > 512 {
+		value = value[:512]
+	}
+	c.details = append(c.details, key, value)
+}
+
+// Identify tells the chain who the caller turned out to be, where the method is public: sign-in.
+func (c *Call) Identify(principal, principalType string) { c.who, c.whoType = principal, principalType }
+
+// Audit writes the record of this call inside the transaction of its change: both are stored, or neither. The details come in
+// pairs of key and value.
+func (c *Call) Audit(ctx context.Context, tx *sqldb.Tx, details ...string) error {
+	for i := 0; i+1 < len(details); i += 2 {
+		c.Detail(details[i], details[i+1])
+	}
+	if c.m == nil || c.m.chain.cfg.Recorder == nil {
+		return fault.Internal(nil, "a change outside a call has no record")
+	}
+	if c.audited { // a transaction that is run again writes its record again
+		c.event = nil
+	}
+	ev := c.record()
+	succeeded(ev)
+	if err := c.m.chain.cfg.Recorder.Append(ctx, tx, ev); err != nil {
+		return err
+	}
+	c.audited = true
+	return nil
+}
+
+// May reports whether the caller may do something on a resource: for lists, which are filtered row by row.
+func (c *Call) May(action string, data bool, name resource.Name) bool {
+	if c.Claims == nil || c.m == nil {
+		return false
+	}
+	scope, ok := c.m.chain.cfg.Engine.Resolve(name)
+	return ok && c.m.chain.cfg.Engine.Decide(authz.Query{Principal: c.Principal, Action: action, Data: data, Scope: scope, Run: c.run()}).Allowed
+}
+
+// run is the limit that a run token sets, or nil.
+func (c *Call) run() *authz.Run {
+	if c.Claims == nil || c.Claims.Run == "" {
+		return nil
+	}
+	return &authz.Run{UID: c.Claims.Run, WorkspaceUID: c.Claims.Workspace, Actions: c.Claims.Actions}
+}
+
+// identify is the first link: the id under which this call is found again.
+func (c *Call) identify() error {
+	if v := metadata.ValueFromIncomingContext(c.Context, "traceparent"); len(v) == 1 {
+		if sc, ok := observe.ParseTraceparent(v[0]); ok {
+			c.traceID = sc.TraceID().String()
+		}
+	}
+	if v := metadata.ValueFromIncomingContext(c.Context, "x-request-id"); len(v) == 1 && validRequestID(v[0]) {
+		c.RequestID = v[0]
+	} else if c.traceID != "" {
+		c.RequestID = c.traceID
+	} else {
+		var b [16]byte
+		_, _ = rand.Read(b[:]) // crypto/rand never fails
+		c.traceID = hex.EncodeToString(b[:])
+		c.RequestID = c.traceID
+	}
+	if p, ok := svid.PeerFrom(c.Context); ok && !c.m.chain.cfg.Enrolment {
+		c.Peer = p
+	}
+	c.Address = c.address()
+	return nil
+}
+
+func validRequestID(s string) bool {
+	if len(s) == 0 || len(s) > 64 {
+		return false
+	}
+	for i := range len(s) {
+		b := s[i]
+		if (b < 'a' || b > 'z') && (b < 'A' || b > 'Z') && (b < '0' || b > '9') && b != '-' && b != '_' && b != '.' {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,313 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/observe"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
+)
+
+// AddressHeader is the metadata key in which the gateway says where a call came from. It is believed from no one else.
+const AddressHeader = "x-redoubt-client-address"
+
+// Gateway is the name of the one service that forwards the calls of strangers, and so counts as none itself.
+const Gateway = "gateway"
+
+func (c *Call) address() string {
+	if strings.HasSuffix(c.Peer, "/service/"+Gateway) {
+		if v := metadata.ValueFromIncomingContext(c.Context, AddressHeader); len(v) == 1 && net.ParseIP(v[0]) != nil {
+			return v[0]
+		}
+	}
+	if p, ok := peer.FromContext(c.Context); ok && p.Addr != nil {
+		if host, _, err := net.SplitHostPort(p.Addr.String()); err == nil {
+			return host
+		}
+	}
+	return ""
+}
+
+// traced starts a span where the call is sampled, and carries the trace on where it is not. A stranger's traceparent gives
+// the trace its id and cannot force sampling.
+func (c *Call) traced() error {
+	t := c.m.chain.cfg.Tracer
+	if t == nil {
+		return nil
+	}
+	if v := metadata.ValueFromIncomingContext(c.Context, "traceparent"); len(v) == 1 {
+		if sc, ok := observe.ParseTraceparent(v[0]); ok {
+			if id, ok := svid.ParseID(c.Peer); !ok || id.Kind != svid.KindService || id.Name == Gateway {
+				sc = sc.WithTraceFlags(sc.TraceFlags().WithSampled(false))
+			}
+			c.Context = trace.ContextWithRemoteSpanContext(c.Context, sc)
+		}
+	}
+	c.Context, c.span = t.Start(c.Context, c.Method.FullName, trace.WithSpanKind(trace.SpanKindServer))
+	if sc := c.span.SpanContext(); sc.HasTraceID() && c.traceID == "" {
+		c.traceID = sc.TraceID().String()
+	}
+	if c.span.IsRecording() {
+		c.span.SetAttributes(attribute.String("rpc.method", c.Method.FullName), attribute.String("redoubt.request_id", c.RequestID))
+	}
+	return nil
+}
+
+// limitAddress holds strangers to a rate. Services of the mesh are not strangers.
+func (c *Call) limitAddress() error {
+	id, ok := svid.ParseID(c.Peer)
+	if ok && id.Kind == svid.KindService && id.Name != Gateway {
+		return nil
+	}
+	if c.Address == "" {
+		return nil
+	}
+	if wait := c.m.chain.addresses.allow(c.Address, c.start); wait > 0 {
+		return limited("address", wait)
+	}
+	// A public method has no principal: its own rate holds for the address.
+	if r := c.Method.Rule.GetRate(); r > 0 && c.Method.Rule.GetPublic() {
+		if wait := c.m.chain.addresses.allowRate(c.m.key+" "+c.Address, float64(r), c.start); wait > 0 {
+			return limited("address", wait)
+		}
+	}
+	return nil
+}
+
+func limited(whose string, wait time.Duration) error {
+	return fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many calls from this %s; wait and repeat", whose).Retry(wait)
+}
+
+// bound gives a call without a deadline one, shortens one that is too long, and refuses what cannot be done in time.
+func (c *Call) bound() error {
+	now := time.Now() // a context's deadline is on the system's clock
+	d, has := c.Context.Deadline()
+	if has && d.Sub(now) < time.Millisecond {
+		return fault.New(codes.DeadlineExceeded, faultv1.Reason_DEADLINE_PASSED, "the deadline leaves no time for this call; repeat it with a longer one")
+	}
+	if c.m.timeout == 0 || has && d.Sub(now) <= c.m.timeout {
+		return nil
+	}
+	c.Context, c.cancel = context.WithTimeout(c.Context, c.m.timeout)
+	return nil
+}
+
+// peerIdentity says which service is calling, and refuses it where the rule names others.
+func (c *Call) peerIdentity() error {
+	if c.m.chain.cfg.Enrolment {
+		return nil
+	}
+	if c.m.foreign && c.Peer == "" { // the public listener of the gateway
+		return nil
+	}
+	id, ok := svid.ParseID(c.Peer)
+	if !ok || id.TrustDomain != c.m.chain.cfg.TrustDomain {
+		return fault.New(codes.Unauthenticated, faultv1.Reason_PEER_UNKNOWN, "the connection has no identity of trust domain %s", c.m.chain.cfg.TrustDomain)
+	}
+	if id.Kind == svid.KindService {
+		c.PeerService = id.Name
+	}
+	if !c.m.internal {
+		return nil
+	}
+	allowed := c.Method.Rule.GetCallers()
+	named := slices.Contains(allowed, c.PeerService)
+	if c.PeerService == "" || !named && (c.PeerService == Gateway || !slices.Contains(allowed, "*")) {
+		return fault.New(codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED, "this method is for services of the mesh, and not for this one").With("peer", c.Peer)
+	}
+	return nil
+}
+
+// authenticate finds out for whom the call is made.
+func (c *Call) authenticate() error {
+	if c.Method.Rule.GetPublic() || c.m.internal || c.m.foreign {
+		return nil
+	}
+	cfg := &c.m.chain.cfg
+	scheme, token := c.bearer()
+	if token == "" {
+		return fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_MISSING, "sign in first: this method needs a token in the metadata key authorization")
+	}
+	// Another service speaks for someone only with a token that was exchanged for this one.
+	audience := cfg.Issuer
+	forwarded := c.PeerService != "" && c.PeerService != Gateway
+	if forwarded {
+		audience = c.m.chain.self
+	}
+	v, err := cfg.Verifier.Verify(c.Context, token, audience)
+	if err != nil {
+		return err
+	}
+	if forwarded && (v.Actor == nil || v.Actor.Subject != c.Peer) {
+		return fault.New(codes.Unauthenticated, faultv1.Reason_PEER_MAY_NOT_FORWARD, "the token was not exchanged by the service that sends it")
+	}
+	if !forwarded && c.PeerService == "" {
+		if id, ok := svid.ParseID(c.Peer); !ok || id.Kind != svid.KindOperator || id.Name != v.Subject {
+			return fault.New(codes.Unauthenticated, faultv1.Reason_PEER_MAY_NOT_FORWARD, "the token is another one's than the certificate")
+		}
+	}
+	if v.Bound() && !forwarded {
+		if err := c.proof(scheme, token, v.Confirmation); err != nil {
+			return err
+		}
+	} else if scheme == "dpop" {
+		return fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_INVALID, "the token is not bound to a key; send it as Bearer")
+	}
+	c.Claims, c.Principal, c.token = &v.Claims, v.Subject, token
+	if v.Run != "" && !c.Method.Rule.GetRun() {
+		return fault.New(codes.PermissionDenied, faultv1.Reason_AUTHZ_OUTSIDE_RUN, "a run's token opens only what its run needs").With("run", v.Run)
+	}
+	return nil
+}
+
+// proof checks that the sender of a bound token holds its key (RFC 9449).
+func (c *Call) proof(scheme, token, jkt string) error {
+	proof := metadata.ValueFromIncomingContext(c.Context, "dpop")
+	if scheme != "dpop" || len(proof) != 1 {
+		return fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_PROOF_INVALID, "this token is bound to a key: send it as DPoP with one proof in the metadata key dpop")
+	}
+	return c.m.chain.cfg.Proofs.Check(proof[0], "POST", c.m.chain.cfg.PublicURL+c.Method.FullName, token, jkt)
+}
+
+// bearer reads the authorization metadata; more than one value counts as none.
+func (c *Call) bearer() (scheme, token string) {
+	v := metadata.ValueFromIncomingContext(c.Context, "authorization")
+	if len(v) != 1 {
+		return "", ""
+	}
+	scheme, token, ok := strings.Cut(v[0], " ")
+	if !ok || token == "" {
+		return "", ""
+	}
+	switch {
+	case strings.EqualFold(scheme, "bearer"):
+		return "bearer", token
+	case strings.EqualFold(scheme, "dpop"):
+		return "dpop", token
+	}
+	return "", ""
+}
+
+func (c *Call) limitPrincipal() error {
+	if c.Principal == "" {
+		return nil
+	}
+	if wait := c.m.chain.callers.allow(c.Principal, c.start); wait > 0 {
+		return limited("principal", wait)
+	}
+	if r := c.Method.Rule.GetRate(); r > 0 {
+		if wait := c.m.chain.callers.allowRate(c.m.key+" "+c.Principal, float64(r), c.start); wait > 0 {
+			return limited("principal", wait)
+		}
+	}
+	return nil
+}
+
+// validate holds the message to its size and to the constraints in its contract.
+func (c *Call) validate(msg proto.Message) error {
+	if proto.Size(msg) > c.m.most {
+		return fault.New(codes.ResourceExhausted, faultv1.Reason_MESSAGE_TOO_LARGE, "the message is larger than the %d bytes that this method takes; send less at once", c.m.most)
+	}
+	err := c.m.chain.validate.Validate(msg)
+	if err == nil {
+		return nil
+	}
+	var v *protovalidate.ValidationError
+	if !errors.As(err, &v) {
+		return fault.Internal(err, "the request could not be checked")
+	}
+	f := fault.InvalidArgument("the request is not valid; the details name the fields")
+	for i, violation := range v.Violations {
+		if i == 16 {
+			break
+		}
+		f = f.Field(protovalidate.FieldPathString(violation.Proto.GetField()), violation.Proto.GetMessage())
+	}
+	return f
+}
+
+// authorize decides whether the caller may do this, on the scope and on everything else that the request refers to.
+func (c *Call) authorize(msg proto.Message) error {
+	r := c.Method.Rule
+	if r.GetPublic() || c.m.internal || c.m.foreign {
+		return nil
+	}
+	e := c.m.chain.cfg.Engine
+	if err := e.Fresh(c.m.chain.cfg.Now()); err != nil {
+		return err
+	}
+	if r.GetSelf() {
+		return nil
+	}
+	scope, err := c.Method.Scope(msg)
+	if err != nil {
+		return err
+	}
+	c.Uses = c.Uses[:0]
+	if c.Scope, err = c.decide(c.Method.ScopeField(), scope, r.GetAction(), r.GetData()); err != nil {
+		return err
+	}
+	for _, u := range c.Method.Uses(msg) {
+		s, err := c.decide(u.Field, u.Name, u.Action, u.Data)
+		if err != nil {
+			return err
+		}
+		c.Uses = append(c.Uses, s)
+	}
+	return nil
+}
+
+// decide asks the engine. Whoever may not know that a resource exists reads the same as if it did not (AIP-211).
+func (c *Call) decide(field, name, action string, data bool) (authz.Scope, error) {
+	n, err := resource.ParseField(field, name)
+	if err != nil {
+		return authz.Scope{}, err
+	}
+	e := c.m.chain.cfg.Engine
+	scope, known := e.Resolve(n)
+	if !known {
+		return authz.Scope{Name: n}, NotFound(name)
+	}
+	d := e.Decide(authz.Query{Principal: c.Principal, Action: action, Data: data, Scope: scope, Run: c.run()})
+	switch {
+	case d.Allowed:
+		return scope, nil
+	case !d.MayKnow:
+		c.hidden(scope)
+		return scope, NotFound(name)
+	case d.Reason == faultv1.Reason_AUTHZ_OUTSIDE_RUN:
+		return scope, fault.New(codes.PermissionDenied, d.Reason, "a run's token opens only what its run needs").With("action", action).With("scope", name)
+	}
+	return scope, fault.New(codes.PermissionDenied, d.Reason, "the action %s is missing at %s; someone with authorization/roleAssignments/write there can give you a role that has it", action, name).
+		With("action", action).With("scope", name)
+}
+
+// hidden remembers that a refusal which reads as absence is one, for the record.
+func (c *Call) hidden(scope authz.Scope) {
+	c.Scope = scope
+	c.denied = true
+}
+
+// NotFound is the one answer for what does not exist and for what the caller may not know of.
+func NotFound(name string) error {
+	if len(name) > 256 {
+		name = name[:256] + "…"
+	}
+	return fault.NotFound("%s does not exist, or you may not see it", name).With("resource", name)
+}
