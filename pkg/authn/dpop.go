@@ -256,10 +256,7 @@ func parseProofHeader(segment string) (*ecdsa.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if k.anyPrivate() {
-		return nil, cause("the proof holds a private key")
-	}
-	// ext and key_ops come from browsers' exports.
+	// Nothing private is on the list. ext and key_ops come from browsers' exports.
 	if err := k.only("kty", "crv", "x", "y", "alg", "use", "kid", "ext", "key_ops"); err != nil {
 		return nil, err
 	}
@@ -268,4 +265,3 @@ func parseProofHeader(segment string) (*ecdsa.PublicKey, error) {
 	}
 	return parseECKey(k)
 }
-

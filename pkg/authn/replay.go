@@ -21,7 +21,6 @@ type replayShard struct {
 	turned int64 // s; when young became the one that is written
 	young  map[replayKey]struct{}
 	elder  map[replayKey]struct{}
-	latest int64 // s; the latest time that was seen: a clock that jumps back must not make the cache forget
 	floor  int64 // s; proofs issued up to here may have been forgotten. Only a clock that jumped back brings them
 }
 
@@ -54,15 +53,14 @@ func (c *replayCache) use(jkt, id string, iat, now int64) replayResult {
 	s := &c.shards[home[0]%replayShards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.latest = max(s.latest, now)
-	if s.latest-s.turned > c.span {
+	if now-s.turned > c.span {
 		// All of elder was used up to s.turned, more than a span ago: those proofs are too old to pass the window.
 		s.floor = s.turned + c.leeway
-		if s.latest-s.turned > 2*c.span { // and so are those in young, used up to s.turned+c.span
+		if now-s.turned > 2*c.span { // and so are those in young, used up to s.turned+c.span
 			s.floor += c.span
 			s.young = nil
 		}
-		s.elder, s.young, s.turned = s.young, make(map[replayKey]struct{}), s.latest
+		s.elder, s.young, s.turned = s.young, make(map[replayKey]struct{}), now
 	}
 	if iat <= s.floor {
 		return replayForgotten

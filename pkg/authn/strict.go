@@ -155,7 +155,6 @@ func decodeSegment(s string) ([]byte, error) {
 	return b, nil
 }
 
-
 // parseCompact splits a compact JWS into its three segments without allocating for what is not one.
 func parseCompact(s string) (header, payload, signature string, err error) {
 	i := strings.IndexByte(s, '.')

@@ -9,7 +9,7 @@ const maxURL = 2048
 
 // NormalizeURL gives the form in which DPoP compares an htu: scheme and host in lower case, no default port, the path
 // with its dot segments removed and its escapes in one spelling (RFC 3986 section 6.2), no query and no fragment. ok is
-// false for what is not an absolute http or https URL, and for one that names a user.
+// false for what is not an absolute http or https URL, and for one that names a user or has a host outside ASCII.
 func NormalizeURL(s string) (_ string, ok bool) {
 	if s == "" || len(s) > maxURL {
 		return "", false
@@ -28,6 +28,11 @@ func NormalizeURL(s string) (_ string, ok bool) {
 		return "", false
 	}
 	host := strings.ToLower(u.Hostname())
+	if strings.ContainsFunc(host, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune(".-_:", r))
+	}) {
+		return "", false
+	}
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
 	}

@@ -149,7 +149,8 @@ func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now int64) err
 		if v.cfg.Revocations.Revoked(c.Subject, c.SessionID, c.ID, c.Run, c.Ancestors, c.IssuedAt) {
 			return revoked()
 		}
-		e.stamp.Store(&at)
+		fresh := at // so that at itself stays off the heap on a hit
+		e.stamp.Store(&fresh)
 	}
 	if now >= e.expiry {
 		return expired()

@@ -188,7 +188,7 @@ func parse(s string) (phc, error) {
 		}
 		n[i] = v
 	}
-	if n[0] > maxMemory || n[1] > maxPasses || n[2] > maxLanes {
+	if n[2] > maxLanes { // before it is cut to 8 bits
 		return phc{}, errMalformed
 	}
 	p := phc{cost: cost{memory: uint32(n[0]), passes: uint32(n[1]), lanes: uint8(n[2])}}
