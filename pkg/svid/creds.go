@@ -1,0 +1,105 @@
+package svid
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+)
+
+// handshakeTimeout bounds a handshake, and on a server all that comes before the first request: who connects and says
+// nothing costs a socket for no longer than this.
+const handshakeTimeout = 10 * time.Second
+
+// PeerInfo is what a handshake of Source's credentials proved. PeerID is made once per connection.
+type PeerInfo struct {
+	credentials.TLSInfo
+	PeerID string // spiffe://…
+}
+
+// PeerFrom is the SPIFFE ID that the other side of the current call proved; false on a connection that proves none. It
+// does not allocate.
+func PeerFrom(ctx context.Context) (id string, ok bool) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return "", false
+	}
+	info, ok := p.AuthInfo.(*PeerInfo)
+	if !ok || info.PeerID == "" {
+		return "", false
+	}
+	return info.PeerID, true
+}
+
+// peerOf runs after the handshake, in which VerifyConnection has accepted the leaf.
+func peerOf(info credentials.TLSInfo) (credentials.AuthInfo, error) {
+	certs := info.State.PeerCertificates
+	if len(certs) == 0 || len(certs[0].URIs) != 1 {
+		return nil, untrusted(nil, "the peer has shown no SVID")
+	}
+	return &PeerInfo{TLSInfo: info, PeerID: certs[0].URIs[0].String()}, nil
+}
+
+// creds is gRPC's TLS with a bound on handshakes, a count of those that failed, and an AuthInfo of ours.
+type creds struct {
+	credentials.TransportCredentials
+	timeout time.Duration
+	onError func(error)
+	wrap    func(credentials.TLSInfo) (credentials.AuthInfo, error)
+}
+
+func (c *creds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	// The deadline is not lifted here: it also covers the HTTP/2 preface, after which grpc.Server lifts it.
+	if err := raw.SetDeadline(time.Now().Add(c.timeout)); err != nil {
+		return nil, nil, c.failed(err)
+	}
+	return c.finish(c.TransportCredentials.ServerHandshake(raw))
+}
+
+func (c *creds) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	return c.finish(c.TransportCredentials.ClientHandshake(ctx, authority, raw))
+}
+
+func (c *creds) finish(conn net.Conn, info credentials.AuthInfo, err error) (net.Conn, credentials.AuthInfo, error) {
+	if err != nil {
+		return nil, nil, c.failed(err)
+	}
+	t, ok := info.(credentials.TLSInfo)
+	if !ok {
+		_ = conn.Close()
+		return nil, nil, c.failed(fmt.Errorf("svid: unexpected %T from the TLS credentials", info))
+	}
+	own, err := c.wrap(t)
+	if err != nil {
+		_ = conn.Close()
+		return nil, nil, c.failed(err)
+	}
+	return conn, own, nil
+}
+
+func (c *creds) failed(err error) error {
+	if c.onError != nil {
+		c.onError(err)
+	}
+	return err
+}
+
+func (c *creds) Clone() credentials.TransportCredentials {
+	d := *c
+	d.TransportCredentials = c.TransportCredentials.Clone()
+	return &d
+}
+
+// spiffeLog sends go-spiffe's messages to slog. Its errors are retries, so they are warnings here.
+type spiffeLog struct{ log *slog.Logger }
+
+func (l spiffeLog) Debugf(f string, a ...any) { l.log.Debug(fmt.Sprintf(f, a...)) }
+func (l spiffeLog) Infof(f string, a ...any)  { l.log.Debug(fmt.Sprintf(f, a...)) }
+func (l spiffeLog) Warnf(f string, a ...any)  { l.log.Warn(fmt.Sprintf(f, a...)) }
+func (l spiffeLog) Errorf(f string, a ...any) { l.log.Warn(fmt.Sprintf(f, a...)) }

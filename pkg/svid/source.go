@@ -1,0 +1,200 @@
+package svid
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+)
+
+// SourceConfig is what a Source needs. Addr and TrustDomain must be set.
+type SourceConfig struct {
+	// Addr of a Workload API: WorkloadServer.Addr, or a SPIRE agent's (unix:///run/spire/sockets/agent.sock).
+	Addr        string
+	TrustDomain spiffeid.TrustDomain
+	// OnHandshakeError, if set, is called for each handshake that failed on a connection of these credentials. It must be
+	// quick and safe for concurrent use.
+	OnHandshakeError func(error)
+
+	Now    func() time.Time // time.Now when nil
+	Logger *slog.Logger     // silent when nil
+}
+
+// Source gives a service its side of mutual TLS: its own SVID and the roots, always those of the moment. It is safe for
+// concurrent use. Close it last, after the servers and connections that use it.
+type Source struct {
+	cfg SourceConfig
+	x   *workloadapi.X509Source
+}
+
+// NewSource waits until the Workload API has given a first SVID, or ctx ends.
+func NewSource(ctx context.Context, cfg SourceConfig) (*Source, error) {
+	if cfg.Addr == "" || cfg.TrustDomain.IsZero() {
+		return nil, fault.InvalidArgument("a source needs the address of a Workload API and a trust domain")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	x, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(
+		workloadapi.WithAddr(cfg.Addr),
+		workloadapi.WithLogger(spiffeLog{cfg.Logger}),
+		workloadapi.WithBackoffStrategy(workloadBackoff{}),
+		workloadapi.WithDialOptions(grpc.WithNoProxy()),
+	))
+	if err != nil {
+		return nil, fault.Wrap(err, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE,
+			"the Workload API has given no SVID: see that the workload is enrolled")
+	}
+	s := &Source{cfg: cfg, x: x}
+	if own, err := x.GetX509SVID(); err != nil || !own.ID.MemberOf(cfg.TrustDomain) {
+		_ = x.Close()
+		return nil, fault.FailedPrecondition("the Workload API's SVID is not of trust domain %s: correct mesh.trust_domain", cfg.TrustDomain)
+	}
+	return s, nil
+}
+
+// Close ends the connection to the Workload API. Handshakes fail afterwards.
+func (s *Source) Close() error { return s.x.Close() }
+
+// ID is the identity that this side shows, or the zero ID after Close.
+func (s *Source) ID() spiffeid.ID {
+	own, err := s.x.GetX509SVID()
+	if err != nil {
+		return spiffeid.ID{}
+	}
+	return own.ID
+}
+
+// NotAfter is when the SVID of the moment ends: for an alarm before it does.
+func (s *Source) NotAfter() time.Time {
+	own, err := s.x.GetX509SVID()
+	if err != nil {
+		return time.Time{}
+	}
+	return own.Certificates[0].NotAfter
+}
+
+// Authorize says whether a peer with a valid SVID of the own trust domain may connect.
+type Authorize func(spiffeid.ID) error
+
+// One allows the peer with this ID only.
+func One(want spiffeid.ID) Authorize {
+	return func(id spiffeid.ID) error {
+		if want.IsZero() || id != want {
+			return fault.New(codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED, "the peer is %s, not %s", id, want)
+		}
+		return nil
+	}
+}
+
+// Member allows every peer of the trust domain: for servers, whose chain decides per method.
+func Member() Authorize { return func(spiffeid.ID) error { return nil } }
+
+// ServerTLS is the server side of mutual TLS: 1.3, the client's SVID checked, allow asked. A nil allow refuses everyone.
+func (s *Source) ServerTLS(allow Authorize) *tls.Config {
+	c := s.tls(allow, x509.ExtKeyUsageClientAuth)
+	c.ClientAuth = tls.RequireAnyClientCert
+	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.certificate() }
+	return c
+}
+
+// ClientTLS is the client side. allow pins the server: One(…). A nil allow refuses everyone.
+func (s *Source) ClientTLS(allow Authorize) *tls.Config {
+	c := s.tls(allow, x509.ExtKeyUsageServerAuth)
+	c.InsecureSkipVerify = true //nolint:gosec // there is no host name to check: VerifyConnection checks the chain and the SPIFFE ID
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return s.certificate() }
+	return c
+}
+
+func (s *Source) tls(allow Authorize, peerUsage x509.ExtKeyUsage) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		Time:       s.cfg.Now,
+		// No resumption, on either side: a ticket would carry an old verdict past the end of a root.
+		SessionTicketsDisabled: true,
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			id, err := Verify(cs.PeerCertificates, s.cfg.TrustDomain, s.x, peerUsage, s.cfg.Now())
+			if err != nil {
+				return err
+			}
+			if allow == nil {
+				return fault.New(codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED, "no peer is allowed here")
+			}
+			return allow(id)
+		},
+	}
+}
+
+var errOwnEnded = errors.New("svid: the own SVID has ended and no new one has come")
+
+func (s *Source) certificate() (*tls.Certificate, error) {
+	own, err := s.x.GetX509SVID()
+	if err != nil {
+		return nil, err
+	}
+	if !s.cfg.Now().Before(own.Certificates[0].NotAfter) {
+		return nil, errOwnEnded
+	}
+	c := &tls.Certificate{PrivateKey: own.PrivateKey, Leaf: own.Certificates[0]}
+	for _, x := range own.Certificates {
+		c.Certificate = append(c.Certificate, x.Raw)
+	}
+	return c, nil
+}
+
+// ServerCredentials is ServerTLS for a gRPC server; handlers read the peer with PeerFrom. Without an argument every member
+// of the trust domain may connect, and the chain decides.
+func (s *Source) ServerCredentials(allow ...Authorize) credentials.TransportCredentials {
+	return s.credentials(s.ServerTLS(all(Member(), allow)))
+}
+
+// ClientCredentials is ClientTLS for a gRPC client that speaks to server and nobody else.
+func (s *Source) ClientCredentials(server spiffeid.ID, allow ...Authorize) credentials.TransportCredentials {
+	return s.credentials(s.ClientTLS(all(One(server), allow)))
+}
+
+func all(first Authorize, rest []Authorize) Authorize {
+	return func(id spiffeid.ID) error {
+		if err := first(id); err != nil {
+			return err
+		}
+		for _, a := range rest {
+			if err := a(id); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func (s *Source) credentials(c *tls.Config) credentials.TransportCredentials {
+	return &creds{TransportCredentials: credentials.NewTLS(c), timeout: handshakeTimeout, onError: s.cfg.OnHandshakeError, wrap: peerOf}
+}
+
+// workloadBackoff is short: the socket is on this machine.
+type workloadBackoff struct{}
+
+func (workloadBackoff) NewBackoff() workloadapi.Backoff { return &doubling{} }
+
+type doubling struct{ d time.Duration }
+
+func (b *doubling) Next() time.Duration {
+	b.d = min(max(2*b.d, 50*time.Millisecond), 2*time.Second)
+	return b.d
+}
+
+func (b *doubling) Reset() { b.d = 0 }
