@@ -198,3 +198,12 @@ func from(err error) *Error {
 	}
 	return Wrap(err, codes.Internal, faultv1.Reason_INTERNAL_FAULT, "internal fault")
 }
+
+// Describe gives any error as a *Error, for readers of its parts: one that came over the wire with what it carried, another as
+// INTERNAL. nil gives nil.
+func Describe(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	return from(err)
+}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -172,8 +174,9 @@ func (c *Chain) Check(desc *grpc.ServiceDesc) error {
 // MaxRequestBytes is the largest request that any of the services takes; the server's own limit has to let it through.
 func (c *Chain) MaxRequestBytes(services ...string) int {
 	most := c.cfg.Limits.MaxRequestBytes
-	for _, s := range services {
-		for _, m := range c.cfg.Rules.Methods(s) {
+	for _, m := range c.cfg.Rules.Methods() {
+		service, _, _ := strings.Cut(strings.TrimPrefix(m.FullName, "/"), "/")
+		if slices.Contains(services, service) {
 			most = max(most, int(m.Rule.GetMaxRequestBytes()))
 		}
 	}

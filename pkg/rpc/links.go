@@ -260,7 +260,7 @@ func (c *Call) authorize(msg proto.Message) error {
 		return err
 	}
 	c.Uses = c.Uses[:0]
-	if c.Scope, err = c.decide(c.Method.ScopeField(), scope, r.GetAction(), r.GetData()); err != nil {
+	if c.Scope, err = c.decide(c.Method.Rule.GetScope(), scope, r.GetAction(), r.GetData()); err != nil {
 		return err
 	}
 	for _, u := range c.Method.Uses(msg) {

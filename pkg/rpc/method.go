@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -43,7 +44,7 @@ func (c *Chain) method(service, name string) (*method, error) {
 		Method: r, chain: c, log: c.cfg.Logger.With("method", full),
 		most: c.cfg.Limits.MaxRequestBytes, key: full,
 		always: r.Rule.GetAudit() == rulev1.Audit_AUDIT_ALWAYS, summary: r.Rule.GetAudit() == rulev1.Audit_AUDIT_SUMMARY,
-		internal: len(r.Rule.GetCallers()) > 0, foreign: r.Foreign,
+		internal: len(r.Rule.GetCallers()) > 0, foreign: !strings.HasPrefix(full, "/redoubt."),
 	}
 	if n := r.Rule.GetMaxRequestBytes(); n > 0 {
 		m.most = int(n)

@@ -74,7 +74,7 @@ func (g *guarded) sameScope(msg proto.Message) error {
 		return err
 	}
 	if name != g.call.Scope.Name.String() {
-		return fault.InvalidArgument("only the first message of a stream names the resource").Field(g.call.Method.ScopeField(), "leave it empty, or equal to that of the first message")
+		return fault.InvalidArgument("only the first message of a stream names the resource").Field(g.call.Method.Rule.GetScope(), "leave it empty, or equal to that of the first message")
 	}
 	return nil
 }
