@@ -29,7 +29,6 @@ demo: ## the walk, from sign-in to a trained model and back, in one command
 .PHONY: fmt
 fmt: $(BIN)/golangci-lint $(BIN)/buf thirdparty ## format Go and protos
 	$(BIN)/golangci-lint fmt
-	$(BIN)/buf format --write proto
 
 .PHONY: clean
 clean: ## remove what was built and printed; generated Go stays, since it is committed
