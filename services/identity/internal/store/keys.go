@@ -1,0 +1,107 @@
+package store
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"time"
+
+	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/store/db"
+)
+
+// digest is how a secret of 256 random bits is stored.
+func digest(secret redact.Secret) []byte {
+	sum := sha256.Sum256(secret.Reveal())
+	return sum[:]
+}
+
+// SigningKey signs tokens from SignFrom until SignUntil, and is published from Publish until Remove; a zero end is none.
+type SigningKey struct {
+	KeyID                                string
+	Key                                  *ecdsa.PrivateKey
+	Publish, SignFrom, SignUntil, Remove time.Time
+}
+
+// InsertSigningKey stores a key, sealed.
+func (s *Store) InsertSigningKey(ctx context.Context, tx *sqldb.Tx, k SigningKey) error {
+	der, err := authn.MarshalKey(k.Key)
+	if err != nil {
+		return fault.Internal(err, "a signing key could not be encoded")
+	}
+	defer der.Wipe()
+	sealed, err := s.box.Seal(ctx, kindSigningKey, k.KeyID, der.Reveal())
+	if err != nil {
+		return err
+	}
+	public, err := x509.MarshalPKIXPublicKey(&k.Key.PublicKey)
+	if err != nil {
+		return fault.Internal(err, "a signing key could not be encoded")
+	}
+	return db.New(tx).InsertSigningKey(ctx, db.InsertSigningKeyParams{
+		Kid: k.KeyID, PrivateKey: sealed, PublicKey: public, PublishTime: micros(k.Publish), SignFrom: micros(k.SignFrom),
+		SignUntil: micros(k.SignUntil), RemoveTime: micros(k.Remove),
+	})
+}
+
+// SigningKeys gives all of them, those that sign first before those that sign later.
+func (s *Store) SigningKeys(ctx context.Context, q sqldb.DBTX) ([]SigningKey, error) {
+	rows, err := db.New(q).ListSigningKeys(ctx)
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	out := make([]SigningKey, len(rows))
+	for i, row := range rows {
+		der, err := s.box.Open(ctx, kindSigningKey, row.Kid, row.PrivateKey)
+		if err != nil {
+			return nil, damaged("signing key", err)
+		}
+		key, err := authn.ParseKey(redact.New(der))
+		clear(der)
+		if err != nil || authn.Thumbprint(&key.PublicKey) != row.Kid {
+			return nil, damaged("signing key", err)
+		}
+		out[i] = SigningKey{
+			KeyID: row.Kid, Key: key, Publish: fromMicros(row.PublishTime), SignFrom: fromMicros(row.SignFrom),
+			SignUntil: fromMicros(row.SignUntil), Remove: fromMicros(row.RemoveTime),
+		}
+	}
+	return out, nil
+}
+
+// InsertAuthority stores the root that signs.
+func (s *Store) InsertAuthority(ctx context.Context, tx *sqldb.Tx, pin string, state svid.State, now time.Time) error {
+	sealed, err := s.box.Seal(ctx, kindAuthority, pin, state.Key.Reveal())
+	if err != nil {
+		return err
+	}
+	return db.New(tx).InsertAuthority(ctx, db.InsertAuthorityParams{Pin: pin, Root: state.Root, PrivateKey: sealed, Signs: 1, CreateTime: micros(now)})
+}
+
+// Authority gives the root that signs, with those that are trusted besides; ok is false if there is none yet.
+func (s *Store) Authority(ctx context.Context, q sqldb.DBTX) (state svid.State, ok bool, err error) {
+	rows, err := db.New(q).ListAuthorities(ctx)
+	if err != nil {
+		return svid.State{}, false, sqldb.Fault(err)
+	}
+	for _, row := range rows {
+		if row.Signs == 0 {
+			state.Trusted = append(state.Trusted, row.Root)
+			continue
+		}
+		if ok {
+			return svid.State{}, false, damaged("authority", nil)
+		}
+		key, err := s.box.Open(ctx, kindAuthority, row.Pin, row.PrivateKey)
+		if err != nil {
+			return svid.State{}, false, damaged("authority", err)
+		}
+		state.Root, state.Key, ok = row.Root, redact.New(key), true
+	}
+	return state, ok, nil
+}

@@ -1,0 +1,180 @@
+package identity
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/login"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/store"
+)
+
+// SignIn implements SignInService. No factor is asked for besides the password yet, so the outcome is a session.
+func (s *Service) SignIn(ctx context.Context, req *identityv1.SignInRequest) (*identityv1.SignInResponse, error) {
+	call := rpc.From(ctx)
+	account := login.Canonical(req.GetUser())
+	if wait, ok := s.guard.Try(s.cfg.Now(), account, call.Address); !ok {
+		return nil, fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many failed sign-ins; wait %v and try again", wait.Round(time.Second)).Retry(wait)
+	}
+	pw := redact.FromString(req.GetPassword())
+	defer pw.Wipe()
+	user, again, err := s.checkPassword(ctx, account, pw)
+	if err != nil {
+		return nil, err
+	}
+	call.Identify(user.UID, authn.User)
+	if user.Disabled {
+		// Only who knows the password learns this. It is no success: the account stays guarded.
+		return nil, fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "the account is disabled; ask an administrator to enable it")
+	}
+	s.guard.Succeeded(account, call.Address)
+
+	var stronger string
+	if again { // the cost of hashes was raised, and the password is at hand
+		if stronger, err = s.hasher.Hash(ctx, pw); err != nil {
+			return nil, err
+		}
+	}
+	now := s.cfg.Now()
+	var session *identityv1.Session
+	err = s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		// Between the check and here he may have been disabled.
+		if user, ok, err := s.store.Principal(ctx, tx, user.UID); err != nil || !ok || user.Disabled {
+			return orElse(err, signInFailed())
+		}
+		if stronger != "" {
+			if err := s.store.SetPassword(ctx, tx, user.UID, stronger, now); err != nil {
+				return err
+			}
+		}
+		sid := resource.NewUID("ses")
+		token, claims, err := s.mint(ctx, tx, authn.Claims{
+			Audience: []string{s.cfg.Issuer}, Subject: user.UID, PrincipalType: authn.User, ClientID: firstParty,
+			SessionID: sid, AuthTime: now, AMR: []string{"pwd"},
+		}, s.cfg.TokenLife)
+		if err != nil {
+			return err
+		}
+		if err := s.store.InsertSession(ctx, tx, sid, user.UID, now, claims.Expiry); err != nil {
+			return err
+		}
+		session = &identityv1.Session{
+			AccessToken: token, TokenType: "Bearer", ExpireTime: timestamppb.New(claims.Expiry), Principal: user.Name(), Uid: user.UID,
+		}
+		return call.Audit(ctx, tx, "session", sid)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &identityv1.SignInResponse{Outcome: &identityv1.SignInResponse_Session{Session: session}}, nil
+}
+
+func orElse(err, otherwise error) error {
+	if err != nil {
+		return err
+	}
+	return otherwise
+}
+
+// signInFailed is the one answer for a user that does not exist and for a password that is wrong.
+func signInFailed() error {
+	return fault.New(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED, "user name or password is wrong")
+}
+
+// hasher checks passwords; *password.Hasher is one.
+type hasher interface {
+	Hash(ctx context.Context, pw redact.Secret) (string, error)
+	Verify(ctx context.Context, stored string, pw redact.Secret) (ok, again bool, err error)
+	Dummy(ctx context.Context, pw redact.Secret) error
+}
+
+// checkPassword finds the user that the canonical id names and checks the password, in the same steps for every outcome: two look-ups
+// and one hash.
+func (s *Service) checkPassword(ctx context.Context, account string, pw redact.Secret) (user store.Principal, again bool, err error) {
+	q := s.cfg.DB.Reader()
+	user, known, err := s.store.Find(ctx, q, store.User, account)
+	if err != nil {
+		return store.Principal{}, false, err
+	}
+	stored, has, err := s.store.Password(ctx, q, user.UID)
+	if err != nil {
+		return store.Principal{}, false, err
+	}
+	if !known || !has {
+		return store.Principal{}, false, orElse(s.hasher.Dummy(ctx, pw), signInFailed())
+	}
+	ok, again, err := s.hasher.Verify(ctx, stored, pw)
+	if err != nil {
+		return store.Principal{}, false, err
+	}
+	if !ok {
+		return store.Principal{}, false, signInFailed()
+	}
+	return user, again, nil
+}
+
+// ContinueSignIn implements SignInService. SignIn asks for no factor yet, so there is no state that could be continued.
+func (s *Service) ContinueSignIn(context.Context, *identityv1.ContinueSignInRequest) (*identityv1.SignInResponse, error) {
+	return nil, fault.New(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED, "this sign-in is not known or is over; start again")
+}
+
+// SignOut implements SignInService.
+func (s *Service) SignOut(ctx context.Context, _ *identityv1.SignOutRequest) (*emptypb.Empty, error) {
+	call := rpc.From(ctx)
+	now := s.cfg.Now()
+	revoked := &identityv1.Revocation{Jti: call.Claims.ID, ExpireTime: timestamppb.New(now.Add(revokedFor))}
+	if sid := call.Claims.SessionID; sid != "" {
+		revoked.Jti, revoked.Sid = "", sid
+	}
+	err := s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		if revoked.Sid != "" {
+			if err := s.store.DeleteSession(ctx, tx, revoked.Sid); err != nil {
+				return err
+			}
+		}
+		if err := s.store.Change(ctx, tx, now, []*identityv1.Revocation{revoked}, nil); err != nil {
+			return err
+		}
+		return call.Audit(ctx, tx, "session", revoked.Sid)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// WhoAmI implements SignInService.
+func (s *Service) WhoAmI(ctx context.Context, _ *identityv1.WhoAmIRequest) (*identityv1.WhoAmIResponse, error) {
+	c := rpc.From(ctx).Claims
+	p, ok, err := s.store.Principal(ctx, s.cfg.DB.Reader(), c.Subject)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_REVOKED, "the account that this token is for was deleted")
+	}
+	return &identityv1.WhoAmIResponse{
+		Principal: p.Name(), Uid: p.UID, Type: p.Kind, DisplayName: p.DisplayName, TokenExpireTime: timestamppb.New(c.Expiry),
+		RunUid: c.Run, WorkspaceUid: c.Workspace, Actions: c.Actions, Actors: actors(c),
+	}, nil
+}
+
+// actors are the services that act for the subject, the one that calls first.
+func actors(c *authn.Claims) []string {
+	var out []string
+	for a := c.Actor; a != nil; a = a.Actor {
+		out = append(out, a.Subject)
+	}
+	return out
+}
