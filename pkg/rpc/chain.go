@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"buf.build/go/protovalidate"
-	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
 	"github.com/redoubt-ml/redoubt/pkg/audit"
@@ -55,7 +54,7 @@ type Config struct {
 	Engine   *authz.Engine
 	Recorder Recorder
 	RED      *observe.RED
-	Tracer   trace.Tracer
+	Tracing  *observe.Tracing
 	Logger   *slog.Logger
 	Now      func() time.Time
 	Limits   Limits

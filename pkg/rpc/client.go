@@ -7,16 +7,14 @@ import (
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/retry"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/timeout"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/resolver"
 
+	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 )
 
@@ -26,12 +24,11 @@ type DialConfig struct {
 	Service string
 	// Target is what the resolver understands, "etcd:///workspace".
 	Target    string
-	Resolver  resolver.Builder
 	Creds     credentials.TransportCredentials
 	Rules     *rule.Table
 	Exchanges *Exchanges // nil: the peer is only asked for what needs no caller
-	// ServiceConfig is the gRPC service config as JSON: balancing and health.
-	ServiceConfig string
+	// Options are discovery's: how the peer is found, balanced, and asked again when it is away.
+	Options []grpc.DialOption
 	// Timeout bounds a unary call whose context has no deadline. Default 10 s.
 	Timeout time.Duration
 	// MaxResponseBytes bounds an answer. Default 40 MiB.
@@ -41,7 +38,7 @@ type DialConfig struct {
 
 // Dial makes a client connection whose calls carry the request id and trace of the call that they are made for, and, where the
 // method needs a caller, that caller's token exchanged for this peer. It does not wait for the peer: calls wait for it, within
-// their deadline. Unary calls are repeated on UNAVAILABLE, for every internal method can be repeated.
+// their deadline.
 func Dial(cfg DialConfig) (*grpc.ClientConn, error) {
 	if cfg.Service == "" || cfg.Target == "" || cfg.Creds == nil || cfg.Rules == nil || cfg.Logger == nil {
 		return nil, errors.New("rpc: Service, Target, Creds, Rules and Logger are required")
@@ -60,19 +57,12 @@ func Dial(cfg DialConfig) (*grpc.ClientConn, error) {
 			logging.UnaryClientInterceptor(log, logging.WithLogOnEvents(logging.FinishCall), logging.WithDisableLoggingFields("protocol", "grpc.component")),
 			timeoutUnlessSet(cfg.Timeout),
 			o.unary,
-			retry.UnaryClientInterceptor(retry.WithMax(4), retry.WithCodes(codes.Unavailable), retry.WithBackoff(retry.BackoffExponentialWithJitter(50*time.Millisecond, 0.2))),
 		),
 		grpc.WithChainStreamInterceptor(o.stream),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(cfg.MaxResponseBytes), grpc.MaxCallSendMsgSize(64<<20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
 	}
-	if cfg.Resolver != nil {
-		opts = append(opts, grpc.WithResolvers(cfg.Resolver))
-	}
-	if cfg.ServiceConfig != "" {
-		opts = append(opts, grpc.WithDefaultServiceConfig(cfg.ServiceConfig))
-	}
-	return grpc.NewClient(cfg.Target, opts...)
+	return grpc.NewClient(cfg.Target, append(opts, cfg.Options...)...)
 }
 
 // clientLogger shows failed calls, and the others only where debugging is on. Its fields hold no metadata and no messages.
@@ -122,7 +112,7 @@ func (o outgoing) annotate(ctx context.Context, method string) (context.Context,
 		pairs = append(pairs, "x-request-id", c.RequestID)
 	}
 	if sc := trace.SpanContextFromContext(ctx); sc.IsValid() {
-		pairs = append(pairs, "traceparent", "00-"+sc.TraceID().String()+"-"+sc.SpanID().String()+"-"+sc.TraceFlags().String())
+		pairs = append(pairs, "traceparent", observe.FormatTraceparent(sc))
 	}
 	subject, own := c.token, false
 	if t, ok := ctx.Value(tokenKey{}).(string); ok {

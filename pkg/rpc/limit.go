@@ -33,7 +33,9 @@ func newLimiters(each float64, _ func() time.Time) *limiters {
 }
 
 // allow takes one call of key at the default rate; it returns how long to wait, or 0.
-func (l *limiters) allow(key string, now time.Time) time.Duration { return l.allowRate(key, l.each, now) }
+func (l *limiters) allow(key string, now time.Time) time.Duration {
+	return l.allowRate(key, l.each, now)
+}
 
 func (l *limiters) allowRate(key string, each float64, now time.Time) time.Duration {
 	s := &l.shards[maphash.String(l.seed, key)%uint64(len(l.shards))]

@@ -44,28 +44,25 @@ func (c *Call) address() string {
 	return ""
 }
 
-// traced starts a span where the call is sampled, and carries the trace on where it is not. A stranger's traceparent gives
-// the trace its id and cannot force sampling.
+// traced starts a span where the call is sampled, and carries the trace on where it is not. A service of the mesh is followed
+// in its decision; a stranger's traceparent is only linked to.
 func (c *Call) traced() error {
-	t := c.m.chain.cfg.Tracer
+	t := c.m.chain.cfg.Tracing
 	if t == nil {
 		return nil
 	}
+	var parent string
 	if v := metadata.ValueFromIncomingContext(c.Context, "traceparent"); len(v) == 1 {
-		if sc, ok := observe.ParseTraceparent(v[0]); ok {
-			if id, ok := svid.ParseID(c.Peer); !ok || id.Kind != svid.KindService || id.Name == Gateway {
-				sc = sc.WithTraceFlags(sc.TraceFlags().WithSampled(false))
-			}
-			c.Context = trace.ContextWithRemoteSpanContext(c.Context, sc)
-		}
+		parent = v[0]
 	}
-	c.Context, c.span = t.Start(c.Context, c.Method.FullName, trace.WithSpanKind(trace.SpanKindServer))
-	if sc := c.span.SpanContext(); sc.HasTraceID() && c.traceID == "" {
-		c.traceID = sc.TraceID().String()
+	id, ok := svid.ParseID(c.Peer)
+	in := t.Accept(parent, ok && id.Kind == svid.KindService && id.Name != Gateway)
+	c.traceID = in.Parent.TraceID().String()
+	if !in.Sampled() {
+		c.Context = in.Context(c.Context)
+		return nil
 	}
-	if c.span.IsRecording() {
-		c.span.SetAttributes(attribute.String("rpc.method", c.Method.FullName), attribute.String("redoubt.request_id", c.RequestID))
-	}
+	c.Context, c.span = t.Start(c.Context, in, c.Method.FullName, trace.SpanKindServer, attribute.String("redoubt.request_id", c.RequestID))
 	return nil
 }
 

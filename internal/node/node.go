@@ -1,0 +1,210 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/redoubt-ml/redoubt/pkg/authn/password"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/observe"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/services/identity"
+	"github.com/redoubt-ml/redoubt/services/workspace"
+)
+
+// Options are what a program sets and a file does not.
+type Options struct {
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// LogWriter takes the log; nil means the standard error output.
+	LogWriter io.Writer
+	// Password is the cost of password hashes; zero is the default.
+	Password password.Config
+	// Limits of every server; zero is the default.
+	Limits rpc.Limits
+	// Listeners that are open already, by service, so that ports can be known before anything starts. "identity-enrol" is the
+	// enrolment listener.
+	Listeners map[string]net.Listener
+}
+
+// Node is one service that runs, and everything below it.
+type Node struct {
+	name    string
+	cfg     Config
+	opts    Options
+	log     *slog.Logger
+	metrics *observe.Metrics
+	health  *health.Server
+	addr    string
+
+	identity  *identity.Service  // of the node "identity"
+	workspace *workspace.Service // of the node "workspace"
+
+	ctx    context.Context // ends when the node stops
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+	failed chan error
+	stops  []func() // run in reverse order
+	once   sync.Once
+}
+
+// Start builds one service and runs it. It returns when the service answers, which may wait for identity, or when ctx ends. The
+// service itself goes on until Stop.
+func Start(ctx context.Context, cfg Config, opts Options) (*Node, error) {
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	n := &Node{name: cfg.Service.Name, cfg: cfg, opts: opts, failed: make(chan error, 1), metrics: observe.NewMetrics(), health: health.NewServer()}
+	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	log := observe.NewLogger(observe.LogConfig{Writer: opts.LogWriter, Level: cfg.Log.level(), Now: opts.Now})
+	n.onStop(func() { _ = log.Close() })
+	n.log = log.With("service", n.name, "instance", cfg.Service.Instance)
+	if err := os.MkdirAll(cfg.Service.Dir, 0o700); err != nil {
+		n.Stop()
+		return nil, fmt.Errorf("the state folder of %s cannot be made: %w", n.name, err)
+	}
+	if err := n.start(ctx); err != nil {
+		n.Stop()
+		return nil, fmt.Errorf("%s does not start: %w", n.name, err)
+	}
+	return n, nil
+}
+
+// Addr is where the service listens in the mesh.
+func (n *Node) Addr() string { return n.addr }
+
+// Failed gives the error of a part that ended by itself.
+func (n *Node) Failed() <-chan error { return n.failed }
+
+// Identity is the service itself on the node "identity", else nil: for making the first administrator and join tokens.
+func (n *Node) Identity() *identity.Service { return n.identity }
+
+// Workspace is the service itself on the node "workspace", else nil: for giving the first administrator his role.
+func (n *Node) Workspace() *workspace.Service { return n.workspace }
+
+// Stop ends the service: no new calls, those under way finish for a while, then everything is closed in reverse order.
+func (n *Node) Stop() {
+	n.once.Do(func() {
+		n.health.Shutdown()
+		for i := len(n.stops) - 1; i >= 0; i-- {
+			n.stops[i]()
+		}
+		n.cancel()
+	})
+}
+
+func (n *Node) onStop(f func()) { n.stops = append(n.stops, f) }
+
+// background runs a part of the node until it stops. A part that ends earlier with an error ends the process.
+func (n *Node) background(what string, f func(ctx context.Context) error) {
+	ctx, cancel := context.WithCancel(n.ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := f(ctx); err != nil && ctx.Err() == nil {
+			n.log.Error("a part of the service ended", "part", what, "error", err)
+			select {
+			case n.failed <- fmt.Errorf("%s: %s: %w", n.name, what, err):
+			default:
+			}
+		}
+	}()
+	n.onStop(func() { cancel(); <-done })
+}
+
+// listen opens a port, or takes the one that is open already.
+func (n *Node) listen(key, addr string) (net.Listener, error) {
+	if l, ok := n.opts.Listeners[key]; ok {
+		return l, nil
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, portError(addr, err)
+	}
+	return l, nil
+}
+
+func portError(addr string, err error) error {
+	return fault.FailedPrecondition("cannot listen on %s: %v; is another redoubt running, or another program on that port?", addr, errors.Unwrap(err))
+}
+
+// serve runs a gRPC server with health and reflection until the node stops. It gives calls under way three seconds.
+func (n *Node) serve(what string, s *grpc.Server, l net.Listener) {
+	n.background(what, func(context.Context) error {
+		if err := s.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
+		return nil
+	})
+	n.onStop(func() {
+		done := make(chan struct{})
+		go func() { s.GracefulStop(); close(done) }()
+		t := time.NewTimer(3 * time.Second)
+		defer t.Stop()
+		select {
+		case <-done:
+		case <-t.C:
+			s.Stop()
+			<-done
+		}
+	})
+}
+
+// standard adds health and reflection, under the rules of the overlay.
+func (n *Node) standard(chain *rpc.Chain, s *grpc.Server) {
+	healthpb.RegisterHealthServer(chain.Registrar(s), n.health)
+	reflection.Register(reflected{chain.Registrar(s), s})
+}
+
+// reflected registers through the chain and lists what the server has.
+type reflected struct {
+	grpc.ServiceRegistrar
+	s *grpc.Server
+}
+
+// GetServiceInfo implements reflection.GRPCServer.
+func (r reflected) GetServiceInfo() map[string]grpc.ServiceInfo { return r.s.GetServiceInfo() }
+
+// serveMetrics answers Prometheus on loopback.
+func (n *Node) serveMetrics() error {
+	if n.cfg.Service.Metrics == "" {
+		return nil
+	}
+	l, err := n.listen("metrics", n.cfg.Service.Metrics)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", n.metrics.Handler(n.log))
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	n.background("metrics", func(context.Context) error {
+		if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	n.onStop(func() { _ = srv.Close() })
+	return nil
+}
+
+// path is a file or folder in the service's state.
+func (n *Node) path(elem ...string) string {
+	return filepath.Join(append([]string{n.cfg.Service.Dir}, elem...)...)
+}
