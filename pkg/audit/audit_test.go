@@ -1,0 +1,581 @@
+package audit_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	"github.com/redoubt-ml/redoubt/pkg/audit"
+	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/seal"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb/sqldbtest"
+)
+
+func sets() []sqldb.MigrationSet {
+	return []sqldb.MigrationSet{envelope.Migrations(), audit.Migrations()}
+}
+
+func newSeal(t testing.TB) *seal.Seal {
+	t.Helper()
+	s, err := seal.OpenFile(filepath.Join(t.TempDir(), "seal.key"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// newOutbox makes an outbox on db as a process that has just started would.
+func newOutbox(t testing.TB, db *sqldb.DB, s *seal.Seal) *audit.Outbox {
+	t.Helper()
+	keys, err := envelope.New(envelope.Config{Source: envelope.SealSource(s, "workspace"), DB: db})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := audit.New(audit.Config{Service: "workspace", DB: db, Keys: keys, FlushEvery: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func event(request string) *audit.Event {
+	return &audit.Event{
+		Method: "/redoubt.workspace.v1.WorkspaceService/CreateWorkspace", Action: "workspace/workspaces/write", Scope: "subscriptions/s",
+		Principal: "usr_1", Result: telemetryv1.ActivityEvent_RESULT_SUCCEEDED, Code: "OK", RequestId: request,
+		Details: map[string]string{"name": "canary-of-a-tenant"},
+	}
+}
+
+// receiver stores what is delivered as telemetry does: without doubles, and without gaps.
+type receiver struct {
+	mu     sync.Mutex
+	events []*audit.Event
+	before func(n int) error // called with the number of the delivery, before it is stored
+	after  func(n int) error // the same, when it is stored and the answer is on its way
+	calls  int
+	wake   chan struct{}
+}
+
+func newReceiver() *receiver { return &receiver{wake: make(chan struct{}, 1)} }
+
+func (r *receiver) deliver(_ context.Context, events []*audit.Event) (int64, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls++
+	if r.before != nil {
+		if err := r.before(r.calls); err != nil {
+			return 0, err
+		}
+	}
+	if len(events) == 0 || len(events) > audit.MaxBatch {
+		return 0, errors.New("a batch of no size that was promised")
+	}
+	for _, ev := range events {
+		stored := int64(len(r.events))
+		if ev.GetSeq() > stored+1 {
+			return stored, errors.New("a gap")
+		}
+		if ev.GetSeq() <= stored {
+			if !proto.Equal(r.events[ev.GetSeq()-1], ev) {
+				return stored, errors.New("a double that is another event")
+			}
+			continue
+		}
+		r.events = append(r.events, ev)
+	}
+	if r.after != nil {
+		if err := r.after(r.calls); err != nil {
+			return 0, err
+		}
+	}
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+	return int64(len(r.events)), nil
+}
+
+func (r *receiver) len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.events)
+}
+
+// relayUntil relays until the receiver has n events and the outbox none.
+func relayUntil(t *testing.T, o *audit.Outbox, r *receiver, n int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- o.Relay(ctx, r.deliver) }()
+	for {
+		depth, err := o.Depth(ctx)
+		if err != nil {
+			t.Fatalf("depth: %v; the receiver has %d of %d events", err, r.len(), n)
+		}
+		if r.len() >= n && depth == 0 {
+			break
+		}
+		select {
+		case <-r.wake:
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("the receiver has %d of %d events", r.len(), n)
+		}
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Fatalf("relay ended with %v", err)
+	}
+	if r.len() != n {
+		t.Fatalf("the receiver has %d events, want %d", r.len(), n)
+	}
+}
+
+func TestEventsOfChangesArriveOnceInOrder(t *testing.T) {
+	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {
+		o := newOutbox(t, db, newSeal(t))
+		for _, id := range []string{"one", "two", "three"} {
+			err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error { return o.Append(ctx, tx, event(id)) })
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		undone := errors.New("the change was refused")
+		err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+			if err := o.Append(ctx, tx, event("undone")); err != nil {
+				return err
+			}
+			return undone
+		})
+		if !errors.Is(err, undone) {
+			t.Fatalf("got %v", err)
+		}
+		own := event("four")
+		if err := o.Record(t.Context(), own); err != nil {
+			t.Fatal(err)
+		}
+		if own.GetSeq() != 0 || own.GetUid() != "" {
+			t.Errorf("the caller's event was changed: %v", own)
+		}
+		r := newReceiver()
+		relayUntil(t, o, r, 4)
+		for i, want := range []string{"one", "two", "three", "four"} {
+			ev := r.events[i]
+			if ev.GetRequestId() != want || ev.GetSeq() != int64(i+1) || ev.GetService() != "workspace" || !resource.IsUID(ev.GetUid()) ||
+				ev.GetTime() == nil || ev.GetCount() != 1 || ev.GetDetails()["name"] != "canary-of-a-tenant" {
+				t.Errorf("event %d: %v", i+1, ev)
+			}
+		}
+	})
+}
+
+func TestWhatIsSetStays(t *testing.T) {
+	db := sqldbtest.Open(t, sets()...)
+	o := newOutbox(t, db, newSeal(t))
+	ev := event("r")
+	ev.Uid, ev.Count, ev.Time = "evt_mine", 7, timestamppb.New(time.Unix(1, 2000))
+	ev.Service, ev.Seq = "keyvault", 99 // a service cannot write another's events, nor choose its numbers
+	if err := o.Record(t.Context(), ev); err != nil {
+		t.Fatal(err)
+	}
+	r := newReceiver()
+	relayUntil(t, o, r, 1)
+	got := r.events[0]
+	if got.GetUid() != "evt_mine" || got.GetCount() != 7 || !got.GetTime().AsTime().Equal(time.Unix(1, 2000)) || got.GetService() != "workspace" || got.GetSeq() != 1 {
+		t.Errorf("got %v", got)
+	}
+}
+
+// TestDeliveryIsAtLeastOnce cuts deliveries short at each place and starts anew with a new process's outbox.
+func TestDeliveryIsAtLeastOnce(t *testing.T) {
+	const n = 1203
+	cut := errors.New("cut")
+	cases := []struct {
+		name          string
+		before, after func(call int) error
+	}{
+		{"refused before it was stored", func(call int) error {
+			if call%3 != 0 {
+				return cut
+			}
+			return nil
+		}, nil},
+		{"stored, and the answer was lost", nil, func(call int) error {
+			if call%2 == 1 {
+				return cut
+			}
+			return nil
+		}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSeal(t)
+			config := sqldbtest.SQLite(t, sets()...)
+			db := sqldbtest.OpenConfig(t, config)
+			o := newOutbox(t, db, s)
+			err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+				for range n {
+					if err := o.Append(ctx, tx, event("r")); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := newReceiver()
+			r.before, r.after = c.before, c.after
+			for i := 0; r.len() < n; i++ { // each process dies with its first failed delivery
+				if i == 50 {
+					t.Fatalf("no progress: %d events", r.len())
+				}
+				ctx, kill := context.WithCancel(t.Context())
+				_ = newOutbox(t, db, s).Relay(ctx, func(ctx context.Context, events []*audit.Event) (int64, error) {
+					stored, err := r.deliver(ctx, events)
+					if err != nil || r.len() == n {
+						kill()
+					}
+					return stored, err
+				})
+				kill()
+				if err := db.Close(); err != nil {
+					t.Fatal(err)
+				}
+				db = sqldbtest.OpenConfig(t, config)
+			}
+			r.before, r.after = nil, nil
+			relayUntil(t, newOutbox(t, db, s), r, n)
+		})
+	}
+}
+
+func TestNothingIsRemovedThatWasNotSent(t *testing.T) {
+	db := sqldbtest.Open(t, sets()...)
+	o := newOutbox(t, db, newSeal(t))
+	for range 3 {
+		if err := o.Record(t.Context(), event("r")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		stored int64
+		want   int64
+	}{{"a receiver that has stored nothing", 0, 3}, {"one that has stored a part", 2, 1}, {"one that claims more than it was sent", 1 << 40, 0}} {
+		ctx, cancel := context.WithCancel(t.Context())
+		_ = o.Relay(ctx, func(context.Context, []*audit.Event) (int64, error) {
+			cancel()
+			return c.stored, nil
+		})
+		cancel()
+		// The relay was stopped in the middle of its delivery, so the removal may not have happened: deliver again.
+		ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
+		calls := 0
+		_ = o.Relay(ctx, func(_ context.Context, events []*audit.Event) (int64, error) {
+			if calls++; calls == 2 || int64(len(events)) == c.want {
+				cancel()
+				return 0, errors.New("enough")
+			}
+			if c.want == 0 {
+				time.AfterFunc(20*time.Millisecond, cancel)
+			}
+			return c.stored, nil
+		})
+		cancel()
+		if depth, err := o.Depth(t.Context()); err != nil || depth != c.want {
+			t.Errorf("%s: %d events left, want %d (%v)", c.name, depth, c.want, err)
+		}
+	}
+	if err := o.Record(t.Context(), event("later")); err != nil {
+		t.Fatal(err)
+	}
+	if depth, _ := o.Depth(t.Context()); depth != 1 {
+		t.Errorf("the event after a receiver's false claim is gone")
+	}
+}
+
+// TestNoGapsUnderWriters has many writers of which some undo their change, while the relay runs.
+func TestNoGapsUnderWriters(t *testing.T) {
+	const writers, each = 50, 12
+	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {
+		o := newOutbox(t, db, newSeal(t))
+		r := newReceiver()
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = o.Relay(ctx, r.deliver)
+		}()
+		var kept atomic.Int64
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				for i := range each {
+					undo := (w*31+i*17)%5 == 0
+					err := db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+						if err := o.Append(ctx, tx, event("r")); err != nil {
+							return err
+						}
+						if undo {
+							return context.Canceled
+						}
+						return nil
+					})
+					if (err != nil) != undo {
+						t.Errorf("got %v", err)
+					}
+					if !undo {
+						kept.Add(1)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		stop()
+		<-ended
+		relayUntil(t, o, r, int(kept.Load())) // the receiver refuses gaps
+		for i, ev := range r.events {
+			if ev.GetSeq() != int64(i+1) {
+				t.Fatalf("event %d has number %d", i+1, ev.GetSeq())
+			}
+		}
+	})
+}
+
+// TestSealedAndBound: the row says nothing of the event, and opens nowhere else (D2, goal 22).
+func TestSealedAndBound(t *testing.T) {
+	for _, c := range []struct {
+		name, change string
+		arrive       int
+	}{
+		{"moved to another number", "UPDATE outbox SET seq = seq + 10", 0},
+		{"under another uid", "UPDATE outbox SET event_uid = 'evt_other' WHERE seq = 1", 0},
+		{"a bit flipped", "UPDATE outbox SET sealed = substr(sealed, 1, 40) || x'00' || substr(sealed, 42) WHERE seq = 1", 0},
+		{"swapped", "UPDATE outbox SET sealed = (SELECT o.sealed FROM outbox o WHERE o.seq = 3 - outbox.seq) WHERE seq < 3", 0},
+		{"one removed", "DELETE FROM outbox WHERE seq = 2", 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			db := sqldbtest.Open(t, sets()...)
+			o := newOutbox(t, db, newSeal(t))
+			for range 3 {
+				if err := o.Record(t.Context(), event("r")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var sealed string
+			if err := db.Reader().QueryRowContext(t.Context(), "SELECT sealed FROM outbox WHERE seq = 1").Scan(&sealed); err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(sealed, "canary") || strings.Contains(sealed, "usr_1") {
+				t.Fatal("the row holds the event in clear")
+			}
+			err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+				_, err := tx.ExecContext(ctx, c.change)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := newReceiver()
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			_ = o.Relay(ctx, r.deliver)
+			if r.len() > c.arrive {
+				t.Errorf("%d events were delivered, want %d at most", r.len(), c.arrive)
+			}
+			if depth, _ := o.Depth(t.Context()); depth == 0 {
+				t.Error("everything left the outbox")
+			}
+		})
+	}
+}
+
+func TestRecordFailsClosed(t *testing.T) {
+	unavailable := func(t *testing.T, err error, within time.Duration, start time.Time) {
+		t.Helper()
+		if fault.Code(err) != codes.Unavailable || fault.ReasonOf(err) != faultv1.Reason_AUDIT_UNAVAILABLE {
+			t.Errorf("got %v, want AUDIT_UNAVAILABLE", err)
+		}
+		if took := time.Since(start); took > within {
+			t.Errorf("it took %v, goal %v", took, within)
+		}
+	}
+	t.Run("error", func(t *testing.T) { // goal 20: at most 50 ms
+		t.Parallel()
+		config := sqldbtest.SQLite(t, sets()...)
+		var fail atomic.Bool
+		config.Finish = func(_ context.Context, commit func() error) error {
+			if fail.Load() {
+				return errors.New("no commit")
+			}
+			return commit()
+		}
+		db := sqldbtest.OpenConfig(t, config)
+		o := newOutbox(t, db, newSeal(t))
+		fail.Store(true)
+		start := time.Now()
+		unavailable(t, o.Record(t.Context(), event("r")), 50*time.Millisecond, start)
+		fail.Store(false)
+		if err := o.Record(t.Context(), event("r")); err != nil {
+			t.Errorf("after the storage is well again: %v", err)
+		}
+		r := newReceiver()
+		relayUntil(t, o, r, 1)
+	})
+	t.Run("hang", func(t *testing.T) { // goal 20: 2 s, and not for ever
+		t.Parallel()
+		config := sqldbtest.SQLite(t, sets()...)
+		var hang atomic.Bool
+		release := make(chan struct{})
+		config.Finish = func(_ context.Context, commit func() error) error {
+			if hang.Load() {
+				<-release
+			}
+			return commit()
+		}
+		db := sqldbtest.OpenConfig(t, config)
+		o := newOutbox(t, db, newSeal(t))
+		hang.Store(true)
+		start := time.Now()
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() { unavailable(t, o.Record(t.Context(), event("r")), audit.Deadline+500*time.Millisecond, start) })
+		}
+		wg.Wait()
+		hang.Store(false)
+		close(release)
+		if err := o.Record(t.Context(), event("r")); err != nil {
+			t.Errorf("after the storage is well again: %v", err)
+		}
+	})
+	t.Run("closed", func(t *testing.T) {
+		t.Parallel()
+		db := sqldbtest.Open(t, sets()...)
+		o := newOutbox(t, db, newSeal(t))
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		unavailable(t, o.Record(t.Context(), event("r")), 50*time.Millisecond, time.Now())
+	})
+	t.Run("in the transaction of a change", func(t *testing.T) {
+		t.Parallel()
+		db := sqldbtest.Open(t, sets()...)
+		o := newOutbox(t, db, newSeal(t))
+		exec := func(text string) error {
+			return db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+				_, err := tx.ExecContext(ctx, text)
+				return err
+			})
+		}
+		if err := exec("CREATE TABLE thing (id TEXT)"); err != nil {
+			t.Fatal(err)
+		}
+		if err := exec("ALTER TABLE outbox RENAME TO gone"); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+			if _, err := tx.ExecContext(ctx, "INSERT INTO thing (id) VALUES ('x')"); err != nil {
+				return err
+			}
+			return o.Append(ctx, tx, event("r"))
+		})
+		unavailable(t, err, 50*time.Millisecond, start)
+		var n int
+		if err := db.Reader().QueryRowContext(t.Context(), "SELECT COUNT(*) FROM thing").Scan(&n); err != nil || n != 0 {
+			t.Errorf("the change was made without its record (%v)", err)
+		}
+	})
+}
+
+func TestRecordOutlivesItsCaller(t *testing.T) {
+	db := sqldbtest.Open(t, sets()...)
+	o := newOutbox(t, db, newSeal(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := o.Record(ctx, event("r")); err != nil {
+		t.Errorf("got %v", err)
+	}
+	if depth, _ := o.Depth(t.Context()); depth != 1 {
+		t.Error("no record of a call whose caller has gone")
+	}
+}
+
+func TestLargeEventsLoseTheirDetails(t *testing.T) {
+	db := sqldbtest.Open(t, sets()...)
+	o := newOutbox(t, db, newSeal(t))
+	ev := event("r")
+	ev.Details = map[string]string{"much": strings.Repeat("x", audit.MaxEventBytes)}
+	if err := o.Record(t.Context(), ev); err != nil {
+		t.Fatal(err)
+	}
+	if len(ev.Details["much"]) != audit.MaxEventBytes {
+		t.Error("the caller's event was changed")
+	}
+	ev = event(strings.Repeat("x", audit.MaxEventBytes))
+	if err := o.Record(t.Context(), ev); fault.ReasonOf(err) != faultv1.Reason_AUDIT_UNAVAILABLE {
+		t.Errorf("an event that cannot be kept: %v", err)
+	}
+	r := newReceiver()
+	relayUntil(t, o, r, 1)
+	if r.events[0].GetDetails()["much"] != "" || r.events[0].GetRequestId() != "r" {
+		t.Errorf("got %v", r.events[0])
+	}
+}
+
+func TestBatchesAreBounded(t *testing.T) {
+	db := sqldbtest.Open(t, sets()...)
+	o := newOutbox(t, db, newSeal(t))
+	const n = 150
+	err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+		for range n {
+			ev := event("r")
+			ev.Details = map[string]string{"much": strings.Repeat("x", audit.MaxEventBytes-1024)}
+			if err := o.Append(ctx, tx, ev); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newReceiver()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	_ = o.Relay(ctx, func(ctx context.Context, events []*audit.Event) (int64, error) {
+		size := 0
+		for _, ev := range events {
+			size += proto.Size(ev)
+		}
+		if size > audit.MaxBatchBytes {
+			t.Errorf("a batch of %d bytes", size)
+		}
+		stored, err := r.deliver(ctx, events)
+		if stored == n {
+			cancel()
+		}
+		return stored, err
+	})
+	if r.len() != n {
+		t.Errorf("%d events", r.len())
+	}
+}

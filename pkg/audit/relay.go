@@ -1,0 +1,196 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+)
+
+const (
+	// MaxBatch is how many events Relay delivers at once.
+	MaxBatch = 500
+	// MaxBatchBytes bounds their size, sealed.
+	MaxBatchBytes = 2 << 20
+
+	deliverTimeout = 30 * time.Second
+	// idle is how long Relay sleeps when nothing wakes it, for events of other instances on the same database.
+	idle = 2 * time.Second
+	// Waits double from the first to the last: for a transaction that has a number and is not committed yet, and for a
+	// receiver that fails.
+	firstLook, firstRetry, lastRetry = 2 * time.Millisecond, 50 * time.Millisecond, 10 * time.Second
+)
+
+// StoredSeq is the key under which a receiver that refuses a gap says, in the metadata of its FAILED_PRECONDITION, what it has.
+const StoredSeq = "stored_seq"
+
+// Deliver hands events to their receiver, in the order of their numbers, and returns the number up to which it has stored
+// everything. Events that it had before count as stored. A lower number than was sent is fine: the rest is sent again.
+type Deliver func(ctx context.Context, events []*Event) (storedSeq int64, err error)
+
+// Ingester is the part of telemetry's client that To needs.
+type Ingester interface {
+	Ingest(ctx context.Context, in *telemetryv1.IngestRequest, opts ...grpc.CallOption) (*telemetryv1.IngestResponse, error)
+}
+
+// To delivers to telemetry.
+func To(client Ingester) Deliver {
+	return func(ctx context.Context, events []*Event) (int64, error) {
+		res, err := client.Ingest(ctx, &telemetryv1.IngestRequest{Events: events})
+		if err == nil {
+			return res.GetStoredSeq(), nil
+		}
+		err = fault.FromStatus(err)
+		var refused *fault.Error
+		if errors.As(err, &refused) {
+			if stored, e := strconv.ParseInt(refused.Metadata()[StoredSeq], 10, 64); e == nil {
+				return stored, err
+			}
+		}
+		return 0, err
+	}
+}
+
+// Relay delivers events until ctx ends, and writes the counts of Aggregate every FlushEvery and at the end. Several instances
+// on one database may relay at the same time; the receiver then sees doubles. It returns ctx's error.
+func (o *Outbox) Relay(ctx context.Context, deliver Deliver) error {
+	flushed := make(chan struct{})
+	go func() {
+		defer close(flushed)
+		o.flushLoop(ctx)
+	}()
+	defer func() { <-flushed }()
+
+	var seen int64 // the highest number that was read
+	look, retry := firstLook, firstRetry
+	for {
+		given := o.given.Load()
+		last, err := o.relayBatch(ctx, deliver)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		seen = max(seen, last)
+		switch {
+		case err != nil:
+			o.cfg.Logger.WarnContext(ctx, "the activity of this service could not be delivered; it waits in the outbox", "error", err, "retry", retry)
+			wait(ctx, nil, retry/2+rand.N(retry/2))
+			retry = min(2*retry, lastRetry)
+		case last > 0:
+			look, retry = firstLook, firstRetry
+		case seen < given && look < idle:
+			wait(ctx, nil, look)
+			look *= 2
+		default: // nothing is there, or what was announced was rolled back
+			wait(ctx, o.wake, idle)
+			look = firstLook
+		}
+	}
+}
+
+// wait waits for a wake, for d or for the end of ctx.
+func wait(ctx context.Context, wake <-chan struct{}, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-wake:
+	case <-t.C:
+	}
+}
+
+// relayBatch delivers the oldest events and removes those that are stored. It returns the last number that was read, 0 for none.
+func (o *Outbox) relayBatch(ctx context.Context, deliver Deliver) (last int64, err error) {
+	events, err := o.oldest(ctx)
+	if len(events) == 0 {
+		return 0, err
+	}
+	// A damaged event holds up only what comes after it.
+	damaged := err
+	first, last := events[0].GetSeq(), events[len(events)-1].GetSeq()
+	short, cancel := context.WithTimeout(ctx, deliverTimeout)
+	defer cancel()
+	stored, err := deliver(short, events)
+	if stored = min(stored, last); stored >= first { // what was not sent is not stored, whatever the receiver says
+		if e := o.remove(ctx, stored); e != nil {
+			return last, e
+		}
+	} else if err == nil {
+		err = fault.Internal(nil, "the receiver answered, and has stored nothing of what it was sent")
+	}
+	if err != nil {
+		return last, err
+	}
+	return last, damaged
+}
+
+// oldest reads the events that are next. With an error it returns those before the one that cannot be delivered.
+func (o *Outbox) oldest(ctx context.Context) (events []*Event, err error) {
+	err = o.cfg.DB.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		rows, err := tx.QueryContext(ctx, "SELECT seq, event_uid, sealed FROM outbox ORDER BY seq LIMIT $1", MaxBatch)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		size := 0
+		for rows.Next() {
+			var seq int64
+			var uid string
+			var sealed []byte
+			if err := rows.Scan(&seq, &uid, &sealed); err != nil {
+				return err
+			}
+			if size += len(sealed); size > MaxBatchBytes && len(events) > 0 {
+				return nil
+			}
+			if n := len(events); n > 0 && events[n-1].GetSeq()+1 != seq {
+				return fault.Internal(nil, "event %d is missing from the outbox", events[n-1].GetSeq()+1)
+			}
+			ev, err := o.open(ctx, seq, uid, sealed)
+			if err != nil {
+				return err
+			}
+			events = append(events, ev)
+		}
+		return rows.Err()
+	})
+	return events, err
+}
+
+func (o *Outbox) open(ctx context.Context, seq int64, uid string, sealed []byte) (*Event, error) {
+	plain, err := o.box.open(ctx, seq, uid, sealed)
+	if err != nil {
+		return nil, err
+	}
+	ev := new(Event)
+	if err := proto.Unmarshal(plain, ev); err != nil {
+		return nil, fault.Internal(err, "event %d of the outbox cannot be decoded", seq)
+	}
+	return ev, nil
+}
+
+// remove deletes what is stored.
+func (o *Outbox) remove(ctx context.Context, stored int64) error {
+	return o.cfg.DB.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		_, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE seq <= $1", stored)
+		return err
+	})
+}
+
+// flushLoop writes the counts now and then, and once more at the end.
+func (o *Outbox) flushLoop(ctx context.Context) {
+	for last := false; !last; {
+		wait(ctx, nil, o.cfg.FlushEvery)
+		last = ctx.Err() != nil
+		if err := o.Flush(ctx); err != nil {
+			o.cfg.Logger.WarnContext(ctx, "the counts of anonymous refusals could not be stored; they are counted on", "error", err)
+		}
+	}
+}
