@@ -90,6 +90,10 @@ func (s *Service) join(ctx context.Context, call *rpc.Call, req *identityv1.Issu
 		if !ok || j.Service != req.GetService() || j.Instance != req.GetInstance() {
 			return badJoin()
 		}
+		// From here on the pinned key is enough. Were the token kept, its key could come back after another was pinned in its place.
+		if err := s.store.DropJoin(ctx, tx, secret); err != nil {
+			return err
+		}
 		if err := s.store.Pin(ctx, tx, j.Service, j.Instance, fingerprint, now); err != nil {
 			return err
 		}

@@ -75,7 +75,7 @@ func (f *feed) read(ctx context.Context, primed bool, seq uint64) (out []*identi
 func (f *feed) apply(ctx context.Context) error {
 	f.applying.Lock()
 	defer f.applying.Unlock()
-	for {
+	for started := false; ; {
 		batch, err := f.read(ctx, f.primed, f.seq)
 		if err != nil {
 			return err
@@ -84,18 +84,29 @@ func (f *feed) apply(ctx context.Context) error {
 			batch = []*identityv1.WatchSecurityResponse{{Seq: f.seq, Heartbeat: true}}
 		}
 		fresh := batch[0].GetReset_() || batch[0].GetHeartbeat()
-		for _, m := range batch {
-			if err := f.s.cfg.Engine.ApplySecurity(m); err != nil {
-				f.primed = false
+		err = f.give(batch)
+		if f.primed = err == nil; err != nil {
+			if started {
 				return fault.Internal(err, "a change of the security state could not be applied")
 			}
-			f.seq = m.GetSeq()
+			started = true // once over, from the full state
+			continue
 		}
-		f.primed = true
 		if fresh {
 			return nil
 		}
 	}
+}
+
+// give applies messages in order.
+func (f *feed) give(batch []*identityv1.WatchSecurityResponse) error {
+	for _, m := range batch {
+		if err := f.s.cfg.Engine.ApplySecurity(m); err != nil {
+			return err
+		}
+		f.seq = m.GetSeq()
+	}
+	return nil
 }
 
 // WatchSecurity implements TokenService.

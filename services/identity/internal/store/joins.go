@@ -79,6 +79,11 @@ func (s *Store) UseJoin(ctx context.Context, tx *sqldb.Tx, kind string, secret r
 	return j, true, nil
 }
 
+// DropJoin makes a join token useless for its own key too.
+func (s *Store) DropJoin(ctx context.Context, tx *sqldb.Tx, secret redact.Secret) error {
+	return db.New(tx).DeleteJoinToken(ctx, digest(secret))
+}
+
 // DropJoinsOf makes the join tokens of a run useless.
 func (s *Store) DropJoinsOf(ctx context.Context, tx *sqldb.Tx, runUID string) error {
 	return db.New(tx).DeleteJoinTokensOfRun(ctx, runUID)

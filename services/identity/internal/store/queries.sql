@@ -139,6 +139,9 @@ UPDATE join_tokens SET used_by = $3
 WHERE digest = $1 AND kind = $2 AND expire_time > $4 AND (used_by = '' OR used_by = $3)
 RETURNING service, instance, agent_uid, run_uid, workspace_uid, submitter, actions;
 
+-- name: DeleteJoinToken :exec
+DELETE FROM join_tokens WHERE digest = $1;
+
 -- name: DeleteJoinTokensOfRun :exec
 DELETE FROM join_tokens WHERE run_uid = $1 AND kind = 'agent';
 

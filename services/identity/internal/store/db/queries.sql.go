@@ -99,6 +99,15 @@ func (q *Queries) DeleteExpiredSessions(ctx context.Context, expireTime int64) (
 	return result.RowsAffected()
 }
 
+const deleteJoinToken = `-- name: DeleteJoinToken :exec
+DELETE FROM join_tokens WHERE digest = $1
+`
+
+func (q *Queries) DeleteJoinToken(ctx context.Context, digest []byte) error {
+	_, err := q.db.ExecContext(ctx, deleteJoinToken, digest)
+	return err
+}
+
 const deleteJoinTokensOfRun = `-- name: DeleteJoinTokensOfRun :exec
 DELETE FROM join_tokens WHERE run_uid = $1 AND kind = 'agent'
 `
