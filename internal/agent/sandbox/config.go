@@ -61,7 +61,7 @@ type Limits struct {
 	AddressBytes int64
 	// DiskBytes is the size of the volume, which lies in memory. Default: a quarter of the machine's memory, at most 2 GiB.
 	DiskBytes int64
-	// FileBytes is the size of one file. Default: DiskBytes.
+	// FileBytes is the size of one file. Default: twice DiskBytes, so that a full disk is told as that.
 	FileBytes int64
 	// Processes is how many processes and threads the run may have at once; about eight more may fit. Default: 512.
 	Processes int
@@ -166,7 +166,7 @@ func (l Limits) complete(machine int64) (Limits, error) {
 	setDefault(&l.MemoryBytes, min(machine/2, 4*gib))
 	setDefault(&l.AddressBytes, l.MemoryBytes+gib)
 	setDefault(&l.DiskBytes, min(machine/4, 2*gib))
-	setDefault(&l.FileBytes, l.DiskBytes)
+	setDefault(&l.FileBytes, 2*l.DiskBytes)
 	setDefault(&l.Processes, 512)
 	setDefault(&l.OpenFiles, 1024)
 	return l, nil

@@ -72,7 +72,7 @@ func (w *walk) folder(root *os.Root, name string, depth int) error {
 }
 
 func (w *walk) enter(root *os.Root, entry, name string, depth int) error {
-	sub, err := root.OpenRoot(entry)
+	sub, err := unlocked(root, entry, 0o700, root.OpenRoot)
 	if err != nil {
 		w.skip(name, "the folder cannot be opened: %v", reason(err))
 		return nil
@@ -83,7 +83,9 @@ func (w *walk) enter(root *os.Root, entry, name string, depth int) error {
 
 func (w *walk) file(root *os.Root, entry, name string) error {
 	// Not blocking: in case that it became a pipe meanwhile. A link that it became leads to below this folder at most.
-	f, err := root.OpenFile(entry, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, err := unlocked(root, entry, 0o600, func(entry string) (*os.File, error) {
+		return root.OpenFile(entry, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	})
 	if err != nil {
 		w.skip(name, "it cannot be opened: %v", reason(err))
 		return nil
@@ -97,17 +99,23 @@ func (w *walk) file(root *os.Root, entry, name string) error {
 	return w.keep(Output{Name: name, Info: info, File: f})
 }
 
-// list reads the names in root. A run may have locked its own folder; where the agent is the same user it can unlock it.
+// list reads the names in root.
 func list(root *os.Root) ([]fs.DirEntry, error) {
-	dir, err := root.Open(".")
-	if errors.Is(err, fs.ErrPermission) && root.Chmod(".", 0o700) == nil {
-		dir, err = root.Open(".")
-	}
+	dir, err := unlocked(root, ".", 0o700, root.Open)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = dir.Close() }()
 	return dir.ReadDir(-1)
+}
+
+// unlocked opens an entry of root. A run may have locked what is its own; an agent of the same user can unlock it.
+func unlocked[T any](root *os.Root, entry string, mode fs.FileMode, open func(string) (T, error)) (T, error) {
+	opened, err := open(entry)
+	if errors.Is(err, fs.ErrPermission) && root.Chmod(entry, mode) == nil {
+		return open(entry)
+	}
+	return opened, err
 }
 
 func kind(mode fs.FileMode) string {

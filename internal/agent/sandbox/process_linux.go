@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox/internal/stage"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
@@ -97,7 +98,7 @@ func (p *Process) await() {
 	p.copies.Wait()
 	switch {
 	case heard == nil:
-		p.exit = exitOf(ended)
+		p.exit = exitOf(ended, p.config.Limits.CPUTime)
 	case p.killed.Load():
 		p.exit = Exit{Code: 128 + int(syscall.SIGKILL), Signal: syscall.SIGKILL, Reason: Killed}
 	default:
@@ -110,14 +111,15 @@ func (p *Process) await() {
 	close(p.done)
 }
 
-func exitOf(ended stage.Ended) Exit {
+func exitOf(ended stage.Ended, cpuTime time.Duration) Exit {
 	status := syscall.WaitStatus(ended.Status)
 	exit := Exit{Code: status.ExitStatus(), Reason: Exited, CPU: ended.CPU, PeakMemory: ended.PeakMemory}
 	if status.Signaled() {
 		exit.Signal = status.Signal()
 		exit.Code = 128 + int(exit.Signal)
 		exit.Reason = Signaled
-		if exit.Signal == syscall.SIGXCPU {
+		// The kernel sends SIGXCPU first, and a second later SIGKILL to whoever took no notice.
+		if exit.Signal == syscall.SIGXCPU || exit.Signal == syscall.SIGKILL && cpuTime > 0 && exit.CPU >= cpuTime {
 			exit.Reason = CPUTime
 		}
 	}

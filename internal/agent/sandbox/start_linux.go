@@ -155,20 +155,22 @@ func ownProgram(id identity) (*os.File, error) {
 		return nil, err
 	}
 	defer func() { _ = from.Close() }()
+	// What is open for writing cannot be executed: nothing may be forked until it is not.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.MemfdCreate("redoubt", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
 	to := os.NewFile(uintptr(fd), "redoubt")
-	_, err = io.Copy(to, from)
-	if err == nil {
-		err = to.Chmod(0o555)
-	}
-	if err != nil {
-		_ = to.Close()
+	defer func() { _ = to.Close() }()
+	if _, err := io.Copy(to, from); err != nil {
 		return nil, err
 	}
-	return to, nil
+	if err := to.Chmod(0o555); err != nil {
+		return nil, err
+	}
+	return os.Open("/proc/self/fd/" + strconv.Itoa(fd))
 }
 
 // bringUp leads process 1 from its first breath to the command's.
