@@ -1,0 +1,882 @@
+package authz
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+)
+
+// The tree of most tests: two workspaces in one group, one in another, and a twin of all in a second subscription.
+const (
+	sub1, sub2 = "subscriptions/s1", "subscriptions/s2"
+	grp1, grp2 = sub1 + "/resourceGroups/g1", sub1 + "/resourceGroups/g2"
+	grp3       = sub2 + "/resourceGroups/g1"
+	ws1, ws2   = grp1 + "/workspaces/w1", grp1 + "/workspaces/w2"
+	ws3, ws4   = grp2 + "/workspaces/w1", grp3 + "/workspaces/w1"
+)
+
+var uids = map[string]string{"/": "", sub1: "sub_1", sub2: "sub_2", grp1: "rgp_1", grp2: "rgp_2", grp3: "rgp_3", ws1: "ws_1", ws2: "ws_2", ws3: "ws_3", ws4: "ws_4"}
+
+func parsed(t testing.TB, s string) resource.Name {
+	t.Helper()
+	n, err := resource.Parse(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func record(name string, active bool) *workspacev1.ScopeRecord {
+	n, err := resource.Parse(name)
+	if err != nil {
+		panic(err)
+	}
+	return &workspacev1.ScopeRecord{Uid: uids[name], Name: name, ParentUid: uids[n.Parent().String()], Active: active}
+}
+
+func wholeTree() []*workspacev1.ScopeRecord {
+	var all []*workspacev1.ScopeRecord
+	for _, name := range []string{ws4, ws3, ws2, ws1, grp3, grp2, grp1, sub2, sub1} { // the order does not matter in a full state
+		all = append(all, record(name, true))
+	}
+	return all
+}
+
+func assigned(uid, scope, role, principal string) *workspacev1.AssignmentRecord {
+	return &workspacev1.AssignmentRecord{Uid: uid, ScopeUid: uids[scope], Role: role, PrincipalUid: principal}
+}
+
+// clock is a time that tests set.
+type clock struct{ t time.Time }
+
+func (c *clock) now() time.Time { return c.t }
+
+// feed has an engine and counts its messages.
+type feed struct {
+	*Engine
+	t        testing.TB
+	clock    *clock
+	auth, id uint64
+}
+
+// engine makes one with the tree, the built-in roles and the assignments.
+func engine(t testing.TB, assignments ...*workspacev1.AssignmentRecord) *feed {
+	t.Helper()
+	c := &clock{time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
+	f := &feed{Engine: New(Config{Now: c.now}), t: t, clock: c, auth: 100, id: 7}
+	f.must(f.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Seq: f.auth, Reset_: true, Complete: true, Scopes: wholeTree(), Roles: BuiltinRoles(), Assignments: assignments}))
+	f.must(f.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: f.id, Reset_: true, Complete: true}))
+	return f
+}
+
+func (f *feed) must(err error) {
+	f.t.Helper()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// change applies one delta of authorization.
+func (f *feed) change(m *workspacev1.WatchAuthorizationResponse) {
+	f.t.Helper()
+	f.auth++
+	m.Seq = f.auth
+	f.must(f.ApplyAuthorization(m))
+}
+
+func (f *feed) secure(m *identityv1.WatchSecurityResponse) {
+	f.t.Helper()
+	f.id++
+	m.Seq = f.id
+	f.must(f.ApplySecurity(m))
+}
+
+func (f *feed) members(group string, members ...string) {
+	f.t.Helper()
+	f.secure(&identityv1.WatchSecurityResponse{Groups: []*identityv1.GroupMembers{{GroupUid: group, MemberUids: members}}})
+}
+
+func (f *feed) scope(name string) Scope {
+	f.t.Helper()
+	s, ok := f.Resolve(parsed(f.t, name))
+	if !ok {
+		f.t.Fatalf("%s is not known", name)
+	}
+	return s
+}
+
+func (f *feed) ask(principal, action, scope string) Decision {
+	f.t.Helper()
+	return f.Decide(Query{Principal: principal, Action: action, Scope: f.scope(scope)})
+}
+
+func TestInheritance(t *testing.T) {
+	f := engine(t,
+		assigned("asg_root", "/", Reader, "usr_root"),
+		assigned("asg_sub", sub1, Contributor, "usr_sub"),
+		assigned("asg_grp", grp1, Contributor, "usr_grp"),
+		assigned("asg_ws", ws1, Contributor, "usr_ws"),
+	)
+	const read, write = "compute/runs/read", "compute/runs/submit"
+	cases := []struct {
+		who, action, scope, want string // the assignment that allows, or ""
+		mayKnow                  bool
+	}{
+		{"usr_root", read, ws1, "asg_root", true},
+		{"usr_root", read, ws4 + "/runs/r1", "asg_root", true},
+		{"usr_root", read, "/", "asg_root", true},
+		{"usr_root", write, ws1, "", true},
+		{"usr_sub", write, ws1, "asg_sub", true},
+		{"usr_sub", write, ws3 + "/computes/c", "asg_sub", true},
+		{"usr_sub", write, sub1, "asg_sub", true},
+		{"usr_sub", write, "/", "", true}, // that the installation is there is no secret
+		{"usr_sub", write, sub2, "", false},
+		{"usr_sub", write, ws4, "", false},
+		{"usr_grp", write, ws1, "asg_grp", true},
+		{"usr_grp", write, ws2, "asg_grp", true},
+		{"usr_grp", write, ws3, "", false},
+		{"usr_grp", write, sub1, "", false}, // the parent of what he may read stays hidden
+		{"usr_grp", "authorization/roleAssignments/write", ws1, "", true},
+		{"usr_ws", write, ws1 + "/runs/r1", "asg_ws", true},
+		{"usr_ws", write, ws2, "", false},
+		{"usr_ws", write, grp1, "", false},
+		{"usr_nobody", read, ws1, "", false},
+		{"usr_nobody", read, "/", "", true},
+		{"usr_nobody", read, "users/ada", "", true},
+		{"usr_root", "identity/users/read", "users/ada", "asg_root", true},
+	}
+	for _, c := range cases {
+		t.Run(c.who+" "+c.action+" "+c.scope, func(t *testing.T) {
+			d := f.ask(c.who, c.action, c.scope)
+			if d.Allowed != (c.want != "") || d.Assignment != c.want || d.MayKnow != c.mayKnow {
+				t.Errorf("%+v", d)
+			}
+			if wrong := d.Reason == faultv1.Reason_REASON_UNSPECIFIED; wrong != d.Allowed {
+				t.Errorf("reason %v", d.Reason)
+			}
+		})
+	}
+}
+
+// TestZeroValuesAreRefused is RELIABILITY's item 6: each field of a good query is emptied in turn.
+func TestZeroValuesAreRefused(t *testing.T) {
+	f := engine(t, assigned("asg_1", "/", Owner, "usr_1"))
+	f.members("grp_1", "usr_1", "")
+	good := Query{Principal: "usr_1", Action: "compute/runs/read", Scope: f.scope(ws1)}
+	if !f.Decide(good).Allowed {
+		t.Fatal("the good query is refused")
+	}
+	foreign := f.scope(ws1)
+	foreign.Name = parsed(t, ws2)
+	noUID := f.scope(ws1)
+	noUID.UID = ""
+	above := f.scope(grp1)
+	above.Name = parsed(t, ws1)
+	unnamed := f.scope(ws1)
+	unnamed.Name = resource.Name{}
+	cases := map[string]func(*Query){
+		"nothing at all":           func(q *Query) { *q = Query{} },
+		"no principal":             func(q *Query) { q.Principal = "" },
+		"no action":                func(q *Query) { q.Action = "" },
+		"no scope":                 func(q *Query) { q.Scope = Scope{} },
+		"scope without name":       func(q *Query) { q.Scope = unnamed },
+		"workspace without uid":    func(q *Query) { q.Scope = noUID },
+		"name of another scope":    func(q *Query) { q.Scope = foreign },
+		"uid of the scope above":   func(q *Query) { q.Scope = above },
+		"uid that is not known":    func(q *Query) { q.Scope.UID = "ws_9" },
+		"an action without end":    func(q *Query) { q.Action = strings.Repeat("a/", 1<<20) },
+		"a run without anything":   func(q *Query) { q.Run = &Run{} },
+		"data without data action": func(q *Query) { q.Data, q.Principal = true, "usr_2" },
+	}
+	for name, change := range cases {
+		t.Run(name, func(t *testing.T) {
+			q := good
+			change(&q)
+			if d := f.Decide(q); d.Allowed || d.Assignment != "" || d.Reason == 0 {
+				t.Errorf("%+v", d)
+			}
+		})
+	}
+	// The empty principal is in no group, whatever identity says, and an empty name is no scope.
+	f.change(&workspacev1.WatchAuthorizationResponse{Assignments: []*workspacev1.AssignmentRecord{assigned("asg_2", "/", Owner, "grp_1")}})
+	if d := f.Decide(Query{Action: "a/b/read", Scope: f.scope("/")}); d.Allowed {
+		t.Errorf("%+v", d)
+	}
+	if _, ok := f.Resolve(resource.Name{}); ok {
+		t.Error("the zero name is somewhere")
+	}
+	var none Decision
+	if none.Allowed || none.MayKnow {
+		t.Error("the zero decision allows")
+	}
+}
+
+func TestNothingIsDecidedWithoutState(t *testing.T) {
+	c := &clock{time.Unix(1e9, 0)}
+	e := New(Config{Now: c.now})
+	root := Scope{Name: resource.RootName(), Active: true}
+	q := Query{Principal: "usr_1", Action: "a/b/read", Scope: root}
+	if d := e.Decide(q); d.Allowed || d.MayKnow || d.Reason != faultv1.Reason_AUTHZ_STATE_STALE {
+		t.Errorf("%+v", d)
+	}
+	// Half of a full state is none.
+	err := e.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Seq: 1, Reset_: true, Roles: BuiltinRoles(), Assignments: []*workspacev1.AssignmentRecord{assigned("asg_1", "/", Owner, "usr_1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := e.Decide(q); d.Allowed {
+		t.Errorf("%+v", d)
+	}
+	if err := e.Fresh(c.t); !fault.Is(err, codes.Unavailable) {
+		t.Errorf("%v", err)
+	}
+	if err := e.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Seq: 1, Complete: true}); err != nil {
+		t.Fatal(err)
+	}
+	if d := e.Decide(q); !d.Allowed {
+		t.Errorf("%+v", d)
+	}
+	if err := e.Fresh(c.t); fault.ReasonOf(err) != faultv1.Reason_AUTHZ_STATE_STALE || e.Revocations().Fresh(c.t) == nil {
+		t.Errorf("fresh without identity's stream: %v", err)
+	}
+}
+
+// TestIDsAreComparedByteForByte is RELIABILITY's item 9.
+func TestIDsAreComparedByteForByte(t *testing.T) {
+	f := engine(t)
+	ids := []string{
+		"usr_a", "usr_A", "USR_A", "usr_a ", " usr_a", "usr_a\x00", "usr_a\n", "usr_\u0430", "usr_caf\u00e9", "usr_cafe\u0301", "usr_\uff41", "usr_a\u200b", "usr_\u212a", "usr_k", "usr_K", "usr_", "usr_a\xff",
+	}
+	for i, id := range ids {
+		uid := fmt.Sprintf("asg_%d", i)
+		f.change(&workspacev1.WatchAuthorizationResponse{Assignments: []*workspacev1.AssignmentRecord{assigned(uid, ws1, Owner, id)}})
+		for _, other := range ids {
+			d := f.ask(other, "compute/runs/submit", ws1)
+			if d.Allowed != (other == id) {
+				t.Errorf("%q has it, and %q: %+v", id, other, d)
+			}
+		}
+		f.change(&workspacev1.WatchAuthorizationResponse{Removed: []string{uid}})
+	}
+	// Groups, roles and assignments too.
+	f.members("grp_a", "usr_a")
+	f.change(&workspacev1.WatchAuthorizationResponse{Assignments: []*workspacev1.AssignmentRecord{
+		assigned("asg_g", ws1, Owner, "grp_A"), assigned("asg_h", ws1, "roleDefinitions/Owner", "usr_a"), assigned("asg_i", ws1, Owner+"\x00", "usr_a"),
+	}})
+	if d := f.ask("usr_a", "compute/runs/submit", ws1); d.Allowed {
+		t.Errorf("%+v", d)
+	}
+	f.change(&workspacev1.WatchAuthorizationResponse{Assignments: []*workspacev1.AssignmentRecord{assigned("asg_j", ws1, Owner, "usr_a")}, Removed: []string{"ASG_J"}})
+	f.change(&workspacev1.WatchAuthorizationResponse{Removed: []string{"asg_j\x00", "asg_J", "asg_j "}})
+	if d := f.ask("usr_a", "compute/runs/submit", ws1); !d.Allowed {
+		t.Errorf("%+v", d)
+	}
+}
+
+func TestGroups(t *testing.T) {
+	f := engine(t, assigned("asg_1", ws1, Contributor, "grp_top"), assigned("asg_2", ws1, Reader, "usr_1"))
+	const action = "compute/runs/submit"
+	allowed := func(want bool) {
+		t.Helper()
+		if d := f.ask("usr_1", action, ws1); d.Allowed != want || want && d.Assignment != "asg_1" {
+			t.Errorf("%+v", d)
+		}
+	}
+	allowed(false)
+	f.members("grp_top", "grp_mid", "usr_9")
+	allowed(false)
+	f.members("grp_mid", "grp_low")
+	f.members("grp_low", "usr_1", "usr_1") // twice is once
+	allowed(true)
+	f.members("grp_low", "grp_top", "grp_low", "usr_1") // a cycle, and itself
+	allowed(true)
+	f.members("grp_mid")
+	allowed(false)
+	f.members("grp_mid", "grp_low")
+	allowed(true)
+	f.members("grp_low", "usr_2") // he is out
+	allowed(false)
+	if d := f.ask("usr_2", action, ws1); !d.Allowed {
+		t.Errorf("%+v", d)
+	}
+	// A full state of identity that does not have the groups takes them away; the assignments stay.
+	f.id++
+	f.must(f.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: f.id, Reset_: true, Complete: true}))
+	if d := f.ask("usr_2", action, ws1); d.Allowed {
+		t.Errorf("%+v", d)
+	}
+	if d := f.ask("usr_1", "compute/runs/read", ws1); !d.Allowed {
+		t.Errorf("%+v", d)
+	}
+}
+
+func TestGroupDepth(t *testing.T) {
+	f := engine(t, assigned("asg_1", ws1, Owner, "grp_0"))
+	for i := range MaxGroupDepth + 5 {
+		f.members(fmt.Sprintf("grp_%d", i), fmt.Sprintf("grp_%d", i+1), fmt.Sprintf("usr_%d", i+1))
+	}
+	for i := 1; i <= MaxGroupDepth+4; i++ {
+		if d := f.ask(fmt.Sprintf("usr_%d", i), "a/b/read", ws1); d.Allowed != (i <= MaxGroupDepth) {
+			t.Errorf("%d groups deep: %+v", i, d)
+		}
+	}
+}
+
+func TestScopesThatAreNotActive(t *testing.T) {
+	f := engine(t, assigned("asg_1", sub1, Owner, "usr_own"), assigned("asg_2", sub1, Reader, "usr_read"), assigned("asg_3", ws1, Owner, "usr_ws"))
+	run := &Run{UID: "run_1", WorkspaceUID: "ws_1", Actions: []string{"compute/runs/execute runs/r1", "workspace/workspaces/read runs/r1"}}
+	type row struct {
+		who, action, scope string
+		data               bool
+		run                *Run
+		whileOff           bool
+	}
+	rows := []row{
+		{who: "usr_own", action: "workspace/workspaces/read", scope: ws1, whileOff: true},
+		{who: "usr_own", action: "workspace/workspaces/delete", scope: ws1, whileOff: true},
+		{who: "usr_ws", action: "workspace/workspaces/delete", scope: ws1, whileOff: true},
+		{who: "usr_read", action: "workspace/workspaces/read", scope: ws1, whileOff: true},
+		{who: "usr_own", action: "workspace/workspaces/read", scope: ws1 + "/runs/r1"},
+		{who: "usr_own", action: "workspace/workspaces/write", scope: ws1},
+		{who: "usr_own", action: "compute/runs/read", scope: ws1},
+		{who: "usr_own", action: "compute/runs/submit", scope: ws1},
+		{who: "usr_own", action: "compute/runs/read", scope: ws1 + "/runs/r1"},
+		{who: "usr_own", action: "authorization/roleAssignments/write", scope: ws1},
+		{who: "usr_own", action: "keyvault/secrets/access", scope: ws1 + "/secrets/s", data: true},
+		{who: "usr_own", action: "workspace/workspaces/delete", scope: ws1, data: true},
+		{who: "usr_own", action: "compute/runs/execute", scope: ws1 + "/runs/r1", run: run},
+		{who: "usr_own", action: "workspace/workspaces/read", scope: ws1 + "/runs/r1", run: run},
+	}
+	check := func(t *testing.T, off bool) {
+		t.Helper()
+		for _, r := range rows {
+			s := f.scope(r.scope)
+			if s.Active == off {
+				t.Errorf("%s: active %v", r.scope, s.Active)
+			}
+			d := f.Decide(Query{Principal: r.who, Action: r.action, Scope: s, Data: r.data, Run: r.run})
+			if d.Allowed != (!off || r.whileOff) {
+				t.Errorf("%+v: %+v", r, d)
+			}
+			if off && !r.whileOff && (d.MayKnow || d.Reason != faultv1.Reason_RESOURCE_NOT_FOUND) {
+				t.Errorf("%+v shows that it is there: %+v", r, d)
+			}
+		}
+		if d := f.ask("usr_read", "workspace/workspaces/delete", ws1); d.Allowed || !d.MayKnow {
+			t.Errorf("a reader deletes: %+v", d)
+		}
+		if d := f.ask("usr_none", "workspace/workspaces/read", ws1); d.Allowed || d.MayKnow {
+			t.Errorf("a stranger reads: %+v", d)
+		}
+	}
+	set := func(name string, active bool) {
+		f.change(&workspacev1.WatchAuthorizationResponse{Scopes: []*workspacev1.ScopeRecord{record(name, active)}})
+	}
+	check(t, false)
+	for _, at := range []string{ws1, grp1, sub1} {
+		set(at, false)
+		check(t, true)
+		if at != ws1 && f.scope(ws2).Active {
+			t.Errorf("%s is off, and what is beside is not", at)
+		}
+		if !f.scope(ws4).Active || (at != sub1 && !f.scope(ws3).Active) {
+			t.Errorf("%s is off, and so is what is elsewhere", at)
+		}
+		set(at, true)
+		check(t, false)
+	}
+	// Two levels off, one on again: still off. And in one message, whatever the order.
+	f.change(&workspacev1.WatchAuthorizationResponse{Scopes: []*workspacev1.ScopeRecord{record(grp1, false), record(sub1, false)}})
+	set(grp1, true)
+	check(t, true)
+	f.change(&workspacev1.WatchAuthorizationResponse{Scopes: []*workspacev1.ScopeRecord{record(ws1, true), record(sub1, true), record(grp1, false)}})
+	check(t, true)
+	set(grp1, true)
+	check(t, false)
+}
+
+func TestRemoval(t *testing.T) {
+	f := engine(t, assigned("asg_1", ws1, Owner, "usr_1"), assigned("asg_2", grp1, Owner, "usr_2"), assigned("asg_3", sub1, Owner, "usr_3"), assigned("asg_4", ws4, Owner, "usr_1"))
+	f.change(&workspacev1.WatchAuthorizationResponse{Removed: []string{"rgp_1", "rgp_unknown"}})
+	for _, name := range []string{grp1, ws1, ws2, ws1 + "/runs/r1"} {
+		if s, ok := f.Resolve(parsed(t, name)); ok {
+			t.Errorf("%s is still there: %+v", name, s)
+		}
+	}
+	for _, name := range []string{sub1, grp2, ws3, ws4} {
+		f.scope(name)
+	}
+	if d := f.ask("usr_1", "a/b/read", ws4); !d.Allowed {
+		t.Errorf("what is elsewhere went too: %+v", d)
+	}
+	// The names are used again, by others: nothing is inherited, and an old Scope does not come back to life (B2).
+	old := Scope{Name: parsed(t, ws1), UID: "ws_1", WorkspaceUID: "ws_1", Active: true}
+	f.change(&workspacev1.WatchAuthorizationResponse{Scopes: []*workspacev1.ScopeRecord{
+		{Uid: "ws_1b", Name: ws1, ParentUid: "rgp_1b", Active: true}, {Uid: "rgp_1b", Name: grp1, ParentUid: "sub_1", Active: true},
+	}})
+	if s := f.scope(ws1); s.UID != "ws_1b" || s.WorkspaceUID != "ws_1b" || s.ResourceGroupUID != "rgp_1b" || s.SubscriptionUID != "sub_1" {
+		t.Errorf("%+v", s)
+	}
+	for who, want := range map[string]bool{"usr_1": false, "usr_2": false, "usr_3": true} {
+		if d := f.ask(who, "compute/runs/submit", ws1); d.Allowed != want {
+			t.Errorf("%s: %+v", who, d)
+		}
+		if d := f.Decide(Query{Principal: who, Action: "compute/runs/submit", Scope: old}); d.Allowed {
+			t.Errorf("%s at the old scope: %+v", who, d)
+		}
+	}
+}
+
+func TestResolve(t *testing.T) {
+	f := engine(t)
+	cases := []struct {
+		name string
+		want Scope
+		ok   bool
+	}{
+		{"/", Scope{}, true},
+		{"users/ada", Scope{}, true},
+		{Owner, Scope{}, true},
+		{sub1, Scope{UID: "sub_1", SubscriptionUID: "sub_1"}, true},
+		{grp1, Scope{UID: "rgp_1", ResourceGroupUID: "rgp_1", SubscriptionUID: "sub_1"}, true},
+		{ws1, Scope{UID: "ws_1", WorkspaceUID: "ws_1", ResourceGroupUID: "rgp_1", SubscriptionUID: "sub_1"}, true},
+		{ws4 + "/runs/R", Scope{UID: "ws_4", WorkspaceUID: "ws_4", ResourceGroupUID: "rgp_3", SubscriptionUID: "sub_2"}, true},
+		{"subscriptions/s9", Scope{}, false},
+		{sub1 + "/resourceGroups/g9", Scope{}, false},
+		{grp1 + "/workspaces/w9", Scope{}, false},
+		{grp1 + "/workspaces/w9/runs/r1", Scope{}, false},
+		{sub2 + "/resourceGroups/g2/workspaces/w1", Scope{}, false},
+	}
+	for _, c := range cases {
+		n := parsed(t, c.name)
+		if c.ok {
+			c.want.Name, c.want.Active = n, true
+		}
+		if got, ok := f.Resolve(n); ok != c.ok || got != c.want {
+			t.Errorf("%s: %+v %v", c.name, got, ok)
+		}
+	}
+}
+
+// TestRunTokens is A4 and goal 23: a run token opens what it lists and nothing beside it.
+func TestRunTokens(t *testing.T) {
+	f := engine(t, assigned("asg_1", "/", Owner, "usr_1"))
+	list := []string{"compute/runs/execute runs/r1", "workspace/snapshots/read snapshots/abc", "telemetry/metrics/write runs/r1", "compute/runs/read", "compute/runs/cancel "}
+	run := func(change func(*Run)) *Run {
+		r := &Run{UID: "run_1", WorkspaceUID: "ws_1", Actions: list}
+		if change != nil {
+			change(r)
+		}
+		return r
+	}
+	cases := []struct {
+		name, action, scope string
+		run                 *Run
+		want, mayKnow       bool
+	}{
+		{"its own", "compute/runs/execute", ws1 + "/runs/r1", run(nil), true, true},
+		{"its metrics", "telemetry/metrics/write", ws1 + "/runs/r1", run(nil), true, true},
+		{"its snapshot", "workspace/snapshots/read", ws1 + "/snapshots/abc", run(nil), true, true},
+		{"another action on its own", "compute/runs/logs/read", ws1 + "/runs/r1", run(nil), false, true},
+		{"an action of another of its resources", "workspace/snapshots/read", ws1 + "/runs/r1", run(nil), false, true},
+		{"another run", "compute/runs/execute", ws1 + "/runs/r2", run(nil), false, false},
+		{"a run that begins alike", "compute/runs/execute", ws1 + "/runs/r11", run(nil), false, false},
+		{"its twin in upper case", "compute/runs/execute", ws1 + "/runs/R1", run(nil), false, false},
+		{"the action in upper case", "compute/runs/Execute", ws1 + "/runs/r1", run(nil), false, true},
+		{"another snapshot", "workspace/snapshots/read", ws1 + "/snapshots/abd", run(nil), false, false},
+		{"the same name elsewhere", "compute/runs/execute", ws2 + "/runs/r1", run(nil), false, false},
+		{"the same name in a twin workspace", "compute/runs/execute", ws4 + "/runs/r1", run(nil), false, false},
+		{"the workspace itself", "compute/runs/read", ws1, run(nil), false, false},
+		{"the workspace by a line with no path", "compute/runs/cancel", ws1, run(nil), false, false},
+		{"the installation", "compute/runs/execute", "/", run(nil), false, false},
+		{"the subscription", "compute/runs/execute", sub1, run(nil), false, false},
+		{"no uid", "compute/runs/execute", ws1 + "/runs/r1", run(func(r *Run) { r.UID = "" }), false, false},
+		{"no workspace", "compute/runs/execute", ws1 + "/runs/r1", run(func(r *Run) { r.WorkspaceUID = "" }), false, false},
+		{"no workspace at the installation", "compute/runs/execute", "/", run(func(r *Run) { r.WorkspaceUID = "" }), false, false},
+		{"no list", "compute/runs/execute", ws1 + "/runs/r1", run(func(r *Run) { r.Actions = nil }), false, false},
+		{"wildcards count for nothing", "compute/runs/execute", ws1 + "/runs/r1", run(func(r *Run) { r.Actions = []string{"*", "* runs/r1", "compute/* runs/r1", "compute/runs/execute *"} }), false, true},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			// The submitter is Owner of everything: that adds nothing.
+			d := f.Decide(Query{Principal: "usr_1", Action: c.action, Data: true, Scope: f.scope(c.scope), Run: c.run})
+			if d.Allowed != c.want || d.MayKnow != c.mayKnow || d.Assignment != "" {
+				t.Errorf("%+v", d)
+			}
+			if !c.want && d.Reason != faultv1.Reason_AUTHZ_OUTSIDE_RUN {
+				t.Errorf("reason %v", d.Reason)
+			}
+			if d := f.Decide(Query{Action: c.action, Data: true, Scope: f.scope(c.scope), Run: c.run}); d.Allowed {
+				t.Errorf("without a principal: %+v", d)
+			}
+		})
+	}
+}
+
+func TestRevocations(t *testing.T) {
+	f := engine(t)
+	r := f.Revocations()
+	at := f.clock.t
+	stamp := timestamppb.New
+	later := stamp(at.Add(time.Hour))
+	f.secure(&identityv1.WatchSecurityResponse{Revocations: []*identityv1.Revocation{
+		{Jti: "j1", ExpireTime: later}, {Sid: "s1", ExpireTime: later}, {RunUid: "run_1", ExpireTime: later},
+		{Subject: "usr_1", IssuedUntil: stamp(at), ExpireTime: later}, {Subject: "usr_all", ExpireTime: later},
+	}})
+	cases := []struct {
+		name               string
+		sub, sid, jti, run string
+		anc                []string
+		issued             time.Time
+		want               bool
+	}{
+		{name: "nothing", want: false},
+		{name: "others", sub: "usr_2", sid: "s2", jti: "j2", run: "run_2", anc: []string{"j3", ""}, issued: at},
+		{name: "token", jti: "j1", want: true},
+		{name: "token in upper case", jti: "J1"},
+		{name: "session", sid: "s1", want: true},
+		{name: "run", run: "run_1", want: true},
+		{name: "id of another kind", sub: "j1", sid: "j1", jti: "s1", run: "s1", anc: []string{"run_1", "s1"}, issued: at.Add(1)},
+		{name: "ancestor", jti: "j9", anc: []string{"a", "j1"}, want: true},
+		{name: "last of eight ancestors", jti: "j9", anc: []string{"a", "b", "c", "d", "e", "f", "g", "j1"}, want: true},
+		{name: "subject before", sub: "usr_1", issued: at.Add(-time.Hour), want: true},
+		{name: "subject at that time", sub: "usr_1", issued: at, want: true},
+		{name: "subject after", sub: "usr_1", issued: at.Add(time.Microsecond)},
+		{name: "subject whose token has no time", sub: "usr_1", want: true},
+		{name: "subject without bound", sub: "usr_all", issued: at.Add(time.Hour), want: true},
+	}
+	for _, c := range cases {
+		if got := r.Revoked(c.sub, c.sid, c.jti, c.run, c.anc, c.issued); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+	anc := []string{"a", "b", "c", "d", "e", "f", "g", "h"}
+	if n := testing.AllocsPerRun(100, func() { r.Revoked("usr_1", "s", "j", "run", anc, at); r.Epoch() }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestRevocationsAreWidenedAndForgotten(t *testing.T) {
+	f := engine(t)
+	r := f.Revocations()
+	at := f.clock.t
+	stamp := timestamppb.New
+	epochs := map[uint64]bool{r.Epoch(): true}
+	revoke := func(v *identityv1.Revocation) {
+		t.Helper()
+		f.secure(&identityv1.WatchSecurityResponse{Revocations: []*identityv1.Revocation{v}})
+		if epochs[r.Epoch()] {
+			t.Error("the epoch has not changed")
+		}
+		epochs[r.Epoch()] = true
+	}
+	subject := func(until, expire time.Duration) *identityv1.Revocation {
+		return &identityv1.Revocation{Subject: "usr_1", IssuedUntil: stamp(at.Add(until)), ExpireTime: stamp(at.Add(expire))}
+	}
+	revoke(subject(time.Minute, time.Hour))
+	revoke(subject(-time.Minute, 2*time.Hour)) // an earlier bound takes nothing back
+	revoke(&identityv1.Revocation{Jti: "short", ExpireTime: stamp(at.Add(time.Minute))})
+	revoke(&identityv1.Revocation{Jti: "ever"})
+	if !r.Revoked("usr_1", "", "", "", nil, at.Add(time.Minute)) {
+		t.Error("a revocation was narrowed")
+	}
+	heartbeat := func(after time.Duration) {
+		t.Helper()
+		f.clock.t = at.Add(after)
+		f.must(f.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: f.id, Heartbeat: true}))
+	}
+	short := func(want bool) {
+		t.Helper()
+		if got := r.Revoked("", "", "short", "", nil, at); got != want {
+			t.Errorf("%v after %v", got, f.clock.t.Sub(at))
+		}
+	}
+	heartbeat(time.Minute)
+	short(true)
+	heartbeat(2 * time.Minute) // for clocks that are behind
+	short(true)
+	epoch := r.Epoch()
+	heartbeat(4 * time.Minute)
+	short(false)
+	if r.Epoch() != epoch {
+		t.Error("forgetting voids caches")
+	}
+	heartbeat(90 * time.Minute)
+	if !r.Revoked("usr_1", "", "", "", nil, at) || !r.Revoked("", "", "ever", "", nil, at) {
+		t.Error("one that still matters is forgotten")
+	}
+	// A full state without them: gone, and cached verdicts are void.
+	f.id = 99
+	f.must(f.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: f.id, Reset_: true, Complete: true}))
+	if r.Revoked("usr_1", "", "", "", nil, at) || r.Epoch() == epoch {
+		t.Error("a full state did not replace the old one")
+	}
+}
+
+func TestFresh(t *testing.T) {
+	f := engine(t)
+	at := f.clock.t
+	fresh := func(after time.Duration, want, security bool) {
+		t.Helper()
+		err := f.Fresh(at.Add(after))
+		if (err == nil) != want || err != nil && (fault.ReasonOf(err) != faultv1.Reason_AUTHZ_STATE_STALE || !fault.Is(err, codes.Unavailable)) {
+			t.Errorf("after %v: %v", after, err)
+		}
+		if err := f.Revocations().Fresh(at.Add(after)); (err == nil) != security {
+			t.Errorf("revocations after %v: %v", after, err)
+		}
+	}
+	fresh(0, true, true)
+	fresh(10*time.Second, true, true)
+	fresh(10*time.Second+1, false, false)
+	fresh(-10*time.Second-1, false, false)
+	f.clock.t = at.Add(5 * time.Second)
+	f.must(f.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: f.id, Heartbeat: true}))
+	fresh(12*time.Second, false, true) // workspace is silent
+	f.must(f.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Seq: f.auth, Heartbeat: true}))
+	fresh(12*time.Second, true, true)
+	f.clock.t = at.Add(8 * time.Second)
+	f.change(&workspacev1.WatchAuthorizationResponse{}) // a change is a sign of life
+	fresh(16*time.Second, false, false)
+	f.members("grp_1")
+	fresh(16*time.Second, true, true)
+	// What was missed is not: the stream lives, and its state is old.
+	f.clock.t = at.Add(20 * time.Second)
+	if f.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Seq: f.auth + 1, Heartbeat: true}) == nil {
+		t.Error("a gap passes")
+	}
+	if f.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Seq: f.auth, Heartbeat: true}) == nil {
+		t.Error("the stream goes on after a gap")
+	}
+	fresh(20*time.Second, false, false)
+
+	own := New(Config{Now: f.clock.now, OwnAuthorization: true, OwnSecurity: true})
+	if own.Fresh(at) == nil {
+		t.Error("fresh with nothing")
+	}
+	_ = own.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Reset_: true, Complete: true})
+	_ = own.ApplySecurity(&identityv1.WatchSecurityResponse{Reset_: true, Complete: true})
+	if err := own.Fresh(at.Add(time.Hour * 1000)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOrder goes through what a stream may and may not send.
+func TestOrder(t *testing.T) {
+	type m struct {
+		seq          uint64
+		reset, whole bool
+		heartbeat    bool
+		ok           bool
+	}
+	cases := []struct {
+		name string
+		in   []m
+	}{
+		{"one message", []m{{1, true, true, false, true}, {2, false, false, false, true}, {2, false, false, true, true}, {3, false, false, false, true}}},
+		{"several of one number", []m{{5, true, false, false, true}, {5, false, false, false, true}, {5, false, true, false, true}, {6, false, false, false, true}}},
+		{"several that count", []m{{5, true, false, false, true}, {6, false, false, false, true}, {7, false, true, false, true}, {8, false, false, false, true}}},
+		{"a heartbeat while loading", []m{{5, true, false, false, true}, {5, false, false, true, true}, {5, false, true, false, true}}},
+		{"from number 0", []m{{0, true, true, false, true}, {0, false, false, true, true}, {1, false, false, false, true}}},
+		{"a change first", []m{{1, false, false, false, false}}},
+		{"a heartbeat first", []m{{0, false, false, true, false}}},
+		{"complete without a beginning", []m{{1, false, true, false, false}}},
+		{"a gap", []m{{1, true, true, false, true}, {3, false, false, false, false}, {2, false, false, false, false}, {3, true, true, false, true}}},
+		{"a gap while loading", []m{{1, true, false, false, true}, {3, false, true, false, false}, {1, false, true, false, false}}},
+		{"twice", []m{{1, true, true, false, true}, {2, false, false, false, true}, {2, false, false, false, false}}},
+		{"back", []m{{5, true, true, false, true}, {4, false, false, false, false}}},
+		{"a heartbeat ahead", []m{{5, true, true, false, true}, {6, false, false, true, false}}},
+		{"a heartbeat behind", []m{{5, true, true, false, true}, {4, false, false, true, false}}},
+		{"a heartbeat that resets", []m{{5, true, true, true, false}, {5, true, true, false, true}}},
+		{"around the end", []m{{1<<64 - 1, true, true, false, true}, {0, false, false, false, true}}},
+		{"over again while loading", []m{{5, true, false, false, true}, {9, true, false, false, true}, {9, false, true, false, true}}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			e := New(Config{})
+			for i, x := range c.in {
+				a := e.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Seq: x.seq, Reset_: x.reset, Complete: x.whole, Heartbeat: x.heartbeat})
+				s := e.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: x.seq, Reset_: x.reset, Complete: x.whole, Heartbeat: x.heartbeat})
+				if (a == nil) != x.ok || (s == nil) != x.ok {
+					t.Fatalf("message %d: %v, %v", i, a, s)
+				}
+			}
+		})
+	}
+}
+
+// TestMalformedRecords: the message is refused, the state stays, and only a full state helps.
+func TestMalformedRecords(t *testing.T) {
+	w := func(name, uid, parent string) *workspacev1.WatchAuthorizationResponse {
+		return &workspacev1.WatchAuthorizationResponse{Scopes: []*workspacev1.ScopeRecord{{Uid: uid, Name: name, ParentUid: parent, Active: true}}}
+	}
+	cases := map[string]*workspacev1.WatchAuthorizationResponse{
+		"scope without uid":          w(grp1+"/workspaces/w9", "", "rgp_1"),
+		"scope without name":         w("", "ws_9", "rgp_1"),
+		"scope with a bad name":      w(grp1+"/workspaces/W9", "ws_9", "rgp_1"),
+		"scope of another kind":      w(ws1+"/runs/r1", "run_9", "ws_1"),
+		"the installation":           w("/", "root", ""),
+		"a user":                     w("users/ada", "usr_9", ""),
+		"parent not known":           w(grp1+"/workspaces/w9", "ws_9", "rgp_9"),
+		"parent of another name":     w(grp1+"/workspaces/w9", "ws_9", "rgp_2"),
+		"parent of another kind":     w(grp1+"/workspaces/w9", "ws_9", "sub_1"),
+		"no parent":                  w(grp1+"/workspaces/w9", "ws_9", ""),
+		"its own parent":             w(grp1+"/workspaces/w9", "ws_9", "ws_9"),
+		"renamed":                    w(grp1+"/workspaces/w9", "ws_1", "rgp_1"),
+		"moved":                      w(ws3, "ws_1", "rgp_2"),
+		"name that is taken":         w(ws1, "ws_9", "rgp_1"),
+		"removed and there":          {Scopes: []*workspacev1.ScopeRecord{record(ws1, true)}, Removed: []string{"ws_1"}},
+		"assignment removed, there":  {Assignments: []*workspacev1.AssignmentRecord{assigned("asg_9", ws1, Owner, "usr_9")}, Removed: []string{"asg_9"}},
+		"removed nothing":            {Removed: []string{""}},
+		"assignment without uid":     {Assignments: []*workspacev1.AssignmentRecord{assigned("", ws1, Owner, "usr_9")}},
+		"assignment without role":    {Assignments: []*workspacev1.AssignmentRecord{assigned("asg_9", ws1, "", "usr_9")}},
+		"assignment to nobody":       {Assignments: []*workspacev1.AssignmentRecord{assigned("asg_9", ws1, Owner, "")}},
+		"role without name":          {Roles: []*workspacev1.RoleDefinition{{Actions: []string{"*"}}}},
+		"good beside what is wrong":  {Assignments: []*workspacev1.AssignmentRecord{assigned("asg_9", ws1, Owner, "usr_9"), assigned("asg_8", ws1, Owner, "")}},
+		"removal beside what is not": {Removed: []string{"ws_1", ""}},
+	}
+	for name, bad := range cases {
+		t.Run(name, func(t *testing.T) {
+			f := engine(t, assigned("asg_1", ws1, Owner, "usr_1"))
+			version, _ := f.Version()
+			bad.Seq = f.auth + 1
+			if f.ApplyAuthorization(bad) == nil {
+				t.Fatal("it is taken")
+			}
+			if v, _ := f.Version(); v != version {
+				t.Error("the state has changed")
+			}
+			if !f.ask("usr_1", "a/b/read", ws1).Allowed || f.ask("usr_9", "a/b/read", ws1).Allowed {
+				t.Error("half of it was taken")
+			}
+			if f.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Seq: f.auth + 2}) == nil {
+				t.Error("the stream goes on")
+			}
+		})
+	}
+	security := map[string]*identityv1.WatchSecurityResponse{
+		"group without uid":        {Groups: []*identityv1.GroupMembers{{MemberUids: []string{"usr_1"}}}},
+		"revocation of nothing":    {Revocations: []*identityv1.Revocation{{}}},
+		"revocation of two things": {Revocations: []*identityv1.Revocation{{Jti: "a", Sid: "b"}}},
+	}
+	for name, bad := range security {
+		t.Run(name, func(t *testing.T) {
+			f := engine(t)
+			epoch := f.Revocations().Epoch()
+			bad.Seq = f.id + 1
+			if f.ApplySecurity(bad) == nil || f.Revocations().Epoch() != epoch || f.Revocations().Revoked("", "b", "a", "", nil, f.clock.t) {
+				t.Error("it is taken")
+			}
+			if f.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: f.id + 2}) == nil {
+				t.Error("the stream goes on")
+			}
+		})
+	}
+}
+
+func TestRolesChange(t *testing.T) {
+	f := engine(t, assigned("asg_1", ws1, "roleDefinitions/mine", "usr_1"))
+	const action = "compute/runs/submit"
+	for i, c := range []struct {
+		def  *workspacev1.RoleDefinition
+		want bool
+	}{
+		{nil, false},
+		{&workspacev1.RoleDefinition{Actions: []string{"compute/runs/*"}}, true},
+		{&workspacev1.RoleDefinition{Actions: []string{"COMPUTE/Runs/Submit"}}, true},
+		{&workspacev1.RoleDefinition{Actions: []string{"*"}, NotActions: []string{"*/Submit"}}, false},
+		{&workspacev1.RoleDefinition{DataActions: []string{"*"}}, false},
+		{&workspacev1.RoleDefinition{Actions: []string{"*"}, NotDataActions: []string{"*"}}, true},
+		{&workspacev1.RoleDefinition{Actions: []string{"*"}, NotActions: []string{"\u212a"}}, false},    // cannot be read: gives nothing
+		{&workspacev1.RoleDefinition{Actions: []string{"*", ""}}, false},                                // nor this
+		{&workspacev1.RoleDefinition{Actions: slices.Repeat([]string{"*"}, MaxPatterns+1)}, false},      // nor this
+		{&workspacev1.RoleDefinition{Actions: []string{strings.Repeat("*", MaxPatternBytes+1)}}, false}, // nor this
+		{&workspacev1.RoleDefinition{Actions: []string{"compute/runs/\u017fubmit"}}, false},             // long s
+		{&workspacev1.RoleDefinition{Actions: []string{strings.Repeat("*", MaxPatternBytes)}}, true},
+	} {
+		if c.def != nil {
+			c.def.Name = "roleDefinitions/mine"
+			f.change(&workspacev1.WatchAuthorizationResponse{Roles: []*workspacev1.RoleDefinition{c.def}})
+		}
+		if d := f.ask("usr_1", action, ws1); d.Allowed != c.want {
+			t.Errorf("%d: %+v", i, d)
+		}
+	}
+	// Two roles add up; the not-list of one takes nothing from the other.
+	f.change(&workspacev1.WatchAuthorizationResponse{
+		Roles:       []*workspacev1.RoleDefinition{{Name: "roleDefinitions/mine", Actions: []string{"*"}, NotActions: []string{"compute/*"}}, {Name: "roleDefinitions/other", Actions: []string{action}}},
+		Assignments: []*workspacev1.AssignmentRecord{assigned("asg_2", sub1, "roleDefinitions/other", "usr_1")},
+	})
+	if d := f.ask("usr_1", action, ws1); !d.Allowed || d.Assignment != "asg_2" {
+		t.Errorf("%+v", d)
+	}
+	// An assignment can change its place; the old place is left.
+	f.change(&workspacev1.WatchAuthorizationResponse{Assignments: []*workspacev1.AssignmentRecord{assigned("asg_2", ws4, "roleDefinitions/other", "usr_2")}})
+	if f.ask("usr_1", action, ws1).Allowed || !f.ask("usr_2", action, ws4).Allowed || f.ask("usr_1", action, ws4).Allowed {
+		t.Error("an assignment that changed is at two places, or none")
+	}
+}
+
+func TestVersion(t *testing.T) {
+	f := engine(t)
+	v, changed := f.Version()
+	select {
+	case <-changed:
+		t.Fatal("it has changed already")
+	default:
+	}
+	f.must(f.ApplyAuthorization(&workspacev1.WatchAuthorizationResponse{Seq: f.auth, Heartbeat: true}))
+	if w, _ := f.Version(); w != v {
+		t.Error("a heartbeat changes something")
+	}
+	f.members("grp_1", "usr_1")
+	<-changed
+	w, changed := f.Version()
+	if w == v {
+		t.Error("the version is the same")
+	}
+	f.change(&workspacev1.WatchAuthorizationResponse{Removed: []string{"ws_1"}})
+	<-changed
+}
+
+func TestExplain(t *testing.T) {
+	f := engine(t, assigned("asg_1", sub1, Contributor, "grp_1"), assigned("asg_2", ws1, Contributor, "usr_1"), assigned("asg_3", "/", Reader, "usr_1"))
+	f.members("grp_1", "usr_1")
+	x := f.Explain(Query{Principal: "usr_1", Action: "compute/runs/submit", Scope: f.scope(ws1)})
+	want := []Grant{{"asg_2", Contributor, "ws_1", ws1, "usr_1"}, {"asg_1", Contributor, "sub_1", sub1, "grp_1"}}
+	if !x.Allowed || !slices.Equal(x.Grants, want) || x.Assignment != "asg_2" {
+		t.Errorf("%+v", x)
+	}
+	for _, c := range []struct {
+		q    Query
+		want string
+	}{
+		{Query{Principal: "usr_1", Action: "compute/runs/submit", Scope: f.scope(ws2)}, Contributor + ", assigned at " + sub1 + " through the group grp_1, gives the action compute/runs/submit"},
+		{Query{Principal: "usr_1", Action: "compute/runs/read", Scope: f.scope("/")}, Reader + ", assigned at /, gives the action"},
+		{Query{Principal: "usr_1", Action: "authorization/roleAssignments/write", Scope: f.scope(ws1)}, "no role assignment at " + ws1 + " or above it gives the action"},
+		{Query{Principal: "usr_1", Action: "keyvault/secrets/access", Data: true, Scope: f.scope(ws4)}, "gives the data action"},
+		{Query{Principal: "usr_1", Action: "compute/runs/read", Scope: Scope{Name: parsed(t, ws1), UID: "ws_9"}}, "no such resource"},
+		{Query{Principal: "usr_1", Action: "compute/runs/read", Scope: f.scope(ws1 + "/runs/r1"), Run: &Run{UID: "r", WorkspaceUID: "ws_1"}}, "does not list"},
+		{Query{Principal: "usr_1", Action: "compute/runs/read", Scope: f.scope(ws1 + "/runs/r1"), Run: &Run{UID: "r", WorkspaceUID: "ws_1", Actions: []string{"compute/runs/read runs/r1"}}}, "token lists"},
+		{Query{}, "no such resource"},
+	} {
+		x := f.Explain(c.q)
+		if !strings.Contains(x.Text, c.want) || x.Decision != f.Decide(c.q) || x.Allowed != (len(x.Grants) > 0 || c.q.Run != nil && x.Allowed) {
+			t.Errorf("%+v\nwanted %q", x, c.want)
+		}
+	}
+	if x := New(Config{}).Explain(Query{Principal: "usr_1", Action: "a/b/c", Scope: Scope{Name: resource.RootName()}}); x.Allowed || !strings.Contains(x.Text, "no authorization state") {
+		t.Errorf("%+v", x)
+	}
+}

@@ -1,0 +1,95 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+)
+
+// The wait before a stream is started again, doubled with each failure.
+const (
+	firstWait = 50 * time.Millisecond
+	lastWait  = 2 * time.Second
+)
+
+var errStreamSilent = errors.New("authz: nothing was heard for too long")
+
+// Follow keeps the engine's two streams up until ctx ends, and returns then. A stream that ends, fails, falls silent for
+// MaxStale or sends what the engine refuses is started over after a wait with jitter. A nil client is not followed: the
+// service whose own state it is applies that itself.
+func Follow(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationStateServiceClient, identity identityv1.TokenServiceClient, log *slog.Logger) {
+	var wg sync.WaitGroup
+	if workspace != nil {
+		wg.Go(func() {
+			keep(ctx, e, log.With("stream", "authorization"), e.ApplyAuthorization,
+				func(ctx context.Context) (grpc.ServerStreamingClient[workspacev1.WatchAuthorizationResponse], error) {
+					return workspace.WatchAuthorization(ctx, &workspacev1.WatchAuthorizationRequest{})
+				})
+		})
+	}
+	if identity != nil {
+		wg.Go(func() {
+			keep(ctx, e, log.With("stream", "security"), e.ApplySecurity,
+				func(ctx context.Context) (grpc.ServerStreamingClient[identityv1.WatchSecurityResponse], error) {
+					return identity.WatchSecurity(ctx, &identityv1.WatchSecurityRequest{})
+				})
+		})
+	}
+	wg.Wait()
+}
+
+// keep runs one stream over and over. A stream that lasted for longer than lastWait makes the next wait short again.
+func keep[M any](ctx context.Context, e *Engine, log *slog.Logger, apply func(*M) error, open func(context.Context) (grpc.ServerStreamingClient[M], error)) {
+	for failures := 0; ; failures++ {
+		began := e.cfg.Now()
+		err := once(ctx, e.cfg.MaxStale, apply, open)
+		if ctx.Err() != nil {
+			return
+		}
+		if e.cfg.Now().Sub(began) > lastWait {
+			failures = 0
+		}
+		if failures == 0 || failures%30 == 0 { // not one line a second while a peer is away
+			log.WarnContext(ctx, "the state stream broke and is started over", "error", err, "failures", failures+1)
+		}
+		wait := min(firstWait<<min(failures, 16), lastWait)
+		wait = wait/2 + rand.N(wait) //nolint:gosec // jitter
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+}
+
+// once runs a stream until it breaks.
+func once[M any](ctx context.Context, silence time.Duration, apply func(*M) error, open func(context.Context) (grpc.ServerStreamingClient[M], error)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watchdog := time.AfterFunc(silence, func() { cancel(errStreamSilent) })
+	defer watchdog.Stop()
+	s, err := open(ctx)
+	if err != nil {
+		return errors.Join(context.Cause(ctx), err)
+	}
+	for {
+		m, err := s.Recv()
+		if err != nil {
+			return errors.Join(context.Cause(ctx), err)
+		}
+		watchdog.Reset(silence)
+		if err := apply(m); err != nil {
+			return err
+		}
+	}
+}
