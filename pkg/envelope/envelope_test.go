@@ -277,7 +277,7 @@ func openStream(k *envelope.Key, aad envelope.AAD, r io.Reader) ([]byte, error) 
 	}
 	plain, err := io.ReadAll(opened)
 	if n, again := opened.Read(make([]byte, 10)); n != 0 || (err == nil) != errors.Is(again, io.EOF) || err != nil && !errors.Is(again, err) {
-		return plain, fmt.Errorf("after the end (%w) came %d bytes and %w", err, n, again)
+		return plain, fmt.Errorf("the first end was %q, and then came %d bytes and %q", fmt.Sprint(err)[:5], n, fmt.Sprint(again))
 	}
 	return plain, err
 }
@@ -428,4 +428,3 @@ func TestMACAndNames(t *testing.T) {
 		}
 	})
 }
-

@@ -118,9 +118,6 @@ func (k *Key) Open(aad AAD, sealed []byte) ([]byte, error) {
 	if err != nil {
 		return nil, errDamaged()
 	}
-	if plain == nil {
-		plain = []byte{}
-	}
 	return plain, nil
 }
 
