@@ -1,0 +1,110 @@
+-- name: InsertCompute :execrows
+INSERT INTO computes (uid, workspace_uid, name, name_mac, kind, max_runs, create_time, created_by)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (workspace_uid, name_mac) DO NOTHING;
+
+-- name: GetCompute :one
+SELECT uid, workspace_uid, name, name_mac, kind, max_runs, create_time, created_by FROM computes
+WHERE workspace_uid = $1 AND name_mac = $2;
+
+-- name: GetComputeByUID :one
+SELECT uid, workspace_uid, name, name_mac, kind, max_runs, create_time, created_by FROM computes WHERE uid = $1;
+
+-- name: ListComputes :many
+SELECT uid, workspace_uid, name, name_mac, kind, max_runs, create_time, created_by FROM computes
+WHERE workspace_uid = $1 AND (create_time > $2 OR (create_time = $2 AND uid > $3))
+ORDER BY create_time, uid LIMIT CAST($4 AS BIGINT);
+
+-- name: ComputeRuns :one
+SELECT COUNT(*) FROM runs WHERE compute_uid = $1;
+
+-- name: ComputeRunsNotEnded :one
+SELECT COUNT(*) FROM runs WHERE compute_uid = $1 AND state < $2;
+
+-- name: DeleteCompute :execrows
+DELETE FROM computes WHERE uid = $1;
+
+-- name: InsertRun :execrows
+INSERT INTO runs (uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version,
+                  create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', 0, 1, $10, 0, 0, 0, 0, 0, 0)
+ON CONFLICT (workspace_uid, id_mac) DO NOTHING;
+
+-- name: GetRun :one
+SELECT * FROM runs WHERE uid = $1;
+
+-- name: GetRunByID :one
+SELECT * FROM runs WHERE workspace_uid = $1 AND id_mac = $2;
+
+-- name: GetRunByRequest :one
+SELECT * FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1;
+
+-- name: ListRuns :many
+SELECT * FROM runs
+WHERE workspace_uid = $1 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
+ORDER BY create_time DESC, uid DESC LIMIT CAST($4 AS BIGINT);
+
+-- name: ListRunsInState :many
+SELECT * FROM runs
+WHERE workspace_uid = $1 AND state = $2 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
+ORDER BY create_time DESC, uid DESC LIMIT CAST($5 AS BIGINT);
+
+-- name: RunsByState :many
+SELECT * FROM runs WHERE state = $1 ORDER BY create_time, uid LIMIT CAST($2 AS BIGINT);
+
+-- name: QueuedOnCompute :many
+SELECT * FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT);
+
+-- name: RunsInStates :many
+SELECT * FROM runs WHERE state >= $1 AND state <= $2 ORDER BY create_time, uid;
+
+-- name: NotRevoked :many
+SELECT * FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100;
+
+-- name: ActiveOnCompute :one
+SELECT COUNT(*) FROM runs WHERE compute_uid = $1 AND state >= $2 AND state <= $3;
+
+-- name: UpdateRun :execrows
+UPDATE runs SET outcome = $3, state = $4, generation = $5, agent_key = $6, cancel = $7, version = version + 1,
+                start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13
+WHERE uid = $1 AND version = $2;
+
+-- name: TouchRun :execrows
+UPDATE runs SET heartbeat_time = $2 WHERE uid = $1 AND state < $3;
+
+-- name: RunsOfWorkspace :many
+SELECT * FROM runs WHERE workspace_uid = $1;
+
+-- name: InsertLog :exec
+INSERT INTO log_chunks (run_uid, start, length, data) VALUES ($1, $2, $3, $4);
+
+-- name: SetLogBytes :execrows
+UPDATE runs SET log_bytes = $2, heartbeat_time = $3 WHERE uid = $1 AND log_bytes = $4 AND state < $5;
+
+-- name: ReadLog :many
+SELECT run_uid, start, length, data FROM log_chunks
+WHERE run_uid = $1 AND start + length > $2 ORDER BY start LIMIT CAST($3 AS BIGINT);
+
+-- name: PutOutput :exec
+INSERT INTO outputs (run_uid, path_mac, entry, size, blob, create_time) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (run_uid, path_mac) DO UPDATE SET entry = EXCLUDED.entry, size = EXCLUDED.size, blob = EXCLUDED.blob, create_time = EXCLUDED.create_time;
+
+-- name: GetOutput :one
+SELECT run_uid, path_mac, entry, size, blob, create_time FROM outputs WHERE run_uid = $1 AND path_mac = $2;
+
+-- name: ListOutputs :many
+SELECT run_uid, path_mac, entry, size, blob, create_time FROM outputs WHERE run_uid = $1 ORDER BY create_time, blob;
+
+-- name: CountOutputs :one
+SELECT COUNT(*) FROM outputs WHERE run_uid = $1;
+
+-- name: DeleteLogsOfWorkspace :exec
+DELETE FROM log_chunks WHERE run_uid IN (SELECT uid FROM runs WHERE workspace_uid = $1);
+
+-- name: DeleteOutputsOfWorkspace :exec
+DELETE FROM outputs WHERE run_uid IN (SELECT uid FROM runs WHERE workspace_uid = $1);
+
+-- name: DeleteRunsOfWorkspace :exec
+DELETE FROM runs WHERE workspace_uid = $1;
+
+-- name: DeleteComputesOfWorkspace :exec
+DELETE FROM computes WHERE workspace_uid = $1;
