@@ -2,214 +2,119 @@ package audit
 
 import (
 	"context"
-	"embed"
-	"errors"
-	"log/slog"
-	"sync/atomic"
+	"sync"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
-	"github.com/redoubt-ml/redoubt/pkg/envelope"
-	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 )
 
-//go:embed migrations/*.sql
-var files embed.FS
+// maxKinds is how many kinds of anonymous refusals are told apart between two flushes. Further ones share one count for each code.
+const maxKinds = 512
 
-// Event is one record of the activity log.
-type Event = telemetryv1.ActivityEvent
-
-const (
-	// Deadline is how long Append and Record wait for the storage.
-	Deadline = 2 * time.Second
-	// MaxEventBytes bounds an encoded event. One that is larger loses its details.
-	MaxEventBytes = 32 << 10
-
-	openTimeout = 15 * time.Second
-)
-
-// Migrations brings the tables of the outbox into a service's database.
-func Migrations() sqldb.MigrationSet {
-	return sqldb.MigrationSet{Name: "audit", FS: files, Dir: "migrations"}
+// kind is what anonymous refusals are told apart by.
+type kind struct {
+	method, action, code, reason string
+	result                       telemetryv1.ActivityEvent_Result
 }
 
-// Config of an Outbox. Service, DB and Keys are required.
-type Config struct {
-	// Service is the name under which telemetry numbers the events, "workspace".
-	Service string
-	// DB has the tables of Migrations.
-	DB *sqldb.DB
-	// Keys are under the service's own seal. The outbox has the data key whose owner is Service.
-	Keys *envelope.Keyring
-	// Now gives events without a time theirs; nil means time.Now.
-	Now func() time.Time
-	// Logger takes what an operator should know; nil discards.
-	Logger *slog.Logger
-	// FlushEvery is how often Relay writes the counts of anonymous refusals. Default 5 s.
-	FlushEvery time.Duration
+// tally counts one kind.
+type tally struct {
+	n           int64
+	first, last time.Time
 }
 
-// Outbox is safe for concurrent use.
-type Outbox struct {
-	cfg    Config
-	box    *box
-	counts counts
-	wake   chan struct{}
-	// given is the highest number that was handed out; it may be rolled back.
-	given atomic.Int64
+func (t *tally) add(o tally) {
+	if t.n == 0 || o.first.Before(t.first) {
+		t.first = o.first
+	}
+	if o.last.After(t.last) {
+		t.last = o.last
+	}
+	t.n += o.n
 }
 
-// New makes the Outbox of a service. It opens the service's own data key, and makes it the first time.
-func New(cfg Config) (*Outbox, error) {
-	if cfg.Service == "" || cfg.DB == nil || cfg.Keys == nil {
-		return nil, errors.New("audit: Service, DB and Keys are required")
-	}
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	if cfg.FlushEvery <= 0 {
-		cfg.FlushEvery = 5 * time.Second
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
-	defer cancel()
-	box, err := newBox(ctx, cfg.Keys, cfg.Service)
-	if err != nil {
-		return nil, err
-	}
-	return &Outbox{cfg: cfg, box: box, counts: counts{now: cfg.Now}, wake: make(chan struct{}, 1)}, nil
+// counts are the refusals that wait for a flush.
+type counts struct {
+	now   func() time.Time
+	mu    sync.Mutex
+	kinds map[kind]tally
+	flush sync.Mutex // one flush at a time
 }
 
-// Append writes ev in the transaction of the change that it records. Service and number are set here, uid, time and count where they
-// are missing; ev itself is not changed. If it fails, the transaction must not be committed.
-//
-// Errors: AUDIT_UNAVAILABLE; those of ctx.
-func (o *Outbox) Append(ctx context.Context, tx *sqldb.Tx, ev *Event) error {
+// Aggregate counts ev, the refusal of a caller that nobody knows, by method, code and reason. It neither waits nor fails; memory is
+// bounded. The rest of ev, its address too, is not kept.
+func (o *Outbox) Aggregate(ev *Event) {
 	if ev == nil {
-		return fault.Internal(nil, "a change without an event")
+		return
 	}
-	short, cancel := context.WithTimeout(ctx, Deadline)
-	defer cancel()
-	if err := o.insert(short, tx, ev); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return unavailable(err)
-	}
-	// The transaction is still open. The relay looks again until it sees the event, or that it was rolled back.
-	o.notify()
-	return nil
+	now := o.counts.now()
+	o.counts.add(kind{
+		method: ev.GetMethod(), action: ev.GetAction(), code: ev.GetCode(), reason: ev.GetReason(), result: ev.GetResult(),
+	}, tally{n: max(1, ev.GetCount()), first: now, last: now})
 }
 
-// insert gives ev the next number and stores it.
-func (o *Outbox) insert(ctx context.Context, tx *sqldb.Tx, ev *Event) error {
-	var seq int64
-	if err := tx.QueryRowContext(ctx, "UPDATE outbox_head SET seq = seq + 1 WHERE id = 1 RETURNING seq").Scan(&seq); err != nil {
-		return err
+func (c *counts) add(k kind, t tally) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.kinds == nil {
+		c.kinds = make(map[kind]tally)
 	}
-	now := o.cfg.Now()
-	whole := proto.CloneOf(ev)
-	whole.Service, whole.Seq = o.cfg.Service, seq
-	if whole.GetUid() == "" {
-		whole.Uid = resource.NewUID("evt")
-	}
-	if whole.GetTime() == nil {
-		whole.Time = timestamppb.New(now)
-	}
-	if whole.GetCount() < 1 {
-		whole.Count = 1
-	}
-	plain, err := encode(whole)
-	if err != nil {
-		return err
-	}
-	sealed, err := o.box.seal(ctx, seq, whole.GetUid(), plain)
-	if err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, "INSERT INTO outbox (seq, event_uid, sealed, create_time) VALUES ($1, $2, $3, $4)",
-		seq, whole.GetUid(), sealed, now.UnixMicro()); err != nil {
-		return err
-	}
-	for {
-		given := o.given.Load()
-		if seq <= given || o.given.CompareAndSwap(given, seq) {
-			return nil
+	if _, known := c.kinds[k]; !known && len(c.kinds) >= maxKinds {
+		k = kind{method: "/", code: k.code, result: k.result}
+		if _, known := c.kinds[k]; !known && len(c.kinds) >= maxKinds+32 { // codes are few; what callers write is not
+			k = kind{method: "/", result: k.result}
 		}
 	}
+	sum := c.kinds[k]
+	sum.add(t)
+	c.kinds[k] = sum
 }
 
-// encode marshals an event and holds it to MaxEventBytes: a record without its details is better than none.
-func encode(ev *Event) ([]byte, error) {
-	if proto.Size(ev) > MaxEventBytes {
-		ev.Details = map[string]string{"details": "left out, too large"}
-	}
-	plain, err := proto.Marshal(ev)
-	if err != nil {
-		return nil, fault.Internal(err, "an event could not be encoded")
-	}
-	if len(plain) > MaxEventBytes {
-		return nil, fault.Internal(nil, "an event of %d bytes is larger than the %d that are kept", len(plain), MaxEventBytes)
-	}
-	return plain, nil
+// take empties the counts.
+func (c *counts) take() map[kind]tally {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kinds := c.kinds
+	c.kinds = nil
+	return kinds
 }
 
-// Record writes ev in a transaction of its own, shared with others that are recorded at the same time, and returns when it is
-// durable. It does not end with ctx: what happened is recorded although its caller is gone.
+// Flush writes what Aggregate has counted, one event for each kind, in one transaction. What cannot be written is counted on; where
+// the storage hangs it may then be counted twice.
 //
-// Errors: AUDIT_UNAVAILABLE, at the latest after Deadline; then what is recorded must not have an effect or an answer.
-func (o *Outbox) Record(ctx context.Context, ev *Event) error {
-	if ev == nil {
-		return fault.Internal(nil, "a record without an event")
-	}
-	return o.write(ctx, func(ctx context.Context, tx *sqldb.Tx) error { return o.insert(ctx, tx, ev) })
-}
-
-// write runs fn in a group transaction and gives up after Deadline, even where the storage does not come back.
-func (o *Outbox) write(ctx context.Context, fn func(ctx context.Context, tx *sqldb.Tx) error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Deadline)
-	done := make(chan error, 1)
-	go func() {
-		defer cancel()
-		done <- o.cfg.DB.WriteGrouped(ctx, fn)
-	}()
-	select {
-	case err := <-done:
-		if err != nil {
-			return unavailable(err)
-		}
-		o.notify()
+// Errors: AUDIT_UNAVAILABLE.
+func (o *Outbox) Flush(ctx context.Context) error {
+	o.counts.flush.Lock()
+	defer o.counts.flush.Unlock()
+	kinds := o.counts.take()
+	if len(kinds) == 0 {
 		return nil
-	case <-ctx.Done():
-		return unavailable(ctx.Err())
 	}
-}
-
-// Depth is the number of events that wait for delivery.
-func (o *Outbox) Depth(ctx context.Context) (int64, error) {
-	var n int64
-	err := o.cfg.DB.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM outbox").Scan(&n)
-	return n, sqldb.Fault(err)
-}
-
-// notify wakes the relay.
-func (o *Outbox) notify() {
-	select {
-	case o.wake <- struct{}{}:
-	default:
+	err := o.write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		for k, t := range kinds {
+			if err := o.insert(ctx, tx, summary(k, t)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		for k, t := range kinds {
+			o.counts.add(k, t)
+		}
 	}
+	return err
 }
 
-func unavailable(cause error) error {
-	return fault.Wrap(cause, codes.Unavailable, faultv1.Reason_AUDIT_UNAVAILABLE,
-		"the record of this call could not be stored, so the call was not carried out; repeat it when the service's storage is well again")
+// summary is the event that stands for the refusals of one kind.
+func summary(k kind, t tally) *Event {
+	return &Event{
+		Time: timestamppb.New(t.first), Method: k.method, Action: k.action, Scope: resource.Root, Code: k.code, Reason: k.reason,
+		Result: k.result, Count: t.n,
+		Details: map[string]string{"callers": "unknown", "last_time": t.last.UTC().Format(time.RFC3339Nano)},
+	}
 }
