@@ -63,17 +63,17 @@ type Scope struct {
 // Cursor is the place of the node in a list.
 func (s Scope) Cursor() Cursor { return Cursor{s.Created.UnixMicro(), s.UID} }
 
-// bodyOwner is whose key a node's body is under.
-func bodyOwner(kind Kind, uid string) string {
+// BodyOwner is whose key a node's body is under. The prefix keeps it apart from the workspace's key that comes from keyvault.
+func BodyOwner(kind Kind, uid string) string {
 	if kind == Workspace {
-		return uid
+		return "own." + uid
 	}
 	return envelope.ServiceOwner
 }
 
 // SealBody makes the ciphertext of a body, for AddScope. It must be called outside a transaction.
 func (s *Store) SealBody(ctx context.Context, kind Kind, uid string, b Body) ([]byte, error) {
-	key, err := s.own.Key(ctx, bodyOwner(kind, uid))
+	key, err := s.own.Key(ctx, BodyOwner(kind, uid))
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func (s *Store) SealBody(ctx context.Context, kind Kind, uid string, b Body) ([]
 
 // Body opens what the tenant wrote. It must be called outside a transaction.
 func (s *Store) Body(ctx context.Context, sc Scope) (b Body, err error) {
-	key, err := s.own.Key(ctx, bodyOwner(sc.Kind, sc.UID))
+	key, err := s.own.Key(ctx, BodyOwner(sc.Kind, sc.UID))
 	if err != nil {
 		return b, err
 	}
@@ -100,19 +100,20 @@ func (s *Store) Body(ctx context.Context, sc Scope) (b Body, err error) {
 	return b, nil
 }
 
-// ForgetKey drops the workspace's own key from memory, after the transaction that destroyed it, and takes it out of the log of the
-// database.
+// DestroyKey destroys the key that a workspace's body is under, as part of its removal. ForgetKey follows once that is committed.
+func (s *Store) DestroyKey(ctx context.Context, t *Tx, uid string) error {
+	return s.own.DestroyIn(ctx, t.raw, BodyOwner(Workspace, uid))
+}
+
+// ForgetKey drops a destroyed key from memory, and takes it out of the log of the database.
 func (s *Store) ForgetKey(ctx context.Context, uid string) error {
-	s.own.Forget(uid)
+	s.own.Forget(BodyOwner(Workspace, uid))
 	return s.db.Scrub(ctx)
 }
 
-// DestroyKey destroys the key that a workspace's body is under.
-func (s *Store) DestroyKey(ctx context.Context, t *Tx, uid string) error {
-	return s.own.DestroyIn(ctx, t.raw, uid)
+func (t *Tx) mac(kind Kind, parent, id string) []byte {
+	return t.key.MAC("scope/"+string(kind), parent, id)
 }
-
-func (t *Tx) mac(kind Kind, parent, id string) []byte { return t.key.MAC("scope/"+string(kind), parent, id) }
 
 func (t *Tx) scope(row db.Scope) (Scope, error) {
 	id, err := t.key.OpenString(nameAAD(row.UID), row.Name)

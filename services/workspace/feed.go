@@ -1,0 +1,237 @@
+package workspace
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/services/workspace/internal/store"
+)
+
+const (
+	// slowSubscriber is how long one message may take to leave. Who is slower is cut, and starts over with the full state.
+	slowSubscriber = 5 * time.Second
+	// sentWithin is how long a change waits for the connected streams to have been sent it.
+	sentWithin = 500 * time.Millisecond
+)
+
+// feed tells of changes of the authorization state: the service's own engine at once, the open streams by waking them. What is told
+// is read from the database, so the order is that of the commits, and a change that another replica made is told too.
+type feed struct {
+	s *Service
+
+	applying sync.Mutex // one apply at a time
+	primed   bool       // the engine has a full state up to seq; guarded by applying
+	seq      uint64
+
+	mu     sync.Mutex
+	woken  chan struct{}            // closed and replaced by wake
+	moved  chan struct{}            // closed and replaced when a stream was sent something, or ended
+	sent   map[*subscriber]struct{} // the open streams
+	closed chan struct{}
+	once   sync.Once
+}
+
+// subscriber is an open stream; seq is up to where it was sent changes, guarded by feed.mu.
+type subscriber struct{ seq uint64 }
+
+func newFeed(s *Service) *feed {
+	return &feed{s: s, woken: make(chan struct{}), moved: make(chan struct{}), sent: make(map[*subscriber]struct{}), closed: make(chan struct{})}
+}
+
+func (f *feed) close() { f.once.Do(func() { close(f.closed) }) }
+
+// wake sends the open streams to the database.
+func (f *feed) wake() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.woken)
+	f.woken = make(chan struct{})
+}
+
+func (f *feed) next() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.woken
+}
+
+// note remembers how far a stream is; ended takes it out.
+func (f *feed) note(sub *subscriber, seq uint64, ended bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if ended {
+		delete(f.sent, sub)
+	} else {
+		sub.seq = seq
+		f.sent[sub] = struct{}{}
+	}
+	close(f.moved)
+	f.moved = make(chan struct{})
+}
+
+// told waits until every stream that is connected now has been sent the change, or sentWithin has passed. It says nothing of whether
+// a receiver has applied it: a call elsewhere may still be decided with the state before.
+func (f *feed) told(ctx context.Context, seq uint64) {
+	limit := time.NewTimer(sentWithin)
+	defer limit.Stop()
+	f.mu.Lock()
+	waiting := make([]*subscriber, 0, len(f.sent))
+	for sub := range f.sent {
+		waiting = append(waiting, sub)
+	}
+	f.mu.Unlock()
+	for {
+		f.mu.Lock()
+		behind := false
+		for _, sub := range waiting {
+			if _, open := f.sent[sub]; open && sub.seq < seq {
+				behind = true
+			}
+		}
+		moved := f.moved
+		f.mu.Unlock()
+		if !behind {
+			return
+		}
+		select {
+		case <-moved:
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// read gives what follows on seq: changes, or the full state where primed is false or the changes are gone. Nothing to tell is an
+// empty answer.
+func (f *feed) read(ctx context.Context, primed bool, seq uint64) (out []*workspacev1.WatchAuthorizationResponse, err error) {
+	err = f.s.store.Read(ctx, func(ctx context.Context, t *store.Tx) error {
+		ok := false
+		if primed {
+			if out, ok, err = t.Changes(ctx, seq); err != nil {
+				return err
+			}
+		}
+		if !ok {
+			out, err = t.FullState(ctx, authz.BuiltinRoles())
+		}
+		return err
+	})
+	return out, err
+}
+
+// apply brings the service's own engine to what is committed, and tells it that the state is fresh.
+func (f *feed) apply(ctx context.Context) error {
+	f.applying.Lock()
+	defer f.applying.Unlock()
+	for {
+		batch, err := f.read(ctx, f.primed, f.seq)
+		if err != nil {
+			return err
+		}
+		if len(batch) == 0 {
+			batch = []*workspacev1.WatchAuthorizationResponse{{Seq: f.seq, Heartbeat: true}}
+		}
+		last := batch[0].GetReset_() || batch[0].GetHeartbeat()
+		for _, m := range batch {
+			if err := f.s.cfg.Engine.ApplyAuthorization(m); err != nil {
+				f.primed = false
+				return fault.Internal(err, "a change of the authorization state could not be applied")
+			}
+			f.seq = m.GetSeq()
+		}
+		f.primed = true
+		if last {
+			return nil
+		}
+	}
+}
+
+// change runs a change of the tree or of the assignments. When it returns nil, this service decides with it, and the streams that
+// were connected have been sent it or half a second has passed.
+func (s *Service) change(ctx context.Context, fn func(ctx context.Context, t *store.Tx) error) error {
+	seq, err := s.store.Change(ctx, fn)
+	// Also after an error: of a commit whose result was lost, the database knows better.
+	s.feed.wake()
+	if err != nil {
+		return err
+	}
+	if seq == 0 {
+		return nil
+	}
+	// The change stands; whoever asked may be gone.
+	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := s.feed.apply(short); err != nil {
+		return err
+	}
+	s.feed.told(ctx, seq)
+	return nil
+}
+
+// WatchAuthorization implements AuthorizationStateService.
+func (s *Service) WatchAuthorization(_ *workspacev1.WatchAuthorizationRequest, stream grpc.ServerStreamingServer[workspacev1.WatchAuthorizationResponse]) error {
+	ctx := stream.Context()
+	beat := time.NewTicker(s.cfg.Heartbeat)
+	defer beat.Stop()
+	sub := new(subscriber)
+	s.feed.note(sub, 0, false)
+	defer s.feed.note(sub, 0, true)
+	var seq uint64
+	for primed, silent := false, false; ; {
+		woken := s.feed.next() // before reading: a commit after the read wakes us
+		batch, err := s.feed.read(ctx, primed, seq)
+		if err != nil {
+			return err
+		}
+		if len(batch) == 0 && silent {
+			batch = []*workspacev1.WatchAuthorizationResponse{{Seq: seq, Heartbeat: true}}
+		}
+		for _, m := range batch {
+			if err := send(ctx, stream, m); err != nil {
+				return err
+			}
+			seq = m.GetSeq()
+		}
+		if len(batch) > 0 {
+			s.feed.note(sub, seq, false)
+		}
+		primed, silent = true, false
+		if len(batch) > 0 && !batch[0].GetReset_() && !batch[0].GetHeartbeat() {
+			continue // there may be more
+		}
+		select {
+		case <-woken:
+		case <-beat.C:
+			silent = true
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.feed.closed:
+			return fault.Unavailable("workspace is stopping; watch again")
+		}
+	}
+}
+
+// send gives up on a subscriber that does not read. The message that hangs ends with the stream.
+func send(ctx context.Context, stream grpc.ServerStreamingServer[workspacev1.WatchAuthorizationResponse], m *workspacev1.WatchAuthorizationResponse) error {
+	sent := make(chan error, 1)
+	go func() { sent <- stream.Send(m) }()
+	slow := time.NewTimer(slowSubscriber)
+	defer slow.Stop()
+	select {
+	case err := <-sent:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-slow.C:
+		return fault.New(codes.ResourceExhausted, faultv1.Reason_LIMIT_EXCEEDED, "the authorization stream was not read for %v; watch again from the start", slowSubscriber)
+	}
+}
