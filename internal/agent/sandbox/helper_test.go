@@ -17,6 +17,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -97,6 +98,19 @@ func inside([]string) error {
 	for _, path := range []string{"/work/w", "/outputs/o", "/scratch/s", "/tmp/t", "/dev/shm/m", "/dev/null"} {
 		errs = append(errs, os.WriteFile(path, []byte("x"), 0o600))
 	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	errs = append(errs, err)
+	roots := 0
+	for mount := range strings.Lines(string(mounts)) {
+		switch at := strings.Fields(mount)[4]; {
+		case at == "/":
+			roots++
+		case !slices.Contains([]string{"usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix", "gnu", "etc", "sys", "dev", "proc",
+			"work", "outputs", "scratch", "tmp"}, strings.Split(at, "/")[1]), strings.HasPrefix(at, "/sys/fs"), strings.HasPrefix(at, "/dev/pts"):
+			errs = append(errs, fmt.Errorf("%s is mounted", at))
+		}
+	}
+	expect("roots", roots, 1)
 	// What Landlock alone forbids, from the version on that can.
 	version, _, _ := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if int(version) >= 1 {
@@ -394,7 +408,11 @@ var attacks = map[string]func(args []string) error{
 	"unshare": func([]string) error { return unix.Unshare(unix.CLONE_NEWUTS) },
 	"clone":   func([]string) error { return inNamespaces("nothing") },
 	"nothing": func([]string) error { return nil },
-	"clone3":  func([]string) error { return reaches(unix.EINVAL, unix.SYS_CLONE3, 0, 0) },
+	// What a sandbox is made of, done by hand.
+	"isolate": func([]string) error {
+		return errors.Join(unix.Mount("x", "/tmp", "tmpfs", 0, ""), unix.Mount("x", "/proc", "proc", 0, ""))
+	},
+	"clone3": func([]string) error { return reaches(unix.EINVAL, unix.SYS_CLONE3, 0, 0) },
 	"mount": func([]string) error {
 		return eitherWay("mount", func() error { return unix.Mount("x", "/tmp", "tmpfs", 0, "") })
 	},
@@ -480,7 +498,7 @@ func inNamespaces(attack string) error {
 	cmd := exec.Command("/proc/self/exe", "helper:attack", attack)
 	cmd.Env = append(os.Environ(), "IN_NAMESPACES=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
 	}
 	out, err := cmd.Output()

@@ -60,6 +60,7 @@ func TestHostile(t *testing.T) {
 		args []string
 	}{
 		{"the agent's files", anyone, []string{"read", canary}},
+		{"the agent's files past the root", anyone, []string{"read", "/.." + canary}},
 		{"the machine's passwords", root, []string{"read", "/etc/shadow"}},
 		{"the agent's folder", anyone, []string{"list", dir}},
 		{"the agent's environment", anyone, []string{"read", self + "/environ"}},

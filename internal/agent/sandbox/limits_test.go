@@ -249,6 +249,48 @@ func TestKill(t *testing.T) { // alone, since it takes the time
 	p.Close()
 }
 
+// TestNothingIsLeft counts descriptors and processes before and after runs that ended in every way.
+func TestNothingIsLeft(t *testing.T) { // alone, since it counts what this process has
+	need(t)
+	open := func() int {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	round := func() {
+		missing := shell("")
+		missing.Command = []string{"no-such-program"}
+		unfilled := shell("true")
+		unfilled.Populate = func(*os.Root) error { return errors.New("broken") }
+		for _, config := range []sandbox.Config{shell("true"), shell("sleep 1000"), missing, unfilled} {
+			p, err := sandbox.Start(t.Context(), config)
+			if err != nil {
+				continue
+			}
+			if config.Command[2] == "true" {
+				if _, err := p.Wait(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			p.Close()
+			<-p.Done()
+		}
+	}
+	round() // what Go itself opens once is open now
+	before := open()
+	for range 3 {
+		round()
+	}
+	if after := open(); after != before {
+		t.Errorf("%d descriptors are open, %d were", after, before)
+	}
+	if left := members(t, os.Getpid()); len(left) != 1 {
+		t.Errorf("processes are left: %v", left)
+	}
+}
+
 // TestLost ends process 1 from outside, as the kernel does when memory runs out.
 func TestLost(t *testing.T) {
 	t.Parallel()

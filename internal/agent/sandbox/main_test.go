@@ -70,21 +70,28 @@ func TestAsAnOrdinaryUser(t *testing.T) {
 	}
 }
 
-// isolates skips a test where this machine cannot isolate, and says why. It is asked once.
+// isolates is whether this machine can isolate, by our own check. It is asked once.
 var isolates = sync.OnceValue(func() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return sandbox.Check(ctx)
 })
 
+// need skips a test where this machine cannot isolate, and says why. It believes the check only when the kernel says the
+// same: a sandbox that is broken must not pass for a machine that cannot.
 func need(t testing.TB) {
 	t.Helper()
-	switch err := isolates(); {
-	case fault.ReasonOf(err) == faultv1.Reason_TARGET_NO_ISOLATION:
-		t.Skip(err)
-	case err != nil:
+	err := isolates()
+	if err == nil {
+		return
+	}
+	if fault.ReasonOf(err) != faultv1.Reason_TARGET_NO_ISOLATION {
 		t.Fatal(err)
 	}
+	if why := inNamespaces("isolate"); why != nil {
+		t.Skipf("%v; without our sandbox: %v", err, why)
+	}
+	t.Fatalf("this machine gives namespaces and mounts, but: %v", err)
 }
 
 // program is this test binary at a path that every user can read.

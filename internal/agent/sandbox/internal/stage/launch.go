@@ -61,16 +61,16 @@ func launcherMain() {
 		syscall.Exit(exitLost)
 	}
 	address := unix.Rlimit{Cur: command.Limits.AddressBytes, Max: command.Limits.AddressBytes}
-	_, _, errno := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_AS, uintptr(unsafe.Pointer(&address)), 0, 0, 0)
+	_, _, errno := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_AS, uintptr(unsafe.Pointer(&address)), 0, 0, 0) //nolint:gosec // a system call takes a pointer
 	if errno == 0 && command.Probe {
 		syscall.Exit(0)
 	}
 	if errno == 0 {
-		_, _, errno = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(image.path)),
-			uintptr(unsafe.Pointer(&image.args[0])), uintptr(unsafe.Pointer(&image.env[0])))
+		//nolint:gosec // a system call takes pointers, and syscall.Exec allocates
+		_, _, errno = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(image.path)), uintptr(unsafe.Pointer(&image.args[0])), uintptr(unsafe.Pointer(&image.env[0])))
 	}
 	number := [1]byte{byte(errno)}
-	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, reportFD, uintptr(unsafe.Pointer(&number[0])), 1)
+	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, reportFD, uintptr(unsafe.Pointer(&number[0])), 1) //nolint:gosec // a system call takes a pointer
 	for {
 		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, exitLost, 0, 0)
 	}
@@ -127,7 +127,7 @@ func find(name string, env [][]byte) (string, error) {
 			search = value
 		}
 	}
-	refused := error(fs.ErrNotExist)
+	refused := fs.ErrNotExist
 	for _, dir := range filepath.SplitList(search) {
 		path := filepath.Join(dir, name)
 		if name == "" || !filepath.IsAbs(path) {
