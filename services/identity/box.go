@@ -2,8 +2,13 @@ package identity
 
 import (
 	"context"
+	"encoding/base64"
 
+	"google.golang.org/grpc/codes"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
 // box seals identity's records under its own seal. It asks the keyring for each use, as the keyring wants it.
@@ -51,18 +56,26 @@ func (b *box) MAC(ctx context.Context, kind, parent, text string) ([]byte, error
 	return k.MAC(kind, parent, text), nil
 }
 
+// A page token is the sealed place where a list goes on: who has it learns nothing of uids, and cannot make up another.
+const kindPage = "page token"
+
 func (b *box) sealPage(ctx context.Context, query string, cursor []byte) (string, error) {
-	k, err := b.key(ctx)
-	if err != nil {
-		return "", err
-	}
-	return k.SealPage(query, cursor), nil
+	sealed, err := b.Seal(ctx, kindPage, query, cursor)
+	return base64.RawURLEncoding.EncodeToString(sealed), err
 }
 
 func (b *box) openPage(ctx context.Context, query, token string) ([]byte, error) {
-	k, err := b.key(ctx)
+	sealed, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	if err != nil {
-		return nil, err
+		return nil, badPage(err)
 	}
-	return k.OpenPage(query, token)
+	cursor, err := b.Open(ctx, kindPage, query, sealed)
+	if fault.Is(err, codes.DataLoss) {
+		return nil, badPage(err)
+	}
+	return cursor, err
+}
+
+func badPage(cause error) error {
+	return fault.Wrap(cause, codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID, "the page token is not one of this list; start without one")
 }

@@ -143,7 +143,7 @@ type Service struct {
 	td        spiffeid.TrustDomain
 	box       *box
 	store     *store.Store
-	hasher    *password.Hasher
+	hasher    hasher
 	guard     *login.Guard
 	keys      *tokenKeys
 	verifier  *authn.Verifier

@@ -7,11 +7,9 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
@@ -140,7 +138,7 @@ func (s *Service) page(ctx context.Context, q sqldb.DBTX, kind identityv1.Princi
 			return nil, "", err
 		}
 		if len(raw) < 8 {
-			return nil, "", fault.New(codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID, "the page token is not one of this list; start without one")
+			return nil, "", badPage(nil)
 		}
 		after = store.Cursor{CreateTime: time.UnixMicro(int64(binary.BigEndian.Uint64(raw))), UID: string(raw[8:])}
 	}

@@ -11,12 +11,15 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 )
 
 // slowSubscriber is how long one message may take to leave. Who is slower than this is cut, and starts over with the full state: a
 // subscriber that does not read must not be taken for one that knows.
 const slowSubscriber = 5 * time.Second
+
+const slowMessage = "a subscriber of the security stream does not read, and is cut"
 
 // feed tells of changes of the security state: identity's own engine at once, the open streams by waking them. What is told is always
 // read from the database, so the order is that of the commits, and a change that another replica made is told too.
@@ -31,10 +34,12 @@ type feed struct {
 	woken  chan struct{} // closed and replaced by wake
 	closed chan struct{}
 	once   sync.Once
+
+	slow time.Duration // slowSubscriber
 }
 
 func newFeed(s *Service) *feed {
-	return &feed{s: s, woken: make(chan struct{}), closed: make(chan struct{})}
+	return &feed{s: s, woken: make(chan struct{}), closed: make(chan struct{}), slow: slowSubscriber}
 }
 
 func (f *feed) close() { f.once.Do(func() { close(f.closed) }) }
@@ -125,7 +130,7 @@ func (s *Service) WatchSecurity(_ *identityv1.WatchSecurityRequest, stream grpc.
 			batch = []*identityv1.WatchSecurityResponse{{Seq: seq, Heartbeat: true}}
 		}
 		for _, m := range batch {
-			if err := send(ctx, stream, m); err != nil {
+			if err := s.feed.send(ctx, stream, m); err != nil {
 				return err
 			}
 			seq = m.GetSeq()
@@ -147,10 +152,10 @@ func (s *Service) WatchSecurity(_ *identityv1.WatchSecurityRequest, stream grpc.
 }
 
 // send gives up on a subscriber that does not read. The message that hangs ends with the stream.
-func send(ctx context.Context, stream grpc.ServerStreamingServer[identityv1.WatchSecurityResponse], m *identityv1.WatchSecurityResponse) error {
+func (f *feed) send(ctx context.Context, stream grpc.ServerStreamingServer[identityv1.WatchSecurityResponse], m *identityv1.WatchSecurityResponse) error {
 	sent := make(chan error, 1)
 	go func() { sent <- stream.Send(m) }()
-	slow := time.NewTimer(slowSubscriber)
+	slow := time.NewTimer(f.slow)
 	defer slow.Stop()
 	select {
 	case err := <-sent:
@@ -158,6 +163,7 @@ func send(ctx context.Context, stream grpc.ServerStreamingServer[identityv1.Watc
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-slow.C:
-		return fault.New(codes.ResourceExhausted, faultv1.Reason_LIMIT_EXCEEDED, "the security stream was not read for %v; watch again from the start", slowSubscriber)
+		f.s.cfg.Logger.WarnContext(ctx, slowMessage, "peer", rpc.From(ctx).Peer)
+		return fault.New(codes.ResourceExhausted, faultv1.Reason_LIMIT_EXCEEDED, "the security stream was not read for %v; watch again from the start", f.slow)
 	}
 }
