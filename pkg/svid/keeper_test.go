@@ -34,6 +34,7 @@ func (c *clock) now() time.Time          { return time.Unix(0, c.at.Load()) }
 func (c *clock) advance(d time.Duration) { c.at.Add(int64(d)) }
 
 func TestKeeperRenewsAtHalfLife(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t, td)
 	id := service(t, "compute")
 	i := &issuer{a: a, id: id, ttl: 2 * time.Second}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -44,8 +45,8 @@ func TestMutualTLS(t *testing.T) {
 // TestServerRefuses is D10 from the server's side: every call here must fail, and be counted.
 func TestServerRefuses(t *testing.T) {
 	a := newAuthority(t, td)
-	var failures atomic.Int64
-	server, _ := newSource(t, a, service(t, "keyvault"), time.Minute, func(c *SourceConfig) { c.OnHandshakeError = func(error) { failures.Add(1) } })
+	failed := make(chan error, 64)
+	server, _ := newSource(t, a, service(t, "keyvault"), time.Minute, func(c *SourceConfig) { c.OnHandshakeError = func(err error) { failed <- err } })
 	addr, told := serve(t, server.ServerCredentials())
 	leaf := func(a *Authority, id spiffeid.ID, ttl time.Duration, at time.Time) tls.Certificate {
 		key := newKey(t)
@@ -68,27 +69,29 @@ func TestServerRefuses(t *testing.T) {
 	always := func(c tls.Certificate) func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &c, nil }
 	}
-	n := int64(0)
 	for _, c := range []struct {
-		name string
-		conf *tls.Config
+		name, why string
+		conf      *tls.Config
 	}{
-		{"no certificate", &tls.Config{}},
-		{"TLS 1.2", &tls.Config{GetClientCertificate: always(good), MaxVersion: tls.VersionTLS12}},
-		{"expired", &tls.Config{GetClientCertificate: always(leaf(a, id, time.Minute, time.Now().Add(-2*time.Minute)))}},
-		{"foreign trust domain", &tls.Config{GetClientCertificate: always(leaf(newAuthority(t, foreign), spiffeid.RequireFromPath(foreign, "/service/compute"), time.Minute, time.Now()))}},
-		{"other root", &tls.Config{GetClientCertificate: always(leaf(newAuthority(t, td), id, time.Minute, time.Now()))}},
-		{"public listener's certificate", &tls.Config{GetClientCertificate: always(gateway)}},
-		{"self-signed", &tls.Config{GetClientCertificate: always(selfSigned(t, newKey(t)))}},
+		{"no certificate", "didn't provide a certificate", &tls.Config{}},
+		{"TLS 1.2", "unsupported versions", &tls.Config{GetClientCertificate: always(good), MaxVersion: tls.VersionTLS12}},
+		{"expired", "has expired", &tls.Config{GetClientCertificate: always(leaf(a, id, time.Minute, time.Now().Add(-2*time.Minute)))}},
+		{"foreign trust domain", "could not get X509 bundle", &tls.Config{GetClientCertificate: always(leaf(newAuthority(t, foreign), spiffeid.RequireFromPath(foreign, "/service/compute"), time.Minute, time.Now()))}},
+		{"other root", "unknown authority", &tls.Config{GetClientCertificate: always(leaf(newAuthority(t, td), id, time.Minute, time.Now()))}},
+		{"public listener's certificate", "no URI SAN", &tls.Config{GetClientCertificate: always(gateway)}},
+		{"self-signed", "no URI SAN", &tls.Config{GetClientCertificate: always(selfSigned(t, newKey(t)))}},
 	} {
 		c.conf.InsecureSkipVerify = true
 		if err := check(t, addr, credentials.NewTLS(c.conf)); status.Code(err) != codes.Unavailable {
 			t.Errorf("%s: %v", c.name, err)
 		}
-		if got := failures.Load(); got <= n {
-			t.Errorf("%s was not counted", c.name)
-		} else {
-			n = got
+		for counted := false; !counted; {
+			select {
+			case err := <-failed:
+				counted = strings.Contains(err.Error(), c.why)
+			case <-time.After(5 * time.Second):
+				t.Fatalf("%s was not counted as %q", c.name, c.why)
+			}
 		}
 	}
 	if told.calls != 0 {
@@ -137,6 +140,7 @@ func TestClientPinsServer(t *testing.T) {
 // TestRotationUnderLoad holds D10's measure: leaves of 2 s, connections that are made anew all the time and ones that are
 // kept, and not one call or handshake that fails.
 func TestRotationUnderLoad(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t, td)
 	var failures atomic.Int64
 	count := func(c *SourceConfig) {
@@ -316,6 +320,7 @@ func TestSourceRefused(t *testing.T) {
 
 // TestSourceOutlivesSocket: while the Workload API is away the SVID is kept, and it is followed again afterwards.
 func TestSourceOutlivesSocket(t *testing.T) {
+	t.Parallel()
 	i := &issuer{a: newAuthority(t, td), id: service(t, "compute"), ttl: time.Minute}
 	dir := t.TempDir()
 	k := startKeeper(t, KeeperConfig{Dir: dir, ID: i.id, Issue: i.issue})

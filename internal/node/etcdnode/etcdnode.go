@@ -5,12 +5,15 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -28,6 +31,11 @@ const (
 	memberName = "redoubt"
 	// peerURL stands in the stored membership and is never listened at: there is no other member. It must not change.
 	peerURL = "https://127.0.0.1:2380"
+	// dataDir holds what etcd stores, and completeFile in it says that the member has once been ready.
+	dataDir      = "data"
+	completeFile = "redoubt-complete"
+	// A member of one waits for nobody, so it need not wait long before it makes itself leader.
+	tick, election = 20, 200 // ms
 	// renewCheck is how often the age of the server's certificate is looked at.
 	renewCheck = time.Hour
 )
@@ -48,17 +56,19 @@ type Config struct {
 
 // Node is a running member.
 type Node struct {
-	pki    *PKI
-	etcd   *embed.Etcd
-	lock   *os.File
-	log    *slog.Logger
-	files  Files
-	key    *ecdsa.PrivateKey
-	leaf   svid.Leaf
-	failed chan struct{}
-	stop   chan struct{}
-	done   sync.WaitGroup
-	once   sync.Once
+	pki  *PKI
+	etcd *embed.Etcd
+	lock *os.File
+	log  *slog.Logger
+	// closing hides what etcd logs while it is closed: each of its listeners complains.
+	closing atomic.Bool
+	files   Files
+	key     *ecdsa.PrivateKey
+	leaf    svid.Leaf
+	failed  chan struct{}
+	stop    chan struct{}
+	done    sync.WaitGroup
+	once    sync.Once
 }
 
 // Start runs a member until Close and returns when it answers, or when ctx ends.
@@ -97,6 +107,9 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	if n.files, n.key, err = n.pki.writeLeaf(n.pki.dir, "member", n.leaf); err != nil {
 		return nil, err
 	}
+	if err = setAside(cfg.Dir); err != nil {
+		return nil, err
+	}
 	conf, err := n.config(cfg)
 	if err != nil {
 		return nil, err
@@ -112,7 +125,8 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 func (n *Node) config(cfg Config) (*embed.Config, error) {
 	c := embed.NewConfig()
 	c.Name = memberName
-	c.Dir = filepath.Join(cfg.Dir, "data")
+	c.Dir = filepath.Join(cfg.Dir, dataDir)
+	c.TickMs, c.ElectionMs = tick, election
 	listen := url.URL{Scheme: "https", Host: cfg.ClientAddr}
 	peer, err := url.Parse(peerURL)
 	if err != nil {
@@ -133,8 +147,7 @@ func (n *Node) config(cfg Config) (*embed.Config, error) {
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = "1h"
 	c.UnsafeNoFsync = cfg.UnsafeNoFsync
-	logger := discovery.ZapLogger(cfg.Logger)
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(discovery.ZapLogger(slog.New(&quiet{Handler: cfg.Logger.Handler(), closing: &n.closing})))
 	return c, nil
 }
 
@@ -151,6 +164,11 @@ func (n *Node) run(ctx context.Context, conf *embed.Config) error {
 	n.etcd = e
 	select {
 	case <-e.Server.ReadyNotify():
+		if err := svid.WritePrivate(filepath.Join(conf.Dir, completeFile), nil); err != nil {
+			n.closing.Store(true)
+			e.Close()
+			return err
+		}
 		return nil
 	case err := <-e.Err():
 		e.Close()
@@ -159,6 +177,7 @@ func (n *Node) run(ctx context.Context, conf *embed.Config) error {
 		e.Close()
 		return fault.Internal(errors.New("stopped"), "etcd has stopped while it started")
 	case <-ctx.Done():
+		n.closing.Store(true)
 		e.Server.HardStop()
 		e.Close()
 		return fault.Wrap(ctx.Err(), codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE, "etcd was not ready in time")
@@ -229,9 +248,34 @@ func (n *Node) Close() error {
 	n.once.Do(func() {
 		close(n.stop)
 		n.done.Wait()
+		n.closing.Store(true)
 		n.etcd.Close()
 		n.unlock()
 	})
+	return nil
+}
+
+// setAside makes room for a new start when the first one was cut off before the member was ready. etcd stores its
+// membership in two steps, and one that was killed between them never elects a leader again; nobody has used it yet.
+func setAside(dir string) error {
+	data := filepath.Join(dir, dataDir)
+	_, err := os.Stat(filepath.Join(data, completeFile))
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return fault.Internal(err, "etcd's folder could not be read")
+	}
+	if _, err := os.Stat(data); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	aside := filepath.Join(dir, dataDir+".unfinished")
+	if err := os.RemoveAll(aside); err != nil {
+		return fault.Internal(err, "an unfinished start of etcd could not be set aside")
+	}
+	if err := os.Rename(data, aside); err != nil {
+		return fault.Internal(err, "an unfinished start of etcd could not be set aside")
+	}
 	return nil
 }
 
@@ -252,3 +296,46 @@ func lockDir(dir string) (*os.File, error) {
 }
 
 func (n *Node) unlock() { _ = n.lock.Close() }
+
+// quiet passes on what etcd logs, but for what it says in every healthy life.
+type quiet struct {
+	slog.Handler
+	closing *atomic.Bool
+}
+
+var usual = []struct{ message, err string }{
+	{"Running http and grpc server on single port", ""},              // what we want: the HTTP side needs the certificate too
+	{"simple token is not cryptographically signed", ""},             // of etcd's own users, which are not used
+	{"Failed to detect schema version", "missing term information"},  // looked for before the first write, and again later
+	{"failed to update storage version", "missing term information"}, // the same
+}
+
+func isUsual(r slog.Record) bool {
+	for _, u := range usual {
+		if !strings.Contains(r.Message, u.message) {
+			continue
+		}
+		found := u.err == ""
+		r.Attrs(func(a slog.Attr) bool {
+			found = found || (a.Key == "error" && strings.Contains(a.Value.String(), u.err))
+			return true
+		})
+		return found
+	}
+	return false
+}
+
+func (q *quiet) Handle(ctx context.Context, r slog.Record) error {
+	if q.closing.Load() || isUsual(r) {
+		return nil
+	}
+	return q.Handler.Handle(ctx, r)
+}
+
+func (q *quiet) WithAttrs(a []slog.Attr) slog.Handler {
+	return &quiet{Handler: q.Handler.WithAttrs(a), closing: q.closing}
+}
+
+func (q *quiet) WithGroup(g string) slog.Handler {
+	return &quiet{Handler: q.Handler.WithGroup(g), closing: q.closing}
+}

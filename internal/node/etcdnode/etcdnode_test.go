@@ -280,3 +280,18 @@ func TestStartRefuses(t *testing.T) {
 	}
 	start(t, Config{Dir: dir, UnsafeNoFsync: true}) // and the folder is free again
 }
+
+func TestFailedIsTold(t *testing.T) {
+	n := start(t, Config{Dir: t.TempDir(), UnsafeNoFsync: true})
+	select {
+	case <-n.Failed():
+		t.Fatal("a healthy member has failed")
+	default:
+	}
+	n.etcd.Server.HardStop()
+	select {
+	case <-n.Failed():
+	case <-within(t, 10*time.Second).Done():
+		t.Error("a member that has stopped is not told of")
+	}
+}
