@@ -196,6 +196,7 @@ func TestPython(t *testing.T) {
 	t.Logf("%s, %q", path, roots)
 	exit, out := run(t, sandbox.Config{
 		Command: []string{path, "train.py"}, Env: sandbox.BaseEnv(), ReadOnlyPaths: roots,
+		Limits:   sandbox.Limits{MemoryBytes: 200 << 20},
 		Populate: func(w *os.Root) error { return w.WriteFile("train.py", []byte(trainPy), 0o600) },
 	})
 	if exit.Code != 0 || out != "ok\n" {
@@ -208,9 +209,10 @@ func TestPython(t *testing.T) {
 const trainPy = `
 import csv, ctypes, hashlib, json, multiprocessing, os, pathlib, random, socket, sqlite3, ssl, subprocess, tempfile, threading, time, urllib.request
 def work(n): return n * n
-held = bytearray(os.urandom(1 << 20) * 16)
+def slow(n): time.sleep(0.15); return len(held)
+held = bytearray(os.urandom(1 << 20) * 64)
 t = threading.Thread(target=work, args=(1,)); t.start(); t.join()
-with multiprocessing.get_context("fork").Pool(4) as pool: assert pool.map(work, range(8)) == [n * n for n in range(8)]
+with multiprocessing.get_context("fork").Pool(4) as pool: assert pool.map(slow, range(8)) == [64 << 20] * 8
 shared = multiprocessing.Value("i", 7); assert shared.value == 7
 assert subprocess.run(["sh", "-c", "exit 3"]).returncode == 3
 with tempfile.NamedTemporaryFile() as f: f.write(b"x"); assert f.name.startswith("/tmp/"), f.name
@@ -220,6 +222,27 @@ open("/outputs/model.json", "w").write(json.dumps({"ok": True}))
 os.rename("/outputs/model.json", "/outputs/m.json"); os.mkdir("d"); os.rename("train.py", "d/train.py")
 print("ok")
 `
+
+// TestVirtualEnvironment runs a Python whose program is a link, and whose library is elsewhere.
+func TestVirtualEnvironment(t *testing.T) {
+	t.Parallel()
+	need(t)
+	env := filepath.Join(t.TempDir(), "env")
+	if out, err := exec.Command("python3", "-m", "venv", "--without-pip", env).CombinedOutput(); err != nil {
+		t.Skipf("%v: %s", err, out)
+	}
+	path, roots, err := sandbox.Interpreter(t.Context(), filepath.Join(env, "bin", "python"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exit, out := run(t, sandbox.Config{
+		Command: []string{path, "-c", "import json, sys; print(sys.prefix, sys.prefix != sys.base_prefix)"},
+		Env:     sandbox.BaseEnv(), ReadOnlyPaths: roots,
+	})
+	if exit.Code != 0 || out != env+" True\n" {
+		t.Errorf("%+v: %s; %s, %q", exit, out, path, roots)
+	}
+}
 
 func TestInterpreterRefuses(t *testing.T) {
 	t.Parallel()

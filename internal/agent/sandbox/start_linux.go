@@ -65,8 +65,11 @@ func start(ctx context.Context, config Config, probe bool) (*Process, error) {
 		err = ctx.Err()
 	}
 	if err != nil {
-		if cause := ctx.Err(); cause != nil {
+		switch cause := ctx.Err(); {
+		case errors.Is(cause, context.DeadlineExceeded):
 			err = fault.Wrap(cause, codes.DeadlineExceeded, faultv1.Reason_DEADLINE_PASSED, "the sandbox was not ready in time")
+		case cause != nil:
+			err = fault.Wrap(cause, codes.Canceled, faultv1.Reason_CALL_CANCELED, "the start of the sandbox was given up")
 		}
 		p.Close()
 		return nil, err

@@ -125,6 +125,7 @@ func find(name string, env [][]byte) (string, error) {
 	for _, entry := range env {
 		if value, ok := strings.CutPrefix(string(entry), "PATH="); ok {
 			search = value
+			break
 		}
 	}
 	refused := fs.ErrNotExist

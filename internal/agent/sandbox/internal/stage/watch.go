@@ -56,27 +56,30 @@ func count(of func(pid string) int64) int64 {
 
 // resident is the memory of a process that is no file's. Shared memory counts: a mapping of it may stand in no file.
 func resident(pid string) int64 {
-	return kibibytes("/proc/"+pid+"/status", "RssAnon", "RssShmem")
+	held, _ := kibibytes("/proc/"+pid+"/status", "RssAnon", "RssShmem")
+	return held // 0 for a process that has ended
 }
 
-// proportional is the same with shared pages divided among those that share them.
+// proportional is the same with shared pages divided among those that share them, where the kernel can tell.
 func proportional(pid string) int64 {
-	return kibibytes("/proc/"+pid+"/smaps_rollup", "Pss_Anon", "Pss_Shmem")
+	if held, ok := kibibytes("/proc/"+pid+"/smaps_rollup", "Pss_Anon", "Pss_Shmem"); ok {
+		return held
+	}
+	return resident(pid)
 }
 
-// kibibytes sums the named lines of a file of /proc, in bytes. A process that has ended holds nothing.
-func kibibytes(path string, names ...string) int64 {
+// kibibytes sums the named lines of a file of /proc, in bytes; ok says that there was one.
+func kibibytes(path string, names ...string) (sum int64, ok bool) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return 0
+		return 0, false
 	}
-	sum := int64(0)
 	for line := range bytes.Lines(text) {
 		name, value, _ := bytes.Cut(line, []byte(":"))
 		if slices.Contains(names, string(name)) {
-			kib, _ := strconv.ParseInt(string(bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(value), []byte("kB")))), 10, 64)
-			sum += kib << 10
+			kib, err := strconv.ParseInt(string(bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(value), []byte("kB")))), 10, 64)
+			sum, ok = sum+kib<<10, ok || err == nil
 		}
 	}
-	return sum
+	return sum, ok
 }
