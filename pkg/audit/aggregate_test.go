@@ -3,11 +3,13 @@ package audit_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
@@ -15,6 +17,15 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb/sqldbtest"
 )
+
+// TestMain makes the property's usual number of cases small enough for every change; -rapid.checks takes more.
+func TestMain(m *testing.M) {
+	if err := flag.Set("rapid.checks", "30"); err != nil {
+		panic(err)
+	}
+	flag.Parse()
+	goleak.VerifyTestMain(m)
+}
 
 func refusal(method, reason string) *audit.Event {
 	return &audit.Event{
