@@ -143,7 +143,9 @@ func InvalidArgument(format string, args ...any) *Error {
 }
 
 // AlreadyExists says that the name is taken.
-func AlreadyExists(format string, args ...any) *Error { return plain(codes.AlreadyExists, format, args) }
+func AlreadyExists(format string, args ...any) *Error {
+	return plain(codes.AlreadyExists, format, args)
+}
 
 // FailedPrecondition says that the resource is not in a state that allows the call.
 func FailedPrecondition(format string, args ...any) *Error {

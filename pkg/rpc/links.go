@@ -19,7 +19,6 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
-	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )

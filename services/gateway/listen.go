@@ -142,7 +142,9 @@ func (handshaken) ClientHandshake(context.Context, string, net.Conn) (net.Conn, 
 }
 
 // Info implements credentials.TransportCredentials.
-func (handshaken) Info() credentials.ProtocolInfo { return credentials.ProtocolInfo{SecurityProtocol: "tls"} }
+func (handshaken) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+}
 
 // Clone implements credentials.TransportCredentials.
 func (h handshaken) Clone() credentials.TransportCredentials { return h }

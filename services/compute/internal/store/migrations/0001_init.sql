@@ -20,7 +20,7 @@ CREATE INDEX computes_order ON computes (workspace_uid, create_time, uid);
 CREATE TABLE runs (
     uid            TEXT NOT NULL PRIMARY KEY,
     workspace_uid  TEXT NOT NULL,
-    compute_uid    TEXT NOT NULL REFERENCES computes (uid),
+    compute_uid    TEXT NOT NULL,
     id_mac         BYTEA NOT NULL,
     request_mac    BYTEA NOT NULL,
     spec           BYTEA NOT NULL,

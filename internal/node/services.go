@@ -1,0 +1,369 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/url"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	_ "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1" // its rules are part of the table
+	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
+	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/audit"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/blob"
+	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/observe"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/pkg/rule"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
+	"github.com/redoubt-ml/redoubt/services/compute"
+	"github.com/redoubt-ml/redoubt/services/gateway"
+	"github.com/redoubt-ml/redoubt/services/identity"
+	"github.com/redoubt-ml/redoubt/services/inference"
+	"github.com/redoubt-ml/redoubt/services/keyvault"
+	"github.com/redoubt-ml/redoubt/services/telemetry"
+	"github.com/redoubt-ml/redoubt/services/workspace"
+)
+
+// Rules loads what every method of ours declares, with the overlay for the contracts of others.
+func Rules() (*rule.Table, error) {
+	return rule.Load(append(rule.Registered("redoubt"), rule.Foreign()...)...)
+}
+
+// served is what the constructors give.
+type served interface {
+	Register(grpc.ServiceRegistrar)
+}
+
+// migrations of each service's own tables; inference and gateway keep none.
+var migrations = map[string]func() sqldb.MigrationSet{
+	"identity": identity.Migrations, "workspace": workspace.Migrations, "keyvault": keyvault.Migrations,
+	"telemetry": telemetry.Migrations, "compute": compute.Migrations,
+}
+
+func (n *Node) start(ctx context.Context) error {
+	rules, err := Rules()
+	if err != nil {
+		return err
+	}
+	if err := n.serveMetrics(); err != nil {
+		return err
+	}
+	tracing, err := observe.NewTracing(ctx, observe.TraceConfig{Service: n.name, Instance: n.cfg.Service.Instance, Endpoint: n.cfg.Mesh.TraceEndpoint, Ratio: n.cfg.Mesh.TraceRatio, Log: n.log})
+	if err != nil {
+		return err
+	}
+	n.onStop(func() { _ = tracing.Shutdown(context.WithoutCancel(ctx)) })
+	red, err := observe.NewRED(n.metrics.Registerer())
+	if err != nil {
+		return err
+	}
+	chain := rpc.Config{
+		Service: n.name, TrustDomain: n.cfg.Mesh.TrustDomain, Installation: n.cfg.Mesh.TrustDomain, Issuer: n.cfg.Mesh.PublicURL,
+		PublicURL: n.cfg.Mesh.PublicURL, Rules: rules, RED: red, Tracing: tracing, Logger: n.log, Now: n.opts.Now, Limits: n.opts.Limits,
+	}
+	if n.name == rpc.Gateway {
+		return n.startGateway(ctx, chain)
+	}
+	set := sqldb.MigrationSet{}
+	if f, ok := migrations[n.name]; ok {
+		set = f()
+	}
+	st, err := n.openState(ctx, set)
+	if err != nil {
+		return err
+	}
+	chain.Recorder, chain.Engine = st.outbox, st.engine
+	if chain.Proofs, err = authn.NewProofChecker(authn.ProofConfig{Now: n.opts.Now}); err != nil {
+		return err
+	}
+	l, err := n.listen(n.name, n.cfg.Service.Listen)
+	if err != nil {
+		return err
+	}
+	n.addr = l.Addr().String()
+	var issue svid.IssueFunc
+	if n.name == "identity" {
+		if err := n.newIdentity(st); err != nil {
+			return err
+		}
+		issue = n.identity.IssueSelf
+	}
+	m, err := n.joinMesh(ctx, rules, issue)
+	if err != nil {
+		return err
+	}
+	svc, err := n.build(ctx, st, m)
+	if err != nil {
+		return err
+	}
+	if chain.Verifier, err = n.verifier(st, m); err != nil {
+		return err
+	}
+	c, err := rpc.NewChain(chain)
+	if err != nil {
+		return err
+	}
+	server := c.NewServer(m.source.ServerCredentials(), rule.Registered("redoubt."+n.name)...)
+	svc.Register(c.Registrar(server))
+	n.standard(c, server)
+	n.serve("server", server, l)
+	if n.name == "identity" {
+		if err := n.serveEnrolment(chain, m); err != nil {
+			return err
+		}
+	}
+	if err := n.follow(st, m); err != nil {
+		return err
+	}
+	if r, ok := svc.(interface{ Run(context.Context) error }); ok {
+		n.background("work", r.Run)
+	}
+	if s, ok := svc.(interface{ Close() error }); ok {
+		n.onStop(func() { _ = s.Close() })
+	}
+	reg, err := m.registry.Announce(n.name, n.cfg.Service.Instance, n.addr)
+	if err != nil {
+		return err
+	}
+	n.onStop(reg.Close)
+	return nil
+}
+
+// follow keeps the engine fed and the outbox drained.
+func (n *Node) follow(st *state, m *mesh) error {
+	var authorization workspacev1.AuthorizationStateServiceClient
+	var security identityv1.TokenServiceClient
+	if n.name != "workspace" {
+		c, err := n.dial(m, "workspace")
+		if err != nil {
+			return err
+		}
+		authorization = workspacev1.NewAuthorizationStateServiceClient(c)
+	}
+	if n.name != "identity" {
+		c, err := n.dial(m, "identity")
+		if err != nil {
+			return err
+		}
+		security = identityv1.NewTokenServiceClient(c)
+	}
+	n.background("authorization state", func(ctx context.Context) error {
+		authz.Follow(ctx, st.engine, authorization, security, n.log)
+		return nil
+	})
+	t, err := n.dial(m, "telemetry")
+	if err != nil {
+		return err
+	}
+	n.background("outbox", func(ctx context.Context) error {
+		return st.outbox.Relay(ctx, audit.To(telemetryv1.NewIngestServiceClient(t)))
+	})
+	return nil
+}
+
+// verifier verifies callers' tokens with identity's published keys and what the engine knows of revocations.
+func (n *Node) verifier(st *state, m *mesh) (rpc.Verifier, error) {
+	if n.identity != nil {
+		return n.identity.Verifier(), nil
+	}
+	c, err := n.dial(m, "identity")
+	if err != nil {
+		return nil, err
+	}
+	tokens := identityv1.NewTokenServiceClient(c)
+	keys, err := authn.NewRemoteKeys(authn.RemoteKeysConfig{Now: n.opts.Now, Fetch: func(ctx context.Context) ([]byte, error) {
+		d, err := tokens.GetKeys(ctx, &identityv1.GetKeysRequest{})
+		return d.GetJson(), err
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return authn.New(authn.Config{Issuer: n.cfg.Mesh.PublicURL, Keys: keys, Revocations: st.engine.Revocations(), Now: n.opts.Now})
+}
+
+func (n *Node) newIdentity(st *state) (err error) {
+	n.identity, err = identity.New(identity.Config{
+		DB: st.db, Outbox: st.outbox, Own: st.own, Engine: st.engine, TrustDomain: n.cfg.Mesh.TrustDomain, Issuer: n.cfg.Mesh.PublicURL,
+		EnrolAddress: n.cfg.Mesh.EnrolAddress, SVIDLife: n.cfg.Mesh.LeafLife, Password: n.opts.Password, Now: n.opts.Now, Logger: n.log,
+	})
+	return err
+}
+
+// serveEnrolment opens the one listener that takes self-signed certificates.
+func (n *Node) serveEnrolment(cfg rpc.Config, m *mesh) error {
+	cfg.Enrolment = true
+	c, err := rpc.NewChain(cfg)
+	if err != nil {
+		return err
+	}
+	l, err := n.listen("identity-enrol", n.cfg.Mesh.EnrolAddress)
+	if err != nil {
+		return err
+	}
+	failures, err := n.counter("redoubt_enrolment_handshake_failures_total", "TLS handshakes that failed on the enrolment port.")
+	if err != nil {
+		return err
+	}
+	s := c.NewServer(svid.EnrolServerCredentials(m.keeper.Current, n.opts.Now, func(error) { failures.Inc() }))
+	n.identity.RegisterEnrolment(c.Registrar(s))
+	n.serve("enrolment", s, l)
+	return nil
+}
+
+// build makes the service itself.
+func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
+	peer := func(service string) grpc.ClientConnInterface {
+		c, err := n.dial(m, service)
+		if err != nil {
+			return broken{err}
+		}
+		return c
+	}
+	keys := func() (*envelope.Keyring, error) {
+		return envelope.New(envelope.Config{Source: vaultSource{keyvaultv1.NewVaultServiceClient(peer("keyvault"))}, DB: st.db, Now: n.opts.Now})
+	}
+	blobs := func() (*blob.Store, error) {
+		b, err := blob.Open(ctx, blob.Config{Dir: n.path("blob"), Logger: n.log})
+		if err == nil {
+			n.onStop(func() { _ = b.Close() })
+		}
+		return b, err
+	}
+	switch n.name {
+	case "identity":
+		return n.identity, nil
+	case "keyvault":
+		return keyvault.New(keyvault.Config{DB: st.db, Own: st.own, Now: n.opts.Now, Logger: n.log})
+	case "inference":
+		return inference.New(), nil
+	}
+	k, err := keys()
+	if err != nil {
+		return nil, err
+	}
+	if n.name == "telemetry" {
+		return telemetry.New(telemetry.Config{
+			DB: st.db, Own: st.own, Keys: k, Engine: st.engine, Runs: computev1.NewRunInternalServiceClient(peer("compute")), Now: n.opts.Now, Logger: n.log,
+		})
+	}
+	b, err := blobs()
+	if err != nil {
+		return nil, err
+	}
+	if n.name == "workspace" {
+		n.workspace, err = workspace.New(workspace.Config{
+			DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine,
+			Identity: identityv1.NewPrincipalServiceClient(peer("identity")), Vaults: keyvaultv1.NewVaultServiceClient(peer("keyvault")),
+			Runs: computev1.NewRunInternalServiceClient(peer("compute")), Ingest: telemetryv1.NewIngestServiceClient(peer("telemetry")),
+			Now: n.opts.Now, Logger: n.log,
+		})
+		return n.workspace, err
+	}
+	ca, err := n.publicCA(m)
+	if err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(n.cfg.Mesh.PublicURL)
+	if err != nil {
+		return nil, err
+	}
+	return compute.New(compute.Config{
+		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Dir: n.cfg.Service.Dir,
+		Tokens: identityv1.NewTokenServiceClient(peer("identity")), Agents: identityv1.NewAgentServiceClient(peer("identity")),
+		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")),
+		Gateway:   u.Host, PublicURL: n.cfg.Mesh.PublicURL, CA: ca, AgentCommand: n.cfg.Service.AgentCommand, Now: n.opts.Now, Logger: n.log,
+	})
+}
+
+// broken fails every call with the error that a connection could not be made for.
+type broken struct{ err error }
+
+// Invoke implements grpc.ClientConnInterface.
+func (b broken) Invoke(context.Context, string, any, any, ...grpc.CallOption) error { return b.err }
+
+// NewStream implements grpc.ClientConnInterface.
+func (b broken) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, b.err
+}
+
+// startGateway builds the one service without a store: its public listener, and a mesh port with health for operators.
+func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
+	m, err := n.joinMesh(ctx, cfg.Rules, nil)
+	if err != nil {
+		return err
+	}
+	peers := make(map[string]grpc.ClientConnInterface)
+	for _, s := range Services {
+		if s == rpc.Gateway {
+			continue
+		}
+		if peers[s], err = n.dial(m, s); err != nil {
+			return err
+		}
+	}
+	g, err := gateway.New(gateway.Config{
+		Rules: cfg.Rules, Peers: peers, Installation: n.cfg.Mesh.TrustDomain, Now: n.opts.Now, Logger: n.log,
+		Certificate: func() (*tls.Certificate, error) {
+			s, err := m.keeper.Current()
+			if err != nil {
+				return nil, err
+			}
+			return s.Certificate(), nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	c, err := rpc.NewChain(cfg)
+	if err != nil {
+		return err
+	}
+	inside, err := n.listen("gateway-mesh", n.cfg.Service.MeshListen)
+	if err != nil {
+		return err
+	}
+	server := c.NewServer(m.source.ServerCredentials())
+	n.standard(c, server)
+	n.serve("server", server, inside)
+	public, err := n.listen("gateway", n.cfg.Service.Listen)
+	if err != nil {
+		return err
+	}
+	n.addr = public.Addr().String()
+	n.background("public", func(ctx context.Context) error { return g.Serve(ctx, public) })
+	reg, err := m.registry.Announce(n.name, n.cfg.Service.Instance, inside.Addr().String())
+	if err != nil {
+		return err
+	}
+	n.onStop(reg.Close)
+	return nil
+}
+
+// publicCA are the roots that an agent believes at the gateway, as PEM.
+func (n *Node) publicCA(m *mesh) ([]byte, error) {
+	roots := m.keeper.Bundle()
+	if len(roots) == 0 {
+		return nil, errors.New("there is no root to give to agents")
+	}
+	return pemOf(roots), nil
+}
+
+// counter registers a counter of this node.
+func (n *Node) counter(name, help string) (prometheus.Counter, error) {
+	c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	return c, n.metrics.Registerer().Register(c)
+}
+
+// freePort opens a listener on a free port of loopback, for the parts of `up` whose ports nobody has to know.
+func freePort() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }

@@ -1,0 +1,63 @@
+package compute
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+)
+
+type internal struct {
+	computev1.UnsafeRunInternalServiceServer
+	s *Service
+}
+
+var _ computev1.RunInternalServiceServer = internal{}
+
+// DescribeRun implements computev1.RunInternalServiceServer.
+func (h internal) DescribeRun(ctx context.Context, req *computev1.DescribeRunRequest) (*computev1.DescribeRunResponse, error) {
+	r, err := h.s.store.Run(ctx, req.GetWorkspaceUid(), req.GetRunId())
+	if err != nil {
+		return nil, absent(err, "runs/"+req.GetRunId())
+	}
+	return &computev1.DescribeRunResponse{RunUid: r.UID, State: r.State}, nil
+}
+
+// PurgeWorkspace implements computev1.RunInternalServiceServer: what runs is stopped, then everything goes.
+func (h internal) PurgeWorkspace(ctx context.Context, req *computev1.PurgeWorkspaceRequest) (*emptypb.Empty, error) {
+	list, err := h.s.store.OfWorkspace(ctx, req.GetWorkspaceUid())
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range list {
+		if !r.HasEnded() {
+			h.s.driver.Kill(r.UID)
+			h.s.endRun(ctx, r.UID, computev1.Run_STATE_CANCELED, "the workspace was deleted", faultv1.Reason_REASON_UNSPECIFIED)
+		}
+	}
+	// Read again: a token that was not revoked in time must not outlive the row that remembers it.
+	if list, err = h.s.store.OfWorkspace(ctx, req.GetWorkspaceUid()); err != nil {
+		return nil, err
+	}
+	for _, r := range list {
+		if !r.HasEnded() {
+			return nil, fault.Unavailable("a run of the workspace could not be ended; repeat the call")
+		}
+		if r.Generation > 0 && !r.Revoked {
+			if err := h.s.revoke(ctx, r); err != nil {
+				return nil, err
+			}
+		}
+		h.s.driver.Clean(r.UID)
+	}
+	if err := h.s.cfg.Blobs.DeletePrefix(ctx, req.GetWorkspaceUid()+"/"); err != nil {
+		return nil, err
+	}
+	if err := h.s.store.Purge(ctx, req.GetWorkspaceUid(), record("workspace_uid", req.GetWorkspaceUid())); err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}

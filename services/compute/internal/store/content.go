@@ -1,0 +1,202 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/store/db"
+)
+
+func logAAD(workspace, uid string, start int64) envelope.AAD {
+	return envelope.AAD{Owner: workspace, Kind: "log", ID: uid, Version: start}
+}
+
+// AppendLog stores data that begins at start, and says where the log ends now. What is stored already is passed over, so a piece
+// that is sent again is taken once; a gap is refused; what lies past the limit is dropped.
+func (s *Store) AppendLog(ctx context.Context, r *Run, start int64, data []byte, limit int64, now time.Time) (stored int64, full bool, err error) {
+	key, err := s.keys.Key(ctx, r.Workspace)
+	if err != nil {
+		return 0, false, err
+	}
+	err = s.db.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		q := db.New(tx)
+		row, err := q.GetRun(ctx, r.UID)
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		if row.State >= int64(computev1.Run_STATE_COMPLETED) {
+			return fault.New(codes.FailedPrecondition, faultv1.Reason_RUN_ENDED, "the run has ended; its log is closed")
+		}
+		at := row.LogBytes
+		if start > at {
+			return fault.New(codes.OutOfRange, faultv1.Reason_REQUEST_INVALID, "the log ends at %d; send from there", at)
+		}
+		stored, full = at, at >= limit
+		skip := at - start
+		if skip >= int64(len(data)) || full {
+			return nil
+		}
+		piece := data[skip:]
+		if at+int64(len(piece)) >= limit {
+			piece, full = piece[:limit-at], true
+		}
+		sealed, err := key.Seal(logAAD(r.Workspace, r.UID, at), piece)
+		if err != nil {
+			return err
+		}
+		if err := q.InsertLog(ctx, db.InsertLogParams{RunUID: r.UID, Start: at, Length: int64(len(piece)), Data: sealed}); err != nil {
+			return sqldb.Fault(err)
+		}
+		stored = at + int64(len(piece))
+		n, err := q.SetLogBytes(ctx, db.SetLogBytesParams{UID: r.UID, LogBytes: stored, HeartbeatTime: micros(now), LogBytes_2: at, State: int64(computev1.Run_STATE_COMPLETED)})
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		if n == 0 {
+			return fault.Aborted("the log was written from elsewhere; ask for the assignment again")
+		}
+		return nil
+	})
+	return stored, full, err
+}
+
+// ReadLog gives the log from offset, at most n pieces.
+func (s *Store) ReadLog(ctx context.Context, r *Run, offset int64, n int) ([]*computev1.LogChunk, error) {
+	key, err := s.keys.Key(ctx, r.Workspace)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := db.New(s.db.Reader()).ReadLog(ctx, db.ReadLogParams{RunUID: r.UID, Start: offset, Column3: int64(n)})
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	out := make([]*computev1.LogChunk, 0, len(rows))
+	for _, row := range rows {
+		data, err := key.Open(logAAD(r.Workspace, r.UID, row.Start), row.Data)
+		if err != nil {
+			return nil, err
+		}
+		if row.Start < offset {
+			data = data[offset-row.Start:]
+			row.Start = offset
+		}
+		out = append(out, &computev1.LogChunk{Offset: row.Start, Data: data})
+		offset = row.Start + int64(len(data))
+	}
+	return out, nil
+}
+
+// Output is one file that a run has left.
+type Output struct {
+	Path    string
+	Size    int64
+	Digest  []byte
+	Blob    string
+	Created time.Time
+}
+
+// PutOutput notes an output whose blob is stored. The same path again takes the place of the earlier one, whose blob is given back
+// if it is another.
+func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most int64) (replaced string, err error) {
+	key, err := s.keys.Key(ctx, r.Workspace)
+	if err != nil {
+		return "", err
+	}
+	mac := key.MAC("output", r.UID, o.Path)
+	b, err := proto.Marshal(&computev1.Output{Path: o.Path, Digest: o.Digest})
+	if err != nil {
+		return "", fault.Internal(err, "the output cannot be stored")
+	}
+	entry, err := key.Seal(runAAD(r.Workspace, r.UID, "output/"+string(mac)), b)
+	if err != nil {
+		return "", err
+	}
+	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		q := db.New(tx)
+		replaced = ""
+		row, err := q.GetRun(ctx, r.UID)
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		if row.State >= int64(computev1.Run_STATE_COMPLETED) {
+			return fault.New(codes.FailedPrecondition, faultv1.Reason_RUN_ENDED, "the run has ended; it takes no more outputs")
+		}
+		old, err := q.GetOutput(ctx, db.GetOutputParams{RunUID: r.UID, PathMac: mac})
+		switch err = sqldb.Fault(err); {
+		case err == nil && old.Blob != o.Blob:
+			replaced = old.Blob
+		case fault.Is(err, codes.NotFound):
+			n, err := q.CountOutputs(ctx, r.UID)
+			if err != nil {
+				return sqldb.Fault(err)
+			}
+			if n >= most {
+				return fault.ResourceExhausted("the run has %d outputs, which is the most; pack them into fewer files", most)
+			}
+		case err != nil:
+			return err
+		}
+		return sqldb.Fault(q.PutOutput(ctx, db.PutOutputParams{RunUID: r.UID, PathMac: mac, Entry: entry, Size: o.Size, Blob: o.Blob, CreateTime: micros(o.Created)}))
+	})
+	return replaced, err
+}
+
+// Outputs lists what a run has left.
+func (s *Store) Outputs(ctx context.Context, r *Run) ([]Output, error) {
+	rows, err := db.New(s.db.Reader()).ListOutputs(ctx, r.UID)
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	out := make([]Output, 0, len(rows))
+	for _, row := range rows {
+		o, err := s.output(ctx, r, row)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, o)
+	}
+	return out, nil
+}
+
+// Output finds one by its path.
+func (s *Store) Output(ctx context.Context, r *Run, path string) (Output, error) {
+	key, err := s.keys.Key(ctx, r.Workspace)
+	if err != nil {
+		return Output{}, err
+	}
+	row, err := db.New(s.db.Reader()).GetOutput(ctx, db.GetOutputParams{RunUID: r.UID, PathMac: key.MAC("output", r.UID, path)})
+	if err != nil {
+		return Output{}, sqldb.Fault(err)
+	}
+	return s.output(ctx, r, row)
+}
+
+func (s *Store) output(ctx context.Context, r *Run, row db.Output) (Output, error) {
+	key, err := s.keys.Key(ctx, r.Workspace)
+	if err != nil {
+		return Output{}, err
+	}
+	b, err := key.Open(runAAD(r.Workspace, r.UID, "output/"+string(row.PathMac)), row.Entry)
+	if err != nil {
+		return Output{}, err
+	}
+	var e computev1.Output
+	if err := proto.Unmarshal(b, &e); err != nil {
+		return Output{}, fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "the stored output cannot be read")
+	}
+	return Output{Path: e.GetPath(), Size: row.Size, Digest: e.GetDigest(), Blob: row.Blob, Created: instant(row.CreateTime)}, nil
+}
+
+// CountOutputs counts what a run has left, in the transaction that ends it.
+func CountOutputs(ctx context.Context, tx *sqldb.Tx, uid string) (int64, error) {
+	n, err := db.New(tx).CountOutputs(ctx, uid)
+	return n, sqldb.Fault(err)
+}

@@ -1,0 +1,522 @@
+// Package store keeps compute targets, runs, their logs and the list of their outputs.
+//
+// Trust boundary: rows come from a database that others may have changed. What a tenant wrote is ciphertext under the workspace's
+// data key, bound to the row that it stands in.
+//
+// Invariants: a run changes by compare and swap on its version, so two schedulers never both move it; a log has no gap and no
+// overlap; all of a workspace is asked for by its uid, so that it can have a database of its own later.
+//
+// Failure: driver errors become kinds of pkg/fault here; CONFLICT says that a run was changed in between.
+package store
+
+import (
+	"context"
+	"embed"
+	"encoding/binary"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/store/db"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Migrations of the tables that the store owns.
+func Migrations() sqldb.MigrationSet {
+	return sqldb.MigrationSet{Name: "compute", FS: migrations, Dir: "migrations"}
+}
+
+// Record writes the audit record of a change into its transaction.
+type Record func(ctx context.Context, tx *sqldb.Tx) error
+
+// Store is the database of compute. It is safe for concurrent use.
+type Store struct {
+	db   *sqldb.DB
+	keys *envelope.Keyring
+}
+
+// New makes a store. keys are the data keys of workspaces.
+func New(d *sqldb.DB, keys *envelope.Keyring) *Store { return &Store{db: d, keys: keys} }
+
+// Compute is a target.
+type Compute struct {
+	UID, Workspace, ID string
+	Kind               computev1.Compute_Kind
+	MaxRuns            int
+	Created            time.Time
+	CreatedBy          string
+}
+
+// Run is a run as it is stored.
+type Run struct {
+	UID, Workspace, Compute string
+	// Spec is what was submitted, with run_id filled in; its parent is the workspace's name.
+	Spec      *computev1.SubmitRunRequest
+	Submitter string
+	State     computev1.Run_State
+	// Outcome is how it ended, or why it is where it is.
+	Outcome *computev1.ReportRunRequest
+	// Generation counts how often it was handed to an agent: 0 or 1, for a run is started once.
+	Generation int64
+	// AgentKey is the thumbprint of the agent's key, once one has come.
+	AgentKey                                       string
+	Cancel                                         bool
+	Version                                        int64
+	Created, Started, Ended, Heartbeat, CanceledAt time.Time // zero where it did not happen
+	LogBytes                                       int64
+	// Revoked says that identity has killed the run's tokens.
+	Revoked bool
+}
+
+// Name is the run's resource name.
+func (r *Run) Name() string { return r.Spec.GetParent() + "/runs/" + r.Spec.GetRunId() }
+
+// HasEnded reports whether the run is in one of its last states.
+func (r *Run) HasEnded() bool { return r.State >= computev1.Run_STATE_COMPLETED }
+
+// Cursor is the place in a list after which the next page starts.
+type Cursor struct {
+	Time int64
+	UID  string
+}
+
+// Bytes is the cursor as it goes into a page token.
+func (c Cursor) Bytes() []byte {
+	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...) //nolint:gosec // a time after 1970
+}
+
+// ParseCursor reads what Bytes wrote.
+func ParseCursor(b []byte) (Cursor, error) {
+	if len(b) < 8 {
+		return Cursor{}, fault.New(codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID, "the page token is not one of ours")
+	}
+	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil //nolint:gosec // as written by Bytes
+}
+
+// Key is the workspace's data key.
+func (s *Store) Key(ctx context.Context, workspace string) (*envelope.Key, error) {
+	return s.keys.Key(ctx, workspace)
+}
+
+func computeAAD(workspace, uid string) envelope.AAD {
+	return envelope.AAD{Owner: workspace, Kind: "compute", ID: uid, Field: "name"}
+}
+
+func runAAD(workspace, uid, field string) envelope.AAD {
+	return envelope.AAD{Owner: workspace, Kind: "run", ID: uid, Field: field}
+}
+
+// micros and instant turn times into columns and back; 0 is the zero time.
+func micros(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+func instant(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us)
+}
+
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// --- targets
+
+// InsertCompute makes a target.
+func (s *Store) InsertCompute(ctx context.Context, c Compute, record Record) error {
+	key, err := s.keys.Key(ctx, c.Workspace)
+	if err != nil {
+		return err
+	}
+	name, err := key.SealString(computeAAD(c.Workspace, c.UID), c.ID)
+	if err != nil {
+		return err
+	}
+	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		n, err := db.New(tx).InsertCompute(ctx, db.InsertComputeParams{
+			UID: c.UID, WorkspaceUID: c.Workspace, Name: name, NameMac: key.MAC("compute", c.Workspace, c.ID), Kind: int64(c.Kind),
+			MaxRuns: int64(c.MaxRuns), CreateTime: micros(c.Created), CreatedBy: c.CreatedBy,
+		})
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		if n == 0 {
+			return fault.AlreadyExists("the workspace has a compute of that name already")
+		}
+		return record(ctx, tx)
+	})
+}
+
+// Compute finds a target by its id.
+func (s *Store) Compute(ctx context.Context, workspace, id string) (Compute, error) {
+	key, err := s.keys.Key(ctx, workspace)
+	if err != nil {
+		return Compute{}, err
+	}
+	row, err := db.New(s.db.Reader()).GetCompute(ctx, db.GetComputeParams{WorkspaceUID: workspace, NameMac: key.MAC("compute", workspace, id)})
+	if err != nil {
+		return Compute{}, sqldb.Fault(err)
+	}
+	return s.compute(ctx, row)
+}
+
+// ComputeByUID finds a target by its uid.
+func (s *Store) ComputeByUID(ctx context.Context, uid string) (Compute, error) {
+	row, err := db.New(s.db.Reader()).GetComputeByUID(ctx, uid)
+	if err != nil {
+		return Compute{}, sqldb.Fault(err)
+	}
+	return s.compute(ctx, row)
+}
+
+func (s *Store) compute(ctx context.Context, row db.Compute) (Compute, error) {
+	key, err := s.keys.Key(ctx, row.WorkspaceUID)
+	if err != nil {
+		return Compute{}, err
+	}
+	id, err := key.OpenString(computeAAD(row.WorkspaceUID, row.UID), row.Name)
+	if err != nil {
+		return Compute{}, err
+	}
+	return Compute{
+		UID: row.UID, Workspace: row.WorkspaceUID, ID: id, Kind: computev1.Compute_Kind(row.Kind), MaxRuns: int(row.MaxRuns), //nolint:gosec // as written
+		Created: instant(row.CreateTime), CreatedBy: row.CreatedBy,
+	}, nil
+}
+
+// ListComputes gives targets after the cursor, oldest first.
+func (s *Store) ListComputes(ctx context.Context, workspace string, after Cursor, limit int) ([]Compute, Cursor, error) {
+	rows, err := db.New(s.db.Reader()).ListComputes(ctx, db.ListComputesParams{WorkspaceUID: workspace, CreateTime: after.Time, UID: after.UID, Column4: int64(limit)})
+	if err != nil {
+		return nil, after, sqldb.Fault(err)
+	}
+	out := make([]Compute, 0, len(rows))
+	for _, row := range rows {
+		c, err := s.compute(ctx, row)
+		if err != nil {
+			return nil, after, err
+		}
+		out = append(out, c)
+		after = Cursor{row.CreateTime, row.UID}
+	}
+	return out, after, nil
+}
+
+// DeleteCompute removes a target that no run waits for or runs on.
+func (s *Store) DeleteCompute(ctx context.Context, uid string, record Record) error {
+	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		q := db.New(tx)
+		n, err := q.ComputeRunsNotEnded(ctx, db.ComputeRunsNotEndedParams{ComputeUID: uid, State: int64(computev1.Run_STATE_COMPLETED)})
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		if n > 0 {
+			return fault.New(codes.FailedPrecondition, faultv1.Reason_RESOURCE_IN_USE, "%d runs wait for this compute or run on it; cancel them first", n)
+		}
+		if n, err = q.DeleteCompute(ctx, uid); err != nil {
+			return sqldb.Fault(err)
+		}
+		if n == 0 {
+			return fault.NotFound("the compute is gone")
+		}
+		return record(ctx, tx)
+	})
+}
+
+// --- runs
+
+// InsertRun queues a run. With a request id that was used within the last day, the run of then is given back instead, if what was
+// asked is the same.
+func (s *Store) InsertRun(ctx context.Context, r *Run, requestID string, record Record) (*Run, error) {
+	key, err := s.keys.Key(ctx, r.Workspace)
+	if err != nil {
+		return nil, err
+	}
+	spec, outcome, err := s.sealRun(key, r)
+	if err != nil {
+		return nil, err
+	}
+	requestMAC := []byte{}
+	if requestID != "" {
+		requestMAC = key.MAC("run request", r.Workspace+"/"+r.Submitter, requestID)
+	}
+	var earlier *Run
+	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		q := db.New(tx)
+		earlier = nil
+		if requestID != "" {
+			row, err := q.GetRunByRequest(ctx, db.GetRunByRequestParams{WorkspaceUID: r.Workspace, RequestMac: requestMAC, CreateTime: r.Created.Add(-24 * time.Hour).UnixMicro()})
+			if err = sqldb.Fault(err); err == nil {
+				earlier, err = s.run(ctx, row)
+				return err
+			} else if !fault.Is(err, codes.NotFound) {
+				return err
+			}
+		}
+		n, err := q.InsertRun(ctx, db.InsertRunParams{
+			UID: r.UID, WorkspaceUID: r.Workspace, ComputeUID: r.Compute, IDMac: key.MAC("run", r.Workspace, r.Spec.GetRunId()), RequestMac: requestMAC,
+			Spec: spec, Outcome: outcome, Submitter: r.Submitter, State: int64(r.State), CreateTime: micros(r.Created),
+		})
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		if n == 0 {
+			return fault.AlreadyExists("the workspace has a run of that id already")
+		}
+		return record(ctx, tx)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if earlier != nil {
+		return earlier, nil
+	}
+	return s.RunByUID(ctx, r.UID)
+}
+
+func (s *Store) sealRun(key *envelope.Key, r *Run) (spec, outcome []byte, err error) {
+	b, err := proto.Marshal(r.Spec)
+	if err != nil {
+		return nil, nil, fault.Internal(err, "the run cannot be stored")
+	}
+	if spec, err = key.Seal(runAAD(r.Workspace, r.UID, "spec"), b); err != nil {
+		return nil, nil, err
+	}
+	outcome, err = sealOutcome(key, r)
+	return spec, outcome, err
+}
+
+func sealOutcome(key *envelope.Key, r *Run) ([]byte, error) {
+	if r.Outcome == nil {
+		r.Outcome = &computev1.ReportRunRequest{}
+	}
+	b, err := proto.Marshal(r.Outcome)
+	if err != nil {
+		return nil, fault.Internal(err, "the run's end cannot be stored")
+	}
+	return key.Seal(runAAD(r.Workspace, r.UID, "outcome"), b)
+}
+
+// run opens a row.
+func (s *Store) run(ctx context.Context, row db.Run) (*Run, error) {
+	key, err := s.keys.Key(ctx, row.WorkspaceUID)
+	if err != nil {
+		return nil, err
+	}
+	r := &Run{
+		UID: row.UID, Workspace: row.WorkspaceUID, Compute: row.ComputeUID, Submitter: row.Submitter, State: computev1.Run_State(row.State), //nolint:gosec // as written
+		Generation: row.Generation, AgentKey: row.AgentKey, Cancel: row.Cancel != 0, Version: row.Version, LogBytes: row.LogBytes, Revoked: row.Revoked != 0,
+		Created: instant(row.CreateTime), Started: instant(row.StartTime), Ended: instant(row.EndTime), Heartbeat: instant(row.HeartbeatTime), CanceledAt: instant(row.CancelTime),
+		Spec: &computev1.SubmitRunRequest{}, Outcome: &computev1.ReportRunRequest{},
+	}
+	spec, err := key.Open(runAAD(r.Workspace, r.UID, "spec"), row.Spec)
+	if err != nil {
+		return nil, err
+	}
+	outcome, err := key.Open(runAAD(r.Workspace, r.UID, "outcome"), row.Outcome)
+	if err != nil {
+		return nil, err
+	}
+	if proto.Unmarshal(spec, r.Spec) != nil || proto.Unmarshal(outcome, r.Outcome) != nil {
+		return nil, fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "the stored run cannot be read")
+	}
+	return r, nil
+}
+
+func (s *Store) runs(ctx context.Context, rows []db.Run) ([]*Run, error) {
+	out := make([]*Run, 0, len(rows))
+	for _, row := range rows {
+		r, err := s.run(ctx, row)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// Run finds a run by its id.
+func (s *Store) Run(ctx context.Context, workspace, id string) (*Run, error) {
+	key, err := s.keys.Key(ctx, workspace)
+	if err != nil {
+		return nil, err
+	}
+	row, err := db.New(s.db.Reader()).GetRunByID(ctx, db.GetRunByIDParams{WorkspaceUID: workspace, IDMac: key.MAC("run", workspace, id)})
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	return s.run(ctx, row)
+}
+
+// RunByUID finds a run by its uid.
+func (s *Store) RunByUID(ctx context.Context, uid string) (*Run, error) {
+	row, err := db.New(s.db.Reader()).GetRun(ctx, uid)
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	return s.run(ctx, row)
+}
+
+// ListRuns gives runs after the cursor, newest first; state 0 is all.
+func (s *Store) ListRuns(ctx context.Context, workspace string, state computev1.Run_State, after Cursor, limit int) ([]*Run, Cursor, error) {
+	if after.Time == 0 {
+		after.Time = 1 << 62
+	}
+	q := db.New(s.db.Reader())
+	var rows []db.Run
+	var err error
+	if state == 0 {
+		rows, err = q.ListRuns(ctx, db.ListRunsParams{WorkspaceUID: workspace, CreateTime: after.Time, UID: after.UID, Column4: int64(limit)})
+	} else {
+		rows, err = q.ListRunsInState(ctx, db.ListRunsInStateParams{WorkspaceUID: workspace, State: int64(state), CreateTime: after.Time, UID: after.UID, Column5: int64(limit)})
+	}
+	if err != nil {
+		return nil, after, sqldb.Fault(err)
+	}
+	out, err := s.runs(ctx, rows)
+	if n := len(rows); n > 0 {
+		after = Cursor{rows[n-1].CreateTime, rows[n-1].UID}
+	}
+	return out, after, err
+}
+
+// Queued gives the runs that wait, oldest first.
+func (s *Store) Queued(ctx context.Context, limit int) ([]*Run, error) {
+	rows, err := db.New(s.db.Reader()).RunsByState(ctx, db.RunsByStateParams{State: int64(computev1.Run_STATE_QUEUED), Column2: int64(limit)})
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	return s.runs(ctx, rows)
+}
+
+// QueuedOn gives the runs that wait for one target, oldest first.
+func (s *Store) QueuedOn(ctx context.Context, compute string, limit int) ([]*Run, error) {
+	rows, err := db.New(s.db.Reader()).QueuedOnCompute(ctx, db.QueuedOnComputeParams{ComputeUID: compute, State: int64(computev1.Run_STATE_QUEUED), Column3: int64(limit)})
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	return s.runs(ctx, rows)
+}
+
+// Active gives every run that an agent has or is on its way to.
+func (s *Store) Active(ctx context.Context) ([]*Run, error) {
+	rows, err := db.New(s.db.Reader()).RunsInStates(ctx, db.RunsInStatesParams{State: int64(computev1.Run_STATE_STARTING), State_2: int64(computev1.Run_STATE_FINALIZING)})
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	return s.runs(ctx, rows)
+}
+
+// ActiveOn counts the runs that take up room on a target.
+func (s *Store) ActiveOn(ctx context.Context, compute string) (int64, error) {
+	n, err := db.New(s.db.Reader()).ActiveOnCompute(ctx, db.ActiveOnComputeParams{ComputeUID: compute, State: int64(computev1.Run_STATE_STARTING), State_2: int64(computev1.Run_STATE_FINALIZING)})
+	return n, sqldb.Fault(err)
+}
+
+// NotRevoked gives ended runs whose tokens identity has not been told to kill.
+func (s *Store) NotRevoked(ctx context.Context) ([]*Run, error) {
+	rows, err := db.New(s.db.Reader()).NotRevoked(ctx, int64(computev1.Run_STATE_COMPLETED))
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	return s.runs(ctx, rows)
+}
+
+// Update reads a run in a transaction, lets change alter it, and stores it if nobody else has in between. A change that returns
+// an error changes nothing. record may be nil where change is part of another record.
+func (s *Store) Update(ctx context.Context, uid string, change func(ctx context.Context, tx *sqldb.Tx, r *Run) error, record Record) (*Run, error) {
+	before, err := s.RunByUID(ctx, uid) // opens the key outside the transaction
+	if err != nil {
+		return nil, err
+	}
+	key, err := s.keys.Key(ctx, before.Workspace)
+	if err != nil {
+		return nil, err
+	}
+	var out *Run
+	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		q := db.New(tx)
+		row, err := q.GetRun(ctx, uid)
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		r, err := s.run(ctx, row)
+		if err != nil {
+			return err
+		}
+		if err := change(ctx, tx, r); err != nil {
+			return err
+		}
+		outcome, err := sealOutcome(key, r)
+		if err != nil {
+			return err
+		}
+		n, err := q.UpdateRun(ctx, db.UpdateRunParams{
+			UID: uid, Version: row.Version, Outcome: outcome, State: int64(r.State), Generation: r.Generation, AgentKey: r.AgentKey, Cancel: flag(r.Cancel),
+			StartTime: micros(r.Started), EndTime: micros(r.Ended), HeartbeatTime: micros(r.Heartbeat), CancelTime: micros(r.CanceledAt), LogBytes: r.LogBytes, Revoked: flag(r.Revoked),
+		})
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		if n == 0 {
+			return fault.Aborted("the run was changed in between; repeat the call")
+		}
+		r.Version++
+		out = r
+		if record == nil {
+			return nil
+		}
+		return record(ctx, tx)
+	})
+	return out, err
+}
+
+// Touch notes a sign of life.
+func (s *Store) Touch(ctx context.Context, uid string, now time.Time) error {
+	return s.db.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		_, err := db.New(tx).TouchRun(ctx, db.TouchRunParams{UID: uid, HeartbeatTime: micros(now), State: int64(computev1.Run_STATE_COMPLETED)})
+		return sqldb.Fault(err)
+	})
+}
+
+// OfWorkspace gives every run of a workspace.
+func (s *Store) OfWorkspace(ctx context.Context, workspace string) ([]*Run, error) {
+	rows, err := db.New(s.db.Reader()).RunsOfWorkspace(ctx, workspace)
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	return s.runs(ctx, rows)
+}
+
+// Purge removes every row of a workspace, and its data key, for good.
+func (s *Store) Purge(ctx context.Context, workspace string, record Record) error {
+	err := s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		q := db.New(tx)
+		for _, f := range []func(context.Context, string) error{q.DeleteLogsOfWorkspace, q.DeleteOutputsOfWorkspace, q.DeleteRunsOfWorkspace, q.DeleteComputesOfWorkspace} {
+			if err := f(ctx, workspace); err != nil {
+				return sqldb.Fault(err)
+			}
+		}
+		return record(ctx, tx)
+	})
+	if err != nil {
+		return err
+	}
+	return s.keys.Destroy(ctx, workspace)
+}

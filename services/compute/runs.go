@@ -1,0 +1,194 @@
+package compute
+
+import (
+	"context"
+	"strconv"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+)
+
+type runs struct {
+	computev1.UnsafeRunServiceServer
+	s *Service
+}
+
+var _ computev1.RunServiceServer = runs{}
+
+func requestReused() error {
+	return fault.New(codes.AlreadyExists, faultv1.Reason_REQUEST_ID_REUSED, "this request_id was used for another request; take a new one")
+}
+
+func runMessage(r *store.Run) *computev1.Run {
+	m := &computev1.Run{
+		Name: r.Name(), Uid: r.UID, State: r.State, DisplayName: r.Spec.GetDisplayName(), Experiment: r.Spec.GetExperiment(), Compute: r.Spec.GetCompute(),
+		Snapshot: r.Spec.GetSnapshot(), Command: r.Spec.GetCommand(), Submitter: r.Submitter, CreateTime: timestamppb.New(r.Created),
+		ExitCode: r.Outcome.GetExitCode(), Message: r.Outcome.GetMessage(), Reason: r.Outcome.GetReason(), CancelRequested: r.Cancel,
+		Environment: r.Spec.GetEnvironment(), Limits: r.Spec.GetLimits(), LogBytes: r.LogBytes, Etag: strconv.FormatInt(r.Version, 10),
+	}
+	if !r.Started.IsZero() {
+		m.StartTime = timestamppb.New(r.Started)
+	}
+	if !r.Ended.IsZero() {
+		m.EndTime = timestamppb.New(r.Ended)
+	}
+	return m
+}
+
+// GetRun implements computev1.RunServiceServer.
+func (h runs) GetRun(ctx context.Context, req *computev1.GetRunRequest) (*computev1.Run, error) {
+	r, err := h.s.run(ctx, req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return runMessage(r), nil
+}
+
+// ListRuns implements computev1.RunServiceServer.
+func (h runs) ListRuns(ctx context.Context, req *computev1.ListRunsRequest) (*computev1.ListRunsResponse, error) {
+	n, err := resource.PageSize(req.GetPageSize(), 100, 1000)
+	if err != nil {
+		return nil, err
+	}
+	ws := rpc.From(ctx).Scope.WorkspaceUID
+	cur, next, err := h.s.page(ctx, ws, "compute/runs/"+ws+"/"+req.GetState().String(), req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	list, cur, err := h.s.store.ListRuns(ctx, ws, req.GetState(), cur, n)
+	if err != nil {
+		return nil, err
+	}
+	out := &computev1.ListRunsResponse{}
+	for _, r := range list {
+		out.Runs = append(out.Runs, runMessage(r))
+	}
+	out.NextPageToken, err = next(cur, len(list), n)
+	return out, err
+}
+
+// WatchRun implements computev1.RunServiceServer.
+func (h runs) WatchRun(req *computev1.WatchRunRequest, stream grpc.ServerStreamingServer[computev1.Run]) error {
+	ctx := stream.Context()
+	r, err := h.s.run(ctx, req.GetName())
+	if err != nil {
+		return err
+	}
+	uid, sent := r.UID, int64(0)
+	for {
+		changed := h.s.news.next(uid)
+		if r, err = h.s.store.RunByUID(ctx, uid); err != nil {
+			return absent(err, req.GetName())
+		}
+		if r.Version != sent {
+			if err := stream.Send(runMessage(r)); err != nil {
+				return err
+			}
+			sent = r.Version
+		}
+		if r.HasEnded() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// CancelRun implements computev1.RunServiceServer.
+func (h runs) CancelRun(ctx context.Context, req *computev1.CancelRunRequest) (*computev1.Run, error) {
+	r, err := h.s.run(ctx, req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	r, err = h.s.store.Update(ctx, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
+		switch {
+		case r.HasEnded() || r.Cancel:
+		case r.State == computev1.Run_STATE_QUEUED:
+			end(r, computev1.Run_STATE_CANCELED, "cancelled before it started", faultv1.Reason_REASON_UNSPECIFIED, h.s.cfg.Now())
+		default:
+			r.Cancel, r.CanceledAt = true, h.s.cfg.Now()
+		}
+		return nil
+	}, record())
+	if err != nil {
+		return nil, absent(err, req.GetName())
+	}
+	h.s.news.changed(r.UID)
+	h.s.wake()
+	return runMessage(r), nil
+}
+
+// logPieces is how many pieces of a log are read at once.
+const logPieces = 16
+
+// StreamLogs implements computev1.RunServiceServer.
+func (h runs) StreamLogs(req *computev1.StreamLogsRequest, stream grpc.ServerStreamingServer[computev1.LogChunk]) error {
+	ctx := stream.Context()
+	r, err := h.s.run(ctx, req.GetName())
+	if err != nil {
+		return err
+	}
+	offset := req.GetOffset()
+	for {
+		changed := h.s.news.next(r.UID)
+		if r, err = h.s.store.RunByUID(ctx, r.UID); err != nil {
+			return absent(err, req.GetName())
+		}
+		for {
+			pieces, err := h.s.store.ReadLog(ctx, r, offset, logPieces)
+			if err != nil {
+				return err
+			}
+			for _, p := range pieces {
+				if err := stream.Send(p); err != nil {
+					return err
+				}
+				offset = p.GetOffset() + int64(len(p.GetData()))
+			}
+			if len(pieces) < logPieces {
+				break
+			}
+		}
+		if !req.GetFollow() || r.HasEnded() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// ListOutputs implements computev1.RunServiceServer.
+func (h runs) ListOutputs(ctx context.Context, req *computev1.ListOutputsRequest) (*computev1.ListOutputsResponse, error) {
+	r, err := h.s.run(ctx, req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	list, err := h.s.store.Outputs(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	out := &computev1.ListOutputsResponse{}
+	for _, o := range list {
+		out.Outputs = append(out.Outputs, outputMessage(o))
+	}
+	return out, nil
+}
+
+func outputMessage(o store.Output) *computev1.Output {
+	return &computev1.Output{Path: o.Path, Size: o.Size, Digest: o.Digest, CreateTime: timestamppb.New(o.Created)}
+}

@@ -1,0 +1,211 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/audit"
+	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/blob"
+	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+)
+
+// Migrations of the tables that this service owns.
+func Migrations() sqldb.MigrationSet { return store.Migrations() }
+
+// Config of the service. DB, Outbox, Own, Keys, Blobs, Engine, the peers, Dir, Gateway, PublicURL and CA are required.
+type Config struct {
+	DB     *sqldb.DB
+	Outbox *audit.Outbox
+	// Own are the service's own keys; Keys are those of workspaces.
+	Own, Keys *envelope.Keyring
+	Blobs     *blob.Store
+	Engine    *authz.Engine
+	Tokens    identityv1.TokenServiceClient
+	Agents    identityv1.AgentServiceClient
+	Snapshots workspacev1.SnapshotServiceClient
+	// Dir is the state folder; the local target's runs have folders below Dir/runs.
+	Dir string
+	// Gateway is the host:port that agents dial, PublicURL the URL that their proofs name, CA the roots to believe there, as PEM.
+	Gateway, PublicURL string
+	CA                 []byte
+	// AgentCommand starts an agent on this machine. Empty is this binary with "agent".
+	AgentCommand []string
+	// Driver places agents for local targets; nil is the one that starts AgentCommand.
+	Driver Driver
+	// Heartbeat is how often agents report; silent for three times that, a run is lost. Default 2 s.
+	Heartbeat time.Duration
+	// StartGrace is how long an agent may take to ask for its assignment. Default 60 s.
+	StartGrace time.Duration
+	// CancelGrace is how long a cancelled run may take to report. Default 30 s.
+	CancelGrace time.Duration
+	// MaxLogBytes and MaxOutputBytes bound what one run may leave; MaxOutputs how many files. Defaults 64 MiB, 1 GiB, 1,000.
+	MaxLogBytes, MaxOutputBytes int64
+	MaxOutputs                  int64
+
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+func (c *Config) defaults() {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&c.Heartbeat, 2*time.Second)
+	set(&c.StartGrace, time.Minute)
+	set(&c.CancelGrace, 30*time.Second)
+	if c.MaxLogBytes == 0 {
+		c.MaxLogBytes = 64 << 20
+	}
+	if c.MaxOutputBytes == 0 {
+		c.MaxOutputBytes = 1 << 30
+	}
+	if c.MaxOutputs == 0 {
+		c.MaxOutputs = 1000
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Service is the compute service.
+type Service struct {
+	cfg    Config
+	store  *store.Store
+	driver Driver
+	news   *news
+	queue  chan struct{} // something may be startable
+
+	mu     sync.Mutex
+	claims map[string]int // waiting claimers by compute uid
+}
+
+// New makes the service.
+func New(cfg Config) (*Service, error) {
+	if cfg.DB == nil || cfg.Outbox == nil || cfg.Keys == nil || cfg.Blobs == nil || cfg.Engine == nil {
+		return nil, errors.New("compute: DB, Outbox, Keys, Blobs and Engine are required")
+	}
+	if cfg.Tokens == nil || cfg.Agents == nil || cfg.Snapshots == nil || cfg.Gateway == "" || cfg.PublicURL == "" || len(cfg.CA) == 0 || cfg.Dir == "" {
+		return nil, errors.New("compute: the peers, Dir, Gateway, PublicURL and CA are required")
+	}
+	cfg.defaults()
+	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys), driver: cfg.Driver, news: newNews(), queue: make(chan struct{}, 1), claims: make(map[string]int)}
+	if s.driver == nil {
+		d, err := newLocal(localConfig{Dir: filepath.Join(cfg.Dir, "runs"), Command: cfg.AgentCommand, Logger: cfg.Logger})
+		if err != nil {
+			return nil, err
+		}
+		s.driver = d
+	}
+	return s, nil
+}
+
+// Register puts the service's methods on a server.
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	computev1.RegisterComputeServiceServer(r, computes{s: s})
+	computev1.RegisterRunServiceServer(r, runs{s: s})
+	computev1.RegisterAgentRunServiceServer(r, agents{s: s})
+	computev1.RegisterRunInternalServiceServer(r, internal{s: s})
+}
+
+// Close releases nothing: the database is closed by whoever opened it.
+func (s *Service) Close() error { return nil }
+
+// record is the audit record of the call that ctx belongs to.
+func record(details ...string) store.Record {
+	return func(ctx context.Context, tx *sqldb.Tx) error { return rpc.From(ctx).Audit(ctx, tx, details...) }
+}
+
+// absent gives the one answer for what is not there.
+func absent(err error, name string) error {
+	if fault.Is(err, codes.NotFound) {
+		return rpc.NotFound(name)
+	}
+	return err
+}
+
+// run finds the run that a call is about.
+func (s *Service) run(ctx context.Context, name string) (*store.Run, error) {
+	call := rpc.From(ctx)
+	r, err := s.store.Run(ctx, call.Scope.WorkspaceUID, call.Scope.Name.ID())
+	return r, absent(err, name)
+}
+
+// page opens a page token, and gives what seals the next one.
+func (s *Service) page(ctx context.Context, workspace, query, token string) (store.Cursor, func(cur store.Cursor, got, limit int) (string, error), error) {
+	key, err := s.store.Key(ctx, workspace)
+	if err != nil {
+		return store.Cursor{}, nil, err
+	}
+	next := func(cur store.Cursor, got, limit int) (string, error) {
+		if got < limit {
+			return "", nil
+		}
+		return key.SealPage(query, cur.Bytes())
+	}
+	if token == "" {
+		return store.Cursor{}, next, nil
+	}
+	b, err := key.OpenPage(query, token)
+	if err != nil {
+		return store.Cursor{}, nil, err
+	}
+	cur, err := store.ParseCursor(b)
+	return cur, next, err
+}
+
+// news tells waiting streams that something about a run has changed. It holds nothing but the waiting.
+type news struct {
+	mu sync.Mutex
+	m  map[string]chan struct{}
+}
+
+func newNews() *news { return &news{m: make(map[string]chan struct{})} }
+
+// next is closed at the next change of the run. Take it before reading, so that no change is missed.
+func (n *news) next(uid string) <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c, ok := n.m[uid]
+	if !ok {
+		c = make(chan struct{})
+		n.m[uid] = c
+	}
+	return c
+}
+
+func (n *news) changed(uid string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c, ok := n.m[uid]; ok {
+		close(c)
+		delete(n.m, uid)
+	}
+}
+
+// wake makes the queue look again.
+func (s *Service) wake() {
+	select {
+	case s.queue <- struct{}{}:
+	default:
+	}
+}

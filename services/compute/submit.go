@@ -1,0 +1,115 @@
+package compute
+
+import (
+	"context"
+	"crypto/rand"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+)
+
+// SubmitRun implements computev1.RunServiceServer. The chain has checked the caller's right to run here, on that target and with
+// that snapshot.
+func (h runs) SubmitRun(ctx context.Context, req *computev1.SubmitRunRequest) (*computev1.Run, error) {
+	call := rpc.From(ctx)
+	if err := checkSpec(req); err != nil {
+		return nil, err
+	}
+	compute, snapshot := call.Uses[0], call.Uses[1]
+	for field, use := range map[string]string{"compute": compute.WorkspaceUID, "snapshot": snapshot.WorkspaceUID} {
+		if use != call.Scope.WorkspaceUID {
+			return nil, fault.InvalidArgument("a run uses the computes and snapshots of its own workspace").Field(field, "is of another workspace")
+		}
+	}
+	c, err := h.s.store.Compute(ctx, call.Scope.WorkspaceUID, compute.Name.ID())
+	if err != nil {
+		return nil, absent(err, req.GetCompute())
+	}
+	if _, err := h.s.cfg.Snapshots.GetSnapshot(ctx, &workspacev1.GetSnapshotRequest{Name: req.GetSnapshot()}); err != nil {
+		return nil, fault.FromStatus(err)
+	}
+	spec := proto.CloneOf(req)
+	if spec.GetRunId() == "" {
+		spec.RunId = strings.ToLower(rand.Text())
+	}
+	r := &store.Run{
+		UID: resource.NewUID("run"), Workspace: call.Scope.WorkspaceUID, Compute: c.UID, Spec: spec, Submitter: call.Principal,
+		State: computev1.Run_STATE_QUEUED, Created: h.s.cfg.Now(),
+	}
+	stored, err := h.s.store.InsertRun(ctx, r, req.GetRequestId(), record("run", spec.GetRunId(), "compute", c.ID))
+	if err != nil {
+		return nil, err
+	}
+	if stored.UID != r.UID && !sameRequest(req, stored.Spec) {
+		return nil, requestReused()
+	}
+	h.s.news.changed(c.UID)
+	h.s.wake()
+	return runMessage(stored), nil
+}
+
+// sameRequest compares what is asked now with what was asked under the same request id; an id that was made for it counts as none.
+func sameRequest(req, stored *computev1.SubmitRunRequest) bool {
+	a := proto.CloneOf(req)
+	if a.GetRunId() == "" {
+		a.RunId = stored.GetRunId()
+	}
+	return proto.Equal(a, stored)
+}
+
+// checkSpec refuses what the contract's constraints cannot say.
+func checkSpec(req *computev1.SubmitRunRequest) error {
+	if req.GetRunId() != "" {
+		if err := resource.ValidRunID(req.GetRunId()); err != nil {
+			return err
+		}
+	}
+	if req.GetCommand()[0] == "" {
+		return fault.InvalidArgument("the command's first word is the program").Field("command", "begins with an empty word")
+	}
+	for _, a := range req.GetCommand() {
+		if strings.ContainsRune(a, 0) {
+			return fault.InvalidArgument("a command cannot hold a NUL byte").Field("command", "holds a NUL byte")
+		}
+	}
+	if d := req.GetLimits().GetTimeout(); d != nil && (!d.IsValid() || d.AsDuration() < 0) {
+		return fault.InvalidArgument("the timeout is not a positive duration").Field("limits.timeout", "is negative or out of range")
+	}
+	for k, v := range req.GetEnvironment() {
+		switch {
+		case !envName.MatchString(k):
+			return fault.InvalidArgument("the name of an environment variable is letters, digits and underscores").Field("environment", "has a name that is not allowed")
+		case reserved(k):
+			return fault.InvalidArgument("the environment variable %s is set by the agent", k).Field("environment", k+" is set by the agent")
+		case strings.ContainsRune(v, 0) || !utf8.ValidString(v):
+			return fault.InvalidArgument("the environment variable %s holds bytes that cannot be passed on", k).Field("environment", k+" holds a NUL byte")
+		case looksSecret(k, v):
+			return fault.InvalidArgument("the environment variable %s looks like a secret: whoever may read the run reads it; put it into the vault (`redoubt secret set`) instead", k).Field("environment", k+" looks like a secret")
+		}
+	}
+	return nil
+}
+
+var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,255}$`)
+
+func reserved(k string) bool {
+	return strings.HasPrefix(k, "REDOUBT_") || strings.HasPrefix(k, "MLFLOW_") || strings.HasPrefix(k, "LD_") || k == "IDENTITY_ENDPOINT" || k == "MSI_ENDPOINT"
+}
+
+// secretValues are the shapes in which credentials usually come.
+var secretValues = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\brdt_[A-Za-z0-9]{8,}|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.|\bghp_[A-Za-z0-9]{30,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|(?i)://[^/\s:@]+:[^/\s:@]+@|AccountKey=`)
+
+var secretNames = regexp.MustCompile(`(?i)(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIALS?)($|_)`)
+
+func looksSecret(k, v string) bool {
+	return secretValues.MatchString(v) || v != "" && secretNames.MatchString(k)
+}
