@@ -259,7 +259,7 @@ func (s *Service) remove(ctx context.Context, sc store.Scope, record func(contex
 	if _, err := s.cfg.Ingest.PurgeWorkspace(ctx, &telemetryv1.PurgeWorkspaceRequest{WorkspaceUid: sc.UID}); err != nil {
 		return fault.FromStatus(err)
 	}
-	if err := s.cfg.Blobs.DeletePrefix(ctx, sc.UID+"/"); err != nil {
+	if err := s.cfg.Blobs.DeletePrefix(ctx, sc.UID); err != nil {
 		return err
 	}
 	return s.undo(ctx, sc, record)

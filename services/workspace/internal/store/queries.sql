@@ -114,7 +114,7 @@ INSERT INTO blobs (workspace_uid, name, size, state, used, touch_time) VALUES ($
 ON CONFLICT (workspace_uid, name) DO UPDATE SET touch_time = excluded.touch_time WHERE blobs.state <> 3;
 
 -- name: FinishBlob :execrows
-UPDATE blobs SET state = 2, touch_time = $3 WHERE workspace_uid = $1 AND name = $2 AND state <> 3;
+UPDATE blobs SET state = 2, touch_time = $3, size = $4 WHERE workspace_uid = $1 AND name = $2 AND state <> 3;
 
 -- name: UseBlob :execrows
 UPDATE blobs SET used = 1 WHERE workspace_uid = $1 AND name = $2 AND state = 2;

@@ -58,13 +58,13 @@ func (s *Store) BeginBlob(ctx context.Context, workspace, name string, size int6
 }
 
 // FinishBlob notes that the content of a blob is stored.
-func (s *Store) FinishBlob(ctx context.Context, workspace, name string) error {
+func (s *Store) FinishBlob(ctx context.Context, workspace, name string, size int64) error {
 	return s.db.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		if err := live(ctx, q, workspace); err != nil {
 			return err
 		}
-		n, err := q.FinishBlob(ctx, db.FinishBlobParams{WorkspaceUID: workspace, Name: name, TouchTime: s.now().UnixMicro()})
+		n, err := q.FinishBlob(ctx, db.FinishBlobParams{WorkspaceUID: workspace, Name: name, Size: size, TouchTime: s.now().UnixMicro()})
 		if err == nil && n == 0 {
 			return errSweeping()
 		}

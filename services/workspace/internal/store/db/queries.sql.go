@@ -214,17 +214,23 @@ func (q *Queries) FindScope(ctx context.Context, arg FindScopeParams) (Scope, er
 }
 
 const finishBlob = `-- name: FinishBlob :execrows
-UPDATE blobs SET state = 2, touch_time = $3 WHERE workspace_uid = $1 AND name = $2 AND state <> 3
+UPDATE blobs SET state = 2, touch_time = $3, size = $4 WHERE workspace_uid = $1 AND name = $2 AND state <> 3
 `
 
 type FinishBlobParams struct {
 	WorkspaceUID string
 	Name         string
 	TouchTime    int64
+	Size         int64
 }
 
 func (q *Queries) FinishBlob(ctx context.Context, arg FinishBlobParams) (int64, error) {
-	result, err := q.db.ExecContext(ctx, finishBlob, arg.WorkspaceUID, arg.Name, arg.TouchTime)
+	result, err := q.db.ExecContext(ctx, finishBlob,
+		arg.WorkspaceUID,
+		arg.Name,
+		arg.TouchTime,
+		arg.Size,
+	)
 	if err != nil {
 		return 0, err
 	}
