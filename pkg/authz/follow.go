@@ -61,7 +61,7 @@ func keep[M any](ctx context.Context, e *Engine, log *slog.Logger, apply func(*M
 			log.WarnContext(ctx, "the state stream broke and is started over", "error", err, "failures", failures+1)
 		}
 		wait := min(firstWait<<min(failures, 16), lastWait)
-		wait = wait/2 + rand.N(wait) //nolint:gosec // jitter
+		wait = wait/2 + rand.N(wait)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():

@@ -114,6 +114,10 @@ func TestNoContractIsLeftOut(t *testing.T) {
 }
 
 func TestForeignContracts(t *testing.T) {
+	want := slices.Sorted(slices.Values(foreignServices))
+	if got := Foreign(); !slices.Equal(got, want) {
+		t.Errorf("the overlay has %v, want %v", got, want)
+	}
 	tab := table(t)
 	for name, r := range foreign() {
 		m, ok := tab.Lookup(name)

@@ -96,6 +96,19 @@ func Registered(prefix string) []string {
 	return names
 }
 
+// Foreign lists the services that are not ours, have rules in the overlay and are among the process's linked contracts, sorted.
+func Foreign() []string {
+	var names []string
+	for method := range foreign() {
+		name := method[1:strings.LastIndexByte(method, '/')]
+		if _, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(name)); err == nil {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 // add checks the methods of a service and takes those that are right.
 func (t *Table) add(sd protoreflect.ServiceDescriptor, overlay map[string]*rulev1.Rule) []error {
 	var wrong []error
@@ -124,7 +137,7 @@ func (t *Table) add(sd protoreflect.ServiceDescriptor, overlay map[string]*rulev
 		m := &Method{FullName: name, Rule: r, ClientStream: md.IsStreamingClient(), ServerStream: md.IsStreamingServer(), input: md.Input()}
 		if bad := m.check(foreign); len(bad) > 0 {
 			for _, b := range bad {
-				wrong = append(wrong, fmt.Errorf("%s: %s", name, b))
+				wrong = append(wrong, fmt.Errorf("%s: %w", name, b))
 			}
 			continue
 		}
