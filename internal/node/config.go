@@ -106,7 +106,7 @@ func (c *Config) Check() error {
 		}
 	}
 	if c.Service.Instance == "" {
-		c.Service.Instance = "0"
+		c.Service.Instance = "a"
 	}
 	if c.Mesh.LeafLife == 0 {
 		c.Mesh.LeafLife = time.Hour

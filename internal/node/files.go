@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/redoubt-ml/redoubt/internal/node/etcdnode"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
@@ -36,4 +37,13 @@ func writeSecret(path string, s redact.Secret) error {
 		return err
 	}
 	return svid.WritePrivate(path, append(append([]byte(nil), s.Reveal()...), '\n'))
+}
+
+// etcdClient writes what a service needs to speak to etcd: its certificate, valid for 90 days, made again at every start.
+func etcdClient(pki *etcdnode.PKI, dir, name string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	_, err := pki.WriteLeaf(dir, "client", svid.Leaf{CommonName: name, Client: true})
+	return err
 }

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -19,6 +18,7 @@ import (
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
+	"github.com/redoubt-ml/redoubt/internal/node/etcdnode"
 	"github.com/redoubt-ml/redoubt/pkg/discovery"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
@@ -193,20 +193,18 @@ func (n *Node) dropJoinToken() {
 
 // etcdClientTLS reads the folder that bootstrap made for this service.
 func etcdClientTLS(dir string) (*tls.Config, error) {
-	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	files := etcdnode.Files{CA: filepath.Join(dir, "root.crt"), Cert: filepath.Join(dir, "client.crt"), Key: filepath.Join(dir, "client.key")}
+	ca, err := os.ReadFile(files.CA)
 	if err != nil {
 		return nil, fmt.Errorf("etcd's root: %w", err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(dir, "ca.pem"))
+		return nil, fmt.Errorf("%s holds no certificate", files.CA)
 	}
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "client.pem"), filepath.Join(dir, "client-key.pem"))
+	cert, err := tls.LoadX509KeyPair(files.Cert, files.Key)
 	if err != nil {
 		return nil, fmt.Errorf("etcd's client certificate: %w", err)
-	}
-	if _, ok := cert.PrivateKey.(*ecdsa.PrivateKey); !ok {
-		return nil, errors.New("etcd's client key is not an ECDSA key")
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}}, nil
 }

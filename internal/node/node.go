@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/redoubt-ml/redoubt/pkg/authn/password"
+	"github.com/redoubt-ml/redoubt/pkg/discovery"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
@@ -53,6 +55,10 @@ type Node struct {
 
 	identity  *identity.Service  // of the node "identity"
 	workspace *workspace.Service // of the node "workspace"
+
+	state        *state // nil in the gateway
+	mesh         *mesh
+	registration *discovery.Registration
 
 	ctx    context.Context // ends when the node stops
 	cancel context.CancelFunc
@@ -98,6 +104,29 @@ func (n *Node) Identity() *identity.Service { return n.identity }
 
 // Workspace is the service itself on the node "workspace", else nil: for giving the first administrator his role.
 func (n *Node) Workspace() *workspace.Service { return n.workspace }
+
+// Ready waits until the service decides from fresh state and stands in etcd.
+func (n *Node) Ready(ctx context.Context) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for n.state != nil {
+		err := n.state.engine.Fresh(n.opts.Now())
+		if err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case err := <-n.failed:
+			return err
+		case <-tick.C:
+		}
+	}
+	return n.registration.Ready(ctx)
+}
+
+// roots are the mesh's roots as this node knows them.
+func (n *Node) roots() []*x509.Certificate { return n.mesh.keeper.Bundle() }
 
 // Stop ends the service: no new calls, those under way finish for a while, then everything is closed in reverse order.
 func (n *Node) Stop() {

@@ -4,11 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"net"
 	"net/url"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
@@ -35,9 +35,12 @@ import (
 	"github.com/redoubt-ml/redoubt/services/workspace"
 )
 
+// foreign are the contracts of others that our servers serve.
+var foreign = []string{"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
+
 // Rules loads what every method of ours declares, with the overlay for the contracts of others.
 func Rules() (*rule.Table, error) {
-	return rule.Load(append(rule.Registered("redoubt"), rule.Foreign()...)...)
+	return rule.Load(append(rule.Registered("redoubt"), foreign...)...)
 }
 
 // served is what the constructors give.
@@ -75,11 +78,11 @@ func (n *Node) start(ctx context.Context) error {
 	if n.name == rpc.Gateway {
 		return n.startGateway(ctx, chain)
 	}
-	set := sqldb.MigrationSet{}
+	var own []sqldb.MigrationSet
 	if f, ok := migrations[n.name]; ok {
-		set = f()
+		own = append(own, f())
 	}
-	st, err := n.openState(ctx, set)
+	st, err := n.openState(ctx, own...)
 	if err != nil {
 		return err
 	}
@@ -132,11 +135,17 @@ func (n *Node) start(ctx context.Context) error {
 	if s, ok := svc.(interface{ Close() error }); ok {
 		n.onStop(func() { _ = s.Close() })
 	}
-	reg, err := m.registry.Announce(n.name, n.cfg.Service.Instance, n.addr)
-	if err != nil {
+	n.state, n.mesh = st, m
+	return n.announce(m, n.addr)
+}
+
+// announce says where the service is, and that it serves.
+func (n *Node) announce(m *mesh, addr string) (err error) {
+	if n.registration, err = m.registry.Announce(n.name, n.cfg.Service.Instance, addr); err != nil {
 		return err
 	}
-	n.onStop(reg.Close)
+	n.onStop(n.registration.Close)
+	n.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 	return nil
 }
 
@@ -234,7 +243,7 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 		return envelope.New(envelope.Config{Source: vaultSource{keyvaultv1.NewVaultServiceClient(peer("keyvault"))}, DB: st.db, Now: n.opts.Now})
 	}
 	blobs := func() (*blob.Store, error) {
-		b, err := blob.Open(ctx, blob.Config{Dir: n.path("blob"), Logger: n.log})
+		b, err := blob.Open(ctx, blob.Config{Dir: n.path("blob")})
 		if err == nil {
 			n.onStop(func() { _ = b.Close() })
 		}
@@ -319,7 +328,7 @@ func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
 			if err != nil {
 				return nil, err
 			}
-			return s.Certificate(), nil
+			return publicCertificate(s), nil
 		},
 	})
 	if err != nil {
@@ -342,12 +351,8 @@ func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
 	}
 	n.addr = public.Addr().String()
 	n.background("public", func(ctx context.Context) error { return g.Serve(ctx, public) })
-	reg, err := m.registry.Announce(n.name, n.cfg.Service.Instance, inside.Addr().String())
-	if err != nil {
-		return err
-	}
-	n.onStop(reg.Close)
-	return nil
+	n.mesh = m
+	return n.announce(m, inside.Addr().String())
 }
 
 // publicCA are the roots that an agent believes at the gateway, as PEM.
@@ -365,5 +370,11 @@ func (n *Node) counter(name, help string) (prometheus.Counter, error) {
 	return c, n.metrics.Registerer().Register(c)
 }
 
-// freePort opens a listener on a free port of loopback, for the parts of `up` whose ports nobody has to know.
-func freePort() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+// publicCertificate is the gateway's SVID as strangers see it: it says the names that they dial.
+func publicCertificate(s *svid.SVID) *tls.Certificate {
+	c := &tls.Certificate{PrivateKey: s.Key, Leaf: s.Chain[0]}
+	for _, x := range s.Chain {
+		c.Certificate = append(c.Certificate, x.Raw)
+	}
+	return c
+}

@@ -28,12 +28,12 @@ type state struct {
 // finish is the one function that every commit passes. The fence's check joins here.
 func finish(_ context.Context, commit func() error) error { return commit() }
 
-func (n *Node) openState(ctx context.Context, own sqldb.MigrationSet) (*state, error) {
+func (n *Node) openState(ctx context.Context, own ...sqldb.MigrationSet) (*state, error) {
 	s, err := n.openSeal()
 	if err != nil {
 		return nil, err
 	}
-	cfg := sqldb.Config{Driver: sqldb.SQLite, Path: n.path("db.sqlite"), Migrations: []sqldb.MigrationSet{envelope.Migrations(), audit.Migrations(), own}, Finish: finish, Logger: n.log, Now: n.opts.Now}
+	cfg := sqldb.Config{Driver: sqldb.SQLite, Path: n.path("db.sqlite"), Migrations: append([]sqldb.MigrationSet{envelope.Migrations(), audit.Migrations()}, own...), Finish: finish, Logger: n.log, Now: n.opts.Now}
 	if f := n.cfg.Service.PostgresFile; f != "" {
 		dsn, err := readSecret(f)
 		if err != nil {

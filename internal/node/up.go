@@ -68,16 +68,15 @@ var portNames = []string{"gateway", "gateway-mesh", "identity", "identity-enrol"
 // Port is one of the ports that an installation listens on.
 type Port struct{ Name, Addr string }
 
-// Ports lists what `up --listen addr` listens on: the gateway's port and the eight after it, and after those etcd's client and
-// peer port.
+// Ports lists what `up --listen addr` listens on: the gateway's port, the eight after it, and after those etcd's client port.
 func Ports(addr string) ([]Port, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, fault.InvalidArgument("--listen is not host:port: %v", err)
 	}
 	base, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || base > 65535-uint64(len(portNames))-2 {
-		return nil, fault.InvalidArgument("--listen needs a port below %d", 65535-len(portNames)-2)
+	if err != nil || base > 65535-uint64(len(portNames))-1 {
+		return nil, fault.InvalidArgument("--listen needs a port below %d", 65535-len(portNames)-1)
 	}
 	var out []Port
 	at := func(name, host string, i uint64) {
@@ -94,7 +93,6 @@ func Ports(addr string) ([]Port, error) {
 		at(name, h, uint64(i)) //nolint:gosec // an index
 	}
 	at("etcd", "127.0.0.1", uint64(len(portNames)))
-	at("etcd-peer", "127.0.0.1", uint64(len(portNames))+1)
 	return out, nil
 }
 
@@ -138,12 +136,10 @@ func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
 			}
 		}
 	}()
-	etcdAddr, peerAddr := listeners["etcd"].Addr().String(), listeners["etcd-peer"].Addr().String()
-	_ = listeners["etcd"].Close()
-	_ = listeners["etcd-peer"].Close()
+	etcdAddr := listeners["etcd"].Addr().String()
+	_ = listeners["etcd"].Close() // etcd opens it itself
 	delete(listeners, "etcd")
-	delete(listeners, "etcd-peer")
-	in.etcd, err = etcdnode.Start(ctx, etcdnode.Config{Dir: filepath.Join(cfg.Data, "etcd"), ClientAddr: etcdAddr, PeerAddr: peerAddr, UnsafeNoFsync: cfg.EtcdUnsafe, Now: cfg.Options.Now})
+	in.etcd, err = etcdnode.Start(ctx, etcdnode.Config{Dir: filepath.Join(cfg.Data, "etcd"), ClientAddr: etcdAddr, UnsafeNoFsync: cfg.EtcdUnsafe, Now: cfg.Options.Now})
 	if err != nil {
 		return err
 	}
@@ -157,7 +153,7 @@ func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
 	in.URL = mesh.PublicURL
 	used = true
 	for _, name := range Services {
-		if err := in.etcd.WriteClient(filepath.Join(cfg.Data, name, "etcd"), name); err != nil {
+		if err := etcdClient(in.etcd.PKI(), filepath.Join(cfg.Data, name, "etcd"), name); err != nil {
 			return err
 		}
 	}
@@ -176,7 +172,7 @@ func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
 	if err := in.startRest(ctx, cfg, mesh, opts, ids.Identity()); err != nil {
 		return err
 	}
-	in.CA = pemOf(ids.Identity().Roots())
+	in.CA = pemOf(ids.roots())
 	if err := in.Nodes["workspace"].Workspace().Bootstrap(ctx, admin); err != nil {
 		return err
 	}
@@ -222,7 +218,7 @@ func (in *Installation) config(cfg UpConfig, mesh Mesh, name string) Config {
 	dir := filepath.Join(cfg.Data, name)
 	mesh.EtcdTLS = filepath.Join(dir, "etcd")
 	return Config{Mesh: mesh, Log: cfg.Log, Service: Service{
-		Name: name, Instance: "0", Dir: dir, Listen: "127.0.0.1:0", MeshListen: "127.0.0.1:0", JoinTokenFile: filepath.Join(dir, "join.token"), AgentCommand: cfg.AgentCommand,
+		Name: name, Instance: "a", Dir: dir, Listen: "127.0.0.1:0", MeshListen: "127.0.0.1:0", JoinTokenFile: filepath.Join(dir, "join.token"), AgentCommand: cfg.AgentCommand,
 	}}
 }
 
@@ -232,7 +228,7 @@ func (in *Installation) join(ctx context.Context, cfg UpConfig, ids *identity.Se
 	if _, err := os.Stat(filepath.Join(dir, "svid", "svid.pem")); err == nil {
 		return nil
 	}
-	token, err := ids.CreateServiceJoin(ctx, name, "0", time.Hour)
+	token, err := ids.CreateServiceJoin(ctx, name, "a", time.Hour)
 	if err != nil {
 		return err
 	}
@@ -304,7 +300,7 @@ func (in *Installation) Stop() {
 			}
 		}
 		if in.etcd != nil {
-			in.etcd.Close()
+			_ = in.etcd.Close()
 		}
 		if in.unlock != nil {
 			in.unlock()

@@ -3,9 +3,13 @@ package identity
 import (
 	"context"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/subtle"
+	"net"
+	"net/url"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -69,7 +73,7 @@ func (s *Service) Issue(ctx context.Context, req *identityv1.IssueRequest) (*ide
 		return nil, err
 	}
 	now := s.cfg.Now()
-	chain, err := s.authority.Load().Sign(key, id, s.cfg.SVIDLife, now)
+	chain, err := s.sign(key, id, req.GetService(), now)
 	if err != nil {
 		return nil, err
 	}
@@ -190,4 +194,27 @@ func (s *Service) IssueOperatorCertificate(ctx context.Context, req *identityv1.
 	}
 	call.Detail("key", fingerprint)
 	return s.issued(chain, now.Add(s.cfg.OperatorLife)), nil
+}
+
+// sign issues a service's SVID. The gateway's says besides how strangers reach it: by the host of the issuer URL and, where that is
+// this machine, by its other loopback names.
+func (s *Service) sign(key *ecdsa.PublicKey, id spiffeid.ID, service string, now time.Time) ([][]byte, error) {
+	if service != rpc.Gateway {
+		return s.authority.Load().Sign(key, id, s.cfg.SVIDLife, now)
+	}
+	u, err := url.Parse(s.cfg.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	var ips []net.IP
+	if ip := net.ParseIP(u.Hostname()); ip != nil {
+		ips = append(ips, ip)
+	} else {
+		names = append(names, u.Hostname())
+	}
+	if u.Hostname() == "localhost" || len(ips) > 0 && ips[0].IsLoopback() {
+		names, ips = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+	}
+	return s.authority.Load().SignNamed(key, id, names, ips, s.cfg.SVIDLife, now)
 }

@@ -74,7 +74,7 @@ func (s *Store) CreateVault(ctx context.Context, workspace string, record Record
 	}
 	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
-		if _, err := q.InsertVault(ctx, db.InsertVaultParams{WorkspaceUid: workspace, CreateTime: s.now().UnixMicro()}); err != nil {
+		if _, err := q.InsertVault(ctx, db.InsertVaultParams{WorkspaceUID: workspace, CreateTime: s.now().UnixMicro()}); err != nil {
 			return sqldb.Fault(err)
 		}
 		if err := live(ctx, q, workspace); err != nil {
@@ -90,10 +90,10 @@ func (s *Store) DestroyVault(ctx context.Context, workspace string, record Recor
 		q := db.New(tx)
 		now := s.now().UnixMicro()
 		// A vault that never was is destroyed too: nothing may be made for it later.
-		if _, err := q.InsertVault(ctx, db.InsertVaultParams{WorkspaceUid: workspace, CreateTime: now}); err != nil {
+		if _, err := q.InsertVault(ctx, db.InsertVaultParams{WorkspaceUID: workspace, CreateTime: now}); err != nil {
 			return sqldb.Fault(err)
 		}
-		if _, err := q.DestroyVault(ctx, db.DestroyVaultParams{WorkspaceUid: workspace, DestroyTime: now}); err != nil {
+		if _, err := q.DestroyVault(ctx, db.DestroyVaultParams{WorkspaceUID: workspace, DestroyTime: now}); err != nil {
 			return sqldb.Fault(err)
 		}
 		if err := q.DeleteVersionsOfWorkspace(ctx, workspace); err != nil {
@@ -146,7 +146,7 @@ func (s *Store) Add(ctx context.Context, workspace, kind, name string, create bo
 			return err
 		}
 		mac := key.MAC(kind, workspace, name)
-		n, err := q.InsertItem(ctx, db.InsertItemParams{Uid: uid, WorkspaceUid: workspace, Kind: kind, Name: sealed, NameMac: mac, CreateTime: now.UnixMicro()})
+		n, err := q.InsertItem(ctx, db.InsertItemParams{UID: uid, WorkspaceUID: workspace, Kind: kind, Name: sealed, NameMac: mac, CreateTime: now.UnixMicro()})
 		if err != nil {
 			return sqldb.Fault(err)
 		}
@@ -163,32 +163,32 @@ func (s *Store) Add(ctx context.Context, workspace, kind, name string, create bo
 
 // append adds a version to the item that mac finds.
 func (s *Store) append(ctx context.Context, q *db.Queries, key *envelope.Key, workspace, kind string, mac []byte, value redact.Secret, contentType string, now time.Time) (Item, error) {
-	row, err := q.GetItem(ctx, db.GetItemParams{WorkspaceUid: workspace, Kind: kind, NameMac: mac})
+	row, err := q.GetItem(ctx, db.GetItemParams{WorkspaceUID: workspace, Kind: kind, NameMac: mac})
 	if err != nil {
 		return Item{}, sqldb.Fault(err)
 	}
-	last, err := q.MaxVersion(ctx, row.Uid)
+	last, err := q.MaxVersion(ctx, row.UID)
 	if err != nil {
 		return Item{}, sqldb.Fault(err)
 	}
 	version := last + 1
-	v, err := key.Seal(valueAAD(workspace, row.Uid, version), value.Reveal())
+	v, err := key.Seal(valueAAD(workspace, row.UID, version), value.Reveal())
 	if err != nil {
 		return Item{}, err
 	}
-	ct, err := key.Seal(contentTypeAAD(workspace, row.Uid, version), []byte(contentType))
+	ct, err := key.Seal(contentTypeAAD(workspace, row.UID, version), []byte(contentType))
 	if err != nil {
 		return Item{}, err
 	}
-	err = q.InsertVersion(ctx, db.InsertVersionParams{ItemUid: row.Uid, Version: version, Value: v, ContentType: ct, CreateTime: now.UnixMicro()})
+	err = q.InsertVersion(ctx, db.InsertVersionParams{ItemUID: row.UID, Version: version, Value: v, ContentType: ct, CreateTime: now.UnixMicro()})
 	if err != nil {
 		return Item{}, sqldb.Fault(err)
 	}
-	name, err := key.Open(nameAAD(workspace, row.Uid), row.Name)
+	name, err := key.Open(nameAAD(workspace, row.UID), row.Name)
 	if err != nil {
 		return Item{}, err
 	}
-	return Item{UID: row.Uid, Name: string(name), Version: version, ContentType: contentType, Created: now}, nil
+	return Item{UID: row.UID, Name: string(name), Version: version, ContentType: contentType, Created: now}, nil
 }
 
 // Rotate adds a version to an item that exists.
@@ -214,18 +214,18 @@ func (s *Store) Open(ctx context.Context, workspace, kind, name string, version 
 		return Item{}, redact.Secret{}, err
 	}
 	q := db.New(s.db.Reader())
-	row, err := q.GetItem(ctx, db.GetItemParams{WorkspaceUid: workspace, Kind: kind, NameMac: key.MAC(kind, workspace, name)})
+	row, err := q.GetItem(ctx, db.GetItemParams{WorkspaceUID: workspace, Kind: kind, NameMac: key.MAC(kind, workspace, name)})
 	if err != nil {
 		return Item{}, redact.Secret{}, sqldb.Fault(err)
 	}
 	var v db.ItemVersion
 	if version == 0 {
-		v, err = q.LatestEnabledVersion(ctx, row.Uid)
+		v, err = q.LatestEnabledVersion(ctx, row.UID)
 		if err = sqldb.Fault(err); fault.Is(err, codes.NotFound) {
 			return Item{}, redact.Secret{}, fault.New(codes.FailedPrecondition, disabled, "every version of the %s is disabled; enable one first", kind)
 		}
 	} else {
-		v, err = q.GetVersion(ctx, db.GetVersionParams{ItemUid: row.Uid, Version: version})
+		v, err = q.GetVersion(ctx, db.GetVersionParams{ItemUID: row.UID, Version: version})
 	}
 	if err != nil {
 		return Item{}, redact.Secret{}, sqldb.Fault(err)
@@ -237,7 +237,7 @@ func (s *Store) Open(ctx context.Context, workspace, kind, name string, version 
 	if err != nil {
 		return Item{}, redact.Secret{}, err
 	}
-	value, err := key.Open(valueAAD(workspace, row.Uid, v.Version), v.Value)
+	value, err := key.Open(valueAAD(workspace, row.UID, v.Version), v.Value)
 	if err != nil {
 		return Item{}, redact.Secret{}, err
 	}
@@ -254,12 +254,12 @@ func (s *Store) List(ctx context.Context, workspace, kind string, after Cursor, 
 	err = s.db.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		items = nil
 		q := db.New(tx)
-		rows, err := q.ListItems(ctx, db.ListItemsParams{WorkspaceUid: workspace, Kind: kind, CreateTime: after.Time, Uid: after.UID, Limit: int32(limit)}) //nolint:gosec // at most 1,000
+		rows, err := q.ListItems(ctx, db.ListItemsParams{WorkspaceUID: workspace, Kind: kind, CreateTime: after.Time, UID: after.UID, Limit: int32(limit)}) //nolint:gosec // at most 1,000
 		if err != nil {
 			return sqldb.Fault(err)
 		}
 		for _, row := range rows {
-			v, err := q.LatestVersion(ctx, row.Uid)
+			v, err := q.LatestVersion(ctx, row.UID)
 			if err != nil {
 				return sqldb.Fault(err)
 			}
@@ -268,7 +268,7 @@ func (s *Store) List(ctx context.Context, workspace, kind string, after Cursor, 
 				return err
 			}
 			items = append(items, item)
-			after = Cursor{row.CreateTime, row.Uid}
+			after = Cursor{row.CreateTime, row.UID}
 		}
 		return nil
 	})
@@ -290,7 +290,7 @@ func (s *Store) SetDisabled(ctx context.Context, workspace, kind, name string, v
 	var out Item
 	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
-		row, err := q.GetItem(ctx, db.GetItemParams{WorkspaceUid: workspace, Kind: kind, NameMac: key.MAC(kind, workspace, name)})
+		row, err := q.GetItem(ctx, db.GetItemParams{WorkspaceUID: workspace, Kind: kind, NameMac: key.MAC(kind, workspace, name)})
 		if err != nil {
 			return sqldb.Fault(err)
 		}
@@ -298,10 +298,10 @@ func (s *Store) SetDisabled(ctx context.Context, workspace, kind, name string, v
 		if disabled {
 			flag = 1
 		}
-		if _, err := q.SetVersionDisabled(ctx, db.SetVersionDisabledParams{ItemUid: row.Uid, Version: version, Disabled: flag}); err != nil {
+		if _, err := q.SetVersionDisabled(ctx, db.SetVersionDisabledParams{ItemUID: row.UID, Version: version, Disabled: flag}); err != nil {
 			return sqldb.Fault(err)
 		}
-		v, err := q.GetVersion(ctx, db.GetVersionParams{ItemUid: row.Uid, Version: version})
+		v, err := q.GetVersion(ctx, db.GetVersionParams{ItemUID: row.UID, Version: version})
 		if err != nil {
 			return sqldb.Fault(err)
 		}
@@ -321,14 +321,14 @@ func (s *Store) Delete(ctx context.Context, workspace, kind, name string, record
 	}
 	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
-		row, err := q.GetItem(ctx, db.GetItemParams{WorkspaceUid: workspace, Kind: kind, NameMac: key.MAC(kind, workspace, name)})
+		row, err := q.GetItem(ctx, db.GetItemParams{WorkspaceUID: workspace, Kind: kind, NameMac: key.MAC(kind, workspace, name)})
 		if err != nil {
 			return sqldb.Fault(err)
 		}
-		if err := q.DeleteVersions(ctx, row.Uid); err != nil {
+		if err := q.DeleteVersions(ctx, row.UID); err != nil {
 			return sqldb.Fault(err)
 		}
-		if _, err := q.DeleteItem(ctx, row.Uid); err != nil {
+		if _, err := q.DeleteItem(ctx, row.UID); err != nil {
 			return sqldb.Fault(err)
 		}
 		return record(ctx, tx)
@@ -336,18 +336,18 @@ func (s *Store) Delete(ctx context.Context, workspace, kind, name string, record
 }
 
 func open(key *envelope.Key, row db.Item, v db.ItemVersion) (Item, error) {
-	name, err := key.Open(nameAAD(row.WorkspaceUid, row.Uid), row.Name)
+	name, err := key.Open(nameAAD(row.WorkspaceUID, row.UID), row.Name)
 	if err != nil {
 		return Item{}, err
 	}
-	contentType, err := key.Open(contentTypeAAD(row.WorkspaceUid, row.Uid, v.Version), v.ContentType)
+	contentType, err := key.Open(contentTypeAAD(row.WorkspaceUID, row.UID, v.Version), v.ContentType)
 	if err != nil {
 		return Item{}, err
 	}
-	if v.ItemUid != row.Uid {
+	if v.ItemUID != row.UID {
 		return Item{}, errors.New("keyvault: a version of another item")
 	}
-	return Item{UID: row.Uid, Name: string(name), Version: v.Version, Disabled: v.Disabled != 0, ContentType: string(contentType), Created: time.UnixMicro(v.CreateTime)}, nil
+	return Item{UID: row.UID, Name: string(name), Version: v.Version, Disabled: v.Disabled != 0, ContentType: string(contentType), Created: time.UnixMicro(v.CreateTime)}, nil
 }
 
 func uidPrefix(kind string) string {
