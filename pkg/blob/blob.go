@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	// MaxName is the longest name in bytes, MaxPart the longest part of it between two slashes.
+	// MaxName is the longest name in bytes.
 	MaxName = 512
+	// MaxPart is the longest part of a name between two slashes, in bytes.
 	MaxPart = 200
 )
 

@@ -47,7 +47,7 @@ func child(t *testing.T, what, path string, before ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	args := append(before, self, path)
-	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...) //nolint:gosec // this very binary
+	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), childEnv+"="+what)
 	cmd.Stderr = os.Stderr
 	return cmd
@@ -124,7 +124,7 @@ func strace(t *testing.T) string {
 	if err != nil {
 		t.Skip("strace is not installed")
 	}
-	if err := exec.CommandContext(t.Context(), path, "-f", "-o", "/dev/null", "true").Run(); err != nil { //nolint:gosec // found by name on purpose
+	if err := exec.CommandContext(t.Context(), path, "-f", "-o", "/dev/null", "true").Run(); err != nil {
 		t.Skip("this process may not trace")
 	}
 	return path

@@ -85,7 +85,7 @@ func makeFolder(dir string) error {
 		if info.Mode().Perm() == 0o700 {
 			return nil
 		}
-		if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a folder needs its x
+		if err := os.Chmod(dir, 0o700); err != nil {
 			return folderFault(dir, err)
 		}
 		return nil

@@ -46,7 +46,7 @@ func child(t *testing.T, what, path string, before ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	args := append(before, self, path)
-	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...) //nolint:gosec // this very binary
+	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), childEnv+"="+what)
 	cmd.Stderr = os.Stderr
 	return cmd
@@ -118,7 +118,7 @@ func TestFailedSyncStopsWrites(t *testing.T) {
 	if err != nil {
 		t.Skip("strace is not installed")
 	}
-	probe := exec.CommandContext(t.Context(), strace, "-f", "-o", "/dev/null", "true") //nolint:gosec // found by name on purpose
+	probe := exec.CommandContext(t.Context(), strace, "-f", "-o", "/dev/null", "true")
 	if err := probe.Run(); err != nil {
 		t.Skip("this process may not trace")
 	}

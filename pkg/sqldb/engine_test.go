@@ -386,7 +386,7 @@ func TestClosed(t *testing.T) {
 		wantCode(t, db.Write(t.Context(), nothing), codes.Unavailable)
 		wantCode(t, db.WriteGrouped(t.Context(), nothing), codes.Unavailable)
 		wantCode(t, db.Read(t.Context(), nothing), codes.Unavailable)
-		_, err = db.Reader().QueryContext(t.Context(), "SELECT 1")
+		_, err = db.Reader().ExecContext(t.Context(), "SELECT 1")
 		wantCode(t, sqldb.Fault(err), codes.Unavailable)
 	})
 }
@@ -416,7 +416,7 @@ func TestMigrations(t *testing.T) {
 		forward := c
 		forward.Migrations = []sqldb.MigrationSet{notes("ALTER TABLE note ADD COLUMN more TEXT NOT NULL DEFAULT '';"), other}
 		if err := open(forward, func(db *sqldb.DB) {
-			if _, err := db.Reader().QueryContext(t.Context(), "SELECT more FROM note"); err != nil || !has(t, db, "old") {
+			if _, err := db.Reader().ExecContext(t.Context(), "SELECT more FROM note"); err != nil || !has(t, db, "old") {
 				t.Errorf("the migrated table: %v", err)
 			}
 		}); err != nil {
@@ -432,7 +432,7 @@ func TestMigrations(t *testing.T) {
 			t.Errorf("a broken migration is not named: %v", err)
 		}
 		if err := open(forward, func(db *sqldb.DB) {
-			if _, err := db.Reader().QueryContext(t.Context(), "SELECT id FROM half"); err == nil {
+			if _, err := db.Reader().ExecContext(t.Context(), "SELECT id FROM half"); err == nil {
 				t.Error("half of a migration stayed")
 			}
 		}); err != nil {

@@ -80,7 +80,7 @@ func TestFilesArePrivate(t *testing.T) {
 	}
 	t.Run("new", func(*testing.T) { check() })
 	c = sqldbtest.SQLite(t, sets()...)
-	if err := os.WriteFile(c.Path, nil, 0o666); err != nil { //nolint:gosec // too wide on purpose
+	if err := os.WriteFile(c.Path, nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
 	t.Run("made wide by someone", func(*testing.T) { check() })

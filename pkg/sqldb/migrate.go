@@ -91,7 +91,7 @@ func migrate(ctx context.Context, pool *sql.DB, dialect Dialect, sets []Migratio
 				}
 				return fault.Internal(err, "the migration %s of %s failed", partial.Failed.Source.Path, set.Name)
 			}
-			if mapped := Fault(err); mapped != err {
+			if mapped := Fault(err); errors.As(mapped, new(*fault.Error)) {
 				return mapped
 			}
 			return fault.Internal(err, "the migrations of %s failed", set.Name)

@@ -79,7 +79,7 @@ func connectPostgres(config *pgx.ConnConfig, size int) *sql.DB {
 func refusePlain(c *pgconn.Config) error {
 	hosts := []*pgconn.FallbackConfig{{Host: c.Host, TLSConfig: c.TLSConfig}}
 	for _, h := range append(hosts, c.Fallbacks...) {
-		if local(h.Host) || h.TLSConfig != nil && !h.TLSConfig.InsecureSkipVerify {
+		if local(h.Host) || h.TLSConfig != nil && !h.TLSConfig.InsecureSkipVerify { //nolint:forbidigo // it is read, to refuse it
 			continue
 		}
 		return fault.InvalidArgument("the connection to PostgreSQL at %s is not verified; add sslmode=verify-full and sslrootcert to the connection string", h.Host)
