@@ -263,7 +263,7 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 	}
 	if n.name == "telemetry" {
 		return telemetry.New(telemetry.Config{
-			DB: st.db, Own: st.own, Keys: k, Engine: st.engine, Runs: computev1.NewRunInternalServiceClient(peer("compute")), Now: n.opts.Now, Logger: n.log,
+			DB: st.db, Own: st.own, Keys: k, Runs: computev1.NewRunInternalServiceClient(peer("compute")), Now: n.opts.Now, Logger: n.log,
 		})
 	}
 	b, err := blobs()
