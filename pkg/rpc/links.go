@@ -251,16 +251,20 @@ func (c *Call) authorize(msg proto.Message) error {
 	if r.GetSelf() {
 		return nil
 	}
-	scope, err := c.Method.Scope(msg)
+	scope, err := c.Method.ScopeName(msg)
 	if err != nil {
 		return err
 	}
 	c.Uses = c.Uses[:0]
-	if c.Scope, err = c.decide(c.Method.Rule.GetScope(), scope, r.GetAction(), r.GetData()); err != nil {
+	if c.Scope, err = c.decide(scope, r.GetAction(), r.GetData()); err != nil {
 		return err
 	}
 	for _, u := range c.Method.Uses(msg) {
-		s, err := c.decide(u.Field, u.Name, u.Action, u.Data)
+		n, err := u.Parse()
+		if err != nil {
+			return err
+		}
+		s, err := c.decide(n, u.Action, u.Data)
 		if err != nil {
 			return err
 		}
@@ -270,12 +274,8 @@ func (c *Call) authorize(msg proto.Message) error {
 }
 
 // decide asks the engine. Whoever may not know that a resource exists reads the same as if it did not (AIP-211).
-func (c *Call) decide(field, name, action string, data bool) (authz.Scope, error) {
-	n, err := resource.ParseField(field, name)
-	if err != nil {
-		return authz.Scope{}, err
-	}
-	e := c.m.chain.cfg.Engine
+func (c *Call) decide(n resource.Name, action string, data bool) (authz.Scope, error) {
+	e, name := c.m.chain.cfg.Engine, n.String()
 	scope, known := e.Resolve(n)
 	if !known {
 		return authz.Scope{Name: n}, NotFound(name)

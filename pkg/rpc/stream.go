@@ -69,7 +69,7 @@ func (g *guarded) sameScope(msg proto.Message) error {
 	if !g.call.Method.ClientStream || g.call.Scope.Name.IsZero() {
 		return nil
 	}
-	name, err := g.call.Method.Scope(msg)
+	name, err := g.call.Method.ScopeText(msg)
 	if err != nil || name == "" {
 		return err
 	}

@@ -44,6 +44,18 @@ func (m *Method) Scope(msg proto.Message) (string, error) {
 	return name, nil
 }
 
+// ScopeText is what stands in the scope field, also if that is nothing: in the later messages of a stream.
+func (m *Method) ScopeText(msg proto.Message) (string, error) {
+	if m.Rule.GetScope() == "" || len(m.scope.steps) == 0 {
+		return m.Rule.GetScope(), nil
+	}
+	pm, err := m.message(msg)
+	if err != nil {
+		return "", err
+	}
+	return m.scope.one(pm), nil
+}
+
 // ScopeName is Scope, parsed, and of the kind that the method takes. It is the zero Name for methods that need no scope.
 func (m *Method) ScopeName(msg proto.Message) (resource.Name, error) {
 	s, err := m.Scope(msg)

@@ -196,3 +196,14 @@ func TestLists(t *testing.T) {
 	_, err = l.resources.ListSubscriptions(l.as(admin), &workspacev1.ListSubscriptionsRequest{PageToken: "garbage"})
 	l.want(err, codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID)
 }
+
+// B2: a name of another kind than the method's is refused before anything is decided on it.
+func TestKindOfScope(t *testing.T) {
+	l := newLab(t)
+	_, err := l.resources.GetWorkspace(l.as(admin), &workspacev1.GetWorkspaceRequest{Name: group1})
+	l.want(err, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID)
+	_, err = l.resources.DeleteSubscription(l.as(admin), &workspacev1.DeleteSubscriptionRequest{Name: group1})
+	l.want(err, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID)
+	_, err = l.snapshots.ListSnapshots(l.as(admin), &workspacev1.ListSnapshotsRequest{Parent: group1})
+	l.want(err, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID)
+}
