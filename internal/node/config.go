@@ -55,6 +55,8 @@ type Service struct {
 	JoinTokenFile string `koanf:"join_token_file" config:"visible"`
 	// PostgresFile holds a PostgreSQL DSN; empty uses SQLite in Dir.
 	PostgresFile string `koanf:"postgres_file" config:"visible"`
+	// Admin is the uid of the first administrator; workspace only. He gets his role at the first start.
+	Admin string `koanf:"admin" config:"visible"`
 	// AgentCommand starts the agent of a local target; compute only. Empty is this binary with "agent".
 	AgentCommand []string `koanf:"agent_command" config:"visible"`
 }

@@ -77,11 +77,7 @@ func Start(ctx context.Context, cfg Config, opts Options) (*Node, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	n := &Node{name: cfg.Service.Name, cfg: cfg, opts: opts, failed: make(chan error, 1), metrics: observe.NewMetrics(), health: health.NewServer()}
-	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	log := observe.NewLogger(observe.LogConfig{Writer: opts.LogWriter, Level: cfg.Log.level(), Now: opts.Now})
-	n.onStop(func() { _ = log.Close() })
-	n.log = log.With("service", n.name, "instance", cfg.Service.Instance)
+	n := newNode(ctx, cfg, opts)
 	if err := os.MkdirAll(cfg.Service.Dir, 0o700); err != nil {
 		n.Stop()
 		return nil, fmt.Errorf("the state folder of %s cannot be made: %w", n.name, err)
@@ -236,4 +232,10 @@ func (n *Node) serveMetrics() error {
 // path is a file or folder in the service's state.
 func (n *Node) path(elem ...string) string {
 	return filepath.Join(append([]string{n.cfg.Service.Dir}, elem...)...)
+}
+
+func newHealth() *health.Server {
+	h := health.NewServer()
+	h.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING) // until everything is there
+	return h
 }

@@ -277,6 +277,9 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 			Runs: computev1.NewRunInternalServiceClient(peer("compute")), Ingest: telemetryv1.NewIngestServiceClient(peer("telemetry")),
 			Now: n.opts.Now, Logger: n.log,
 		})
+		if err == nil && n.cfg.Service.Admin != "" {
+			err = n.workspace.Bootstrap(ctx, n.cfg.Service.Admin)
+		}
 		return n.workspace, err
 	}
 	ca, err := n.publicCA(m)

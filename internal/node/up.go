@@ -169,18 +169,15 @@ func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := in.startRest(ctx, cfg, mesh, opts, ids.Identity()); err != nil {
+	if err := in.startRest(ctx, cfg, mesh, opts, ids.Identity(), admin); err != nil {
 		return err
 	}
 	in.CA = pemOf(ids.roots())
-	if err := in.Nodes["workspace"].Workspace().Bootstrap(ctx, admin); err != nil {
-		return err
-	}
 	return in.ready(ctx)
 }
 
 // startRest starts every service but identity, at once.
-func (in *Installation) startRest(ctx context.Context, cfg UpConfig, mesh Mesh, opts Options, ids *identity.Service) error {
+func (in *Installation) startRest(ctx context.Context, cfg UpConfig, mesh Mesh, opts Options, ids *identity.Service, admin string) error {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var errs []error
@@ -188,11 +185,15 @@ func (in *Installation) startRest(ctx context.Context, cfg UpConfig, mesh Mesh, 
 		if name == "identity" {
 			continue
 		}
-		if err := in.join(ctx, cfg, ids, name); err != nil {
+		if err := join(ctx, cfg.Data, ids, name); err != nil {
 			return err
 		}
+		c := in.config(cfg, mesh, name)
+		if name == "workspace" {
+			c.Service.Admin = admin
+		}
 		wg.Go(func() {
-			n, err := Start(ctx, in.config(cfg, mesh, name), opts)
+			n, err := Start(ctx, c, opts)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -223,8 +224,8 @@ func (in *Installation) config(cfg UpConfig, mesh Mesh, name string) Config {
 }
 
 // join makes a join token for a service that has no key yet.
-func (in *Installation) join(ctx context.Context, cfg UpConfig, ids *identity.Service, name string) error {
-	dir := filepath.Join(cfg.Data, name)
+func join(ctx context.Context, data string, ids *identity.Service, name string) error {
+	dir := filepath.Join(data, name)
 	if _, err := os.Stat(filepath.Join(dir, "svid", "svid.pem")); err == nil {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/subtle"
+	"crypto/x509"
 	"net"
 	"net/url"
 	"time"
@@ -218,3 +219,6 @@ func (s *Service) sign(key *ecdsa.PublicKey, id spiffeid.ID, service string, now
 	}
 	return s.authority.Load().SignNamed(key, id, names, ips, s.cfg.SVIDLife, now)
 }
+
+// Roots are every root of the mesh that is believed, the signing one first.
+func (s *Service) Roots() []*x509.Certificate { return s.authority.Load().Bundle() }
