@@ -236,8 +236,8 @@ type discovery struct {
 
 // Paths of the OAuth endpoints below the issuer; the gateway serves them.
 const (
-	tokenPath = "/oauth2/token"
-	keysPath  = "/oauth2/keys"
+	pathGrant = "/oauth2/token"
+	pathKeys  = "/oauth2/keys"
 )
 
 // cacheControl is for whoever serves the documents over HTTP. A key is published for far longer than this before it signs.
@@ -246,7 +246,7 @@ const cacheControl = "public, max-age=300"
 // GetDiscovery implements TokenService.
 func (s *Service) GetDiscovery(ctx context.Context, _ *identityv1.GetDiscoveryRequest) (*identityv1.Document, error) {
 	return document(ctx, discovery{
-		Issuer: s.cfg.Issuer, TokenEndpoint: s.cfg.Issuer + tokenPath, JWKSURI: s.cfg.Issuer + keysPath,
+		Issuer: s.cfg.Issuer, TokenEndpoint: s.cfg.Issuer + pathGrant, JWKSURI: s.cfg.Issuer + pathKeys,
 		ResponseTypes: []string{}, SubjectTypes: []string{"public"}, IDTokenSigningAlgs: []string{"ES256"},
 		GrantTypes: []string{grantClientCredentials}, TokenEndpointAuth: []string{"client_secret_basic", "client_secret_post"},
 		DPoPSigningAlgs: []string{"ES256"}, Claims: []string{"iss", "sub", "aud", "exp", "iat", "jti", "client_id"},

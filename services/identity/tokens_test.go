@@ -61,10 +61,10 @@ func publicly(t *testing.T, l **lab) *httptest.Server {
 	mux.HandleFunc("GET /.well-known/openid-configuration", document(func(ctx context.Context) (*identityv1.Document, error) {
 		return (*l).tokens().GetDiscovery(ctx, &identityv1.GetDiscoveryRequest{})
 	}))
-	mux.HandleFunc("GET "+keysPath, document(func(ctx context.Context) (*identityv1.Document, error) {
+	mux.HandleFunc("GET "+pathKeys, document(func(ctx context.Context) (*identityv1.Document, error) {
 		return (*l).tokens().GetKeys(ctx, &identityv1.GetKeysRequest{})
 	}))
-	mux.HandleFunc("POST "+tokenPath, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("POST "+pathGrant, func(w http.ResponseWriter, r *http.Request) {
 		id, secret, basic := r.BasicAuth()
 		if !basic {
 			id, secret = r.PostFormValue("client_id"), r.PostFormValue("client_secret")

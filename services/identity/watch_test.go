@@ -55,7 +55,7 @@ func (l *lab) follow(service string) *follower {
 	}()
 	l.t.Cleanup(func() {
 		cancel()
-		for range f.heard { //nolint:revive // until it is closed
+		for range f.heard {
 		}
 	})
 	return f
@@ -88,7 +88,7 @@ func TestOthersLearnOfRevocations(t *testing.T) { // A3
 	l := newLab(t)
 	l.addUser("alice")
 	session := l.signIn("alice", "password of alice")
-	early, late := l.follow("workspace"), (*follower)(nil)
+	early := l.follow("workspace")
 	early.until(t, "full state", complete)
 	check := func(f *follower) error {
 		_, err := f.verifier.Verify(t.Context(), session.GetAccessToken(), issuer)
@@ -99,7 +99,7 @@ func TestOthersLearnOfRevocations(t *testing.T) { // A3
 	must(t, err)
 	early.until(t, "revocation", revokes)
 	want(t, "by the change", check(early), codes.Unauthenticated, faultv1.Reason_TOKEN_REVOKED)
-	late = l.follow("compute")
+	late := l.follow("compute")
 	m := late.until(t, "full state", complete)
 	if !m.GetReset_() || len(m.GetRevocations()) != 1 {
 		t.Errorf("full state: %v", m)
@@ -129,6 +129,22 @@ func TestOthersLearnOfMembers(t *testing.T) {
 		if got := m.GetGroups()[0]; got.GetGroupUid() != g.GetUid() || len(got.GetMemberUids()) != members {
 			t.Errorf("members: %v", got)
 		}
+	}
+}
+
+func TestChangesDoNotWaitForTheHeartbeat(t *testing.T) { // A3: under a second
+	l := newLabOf(t, func(c *Config) { c.Heartbeat = 2 * time.Second })
+	f := l.follow("workspace")
+	f.until(t, "full state", complete)
+	began := time.Now()
+	for range 3 {
+		token := l.signIn("admin", adminPassword).GetAccessToken()
+		_, err := identityv1.NewSignInServiceClient(l.gateway()).SignOut(bearer(t.Context(), token), &identityv1.SignOutRequest{})
+		must(t, err)
+		f.until(t, "revocation", revokes)
+	}
+	if took := time.Since(began); took > 3*time.Second { // by heartbeats it would be six
+		t.Errorf("three revocations took %v", took)
 	}
 }
 
