@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,7 +14,9 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/seal"
 )
 
 func TestSignIn(t *testing.T) { // A1
@@ -246,5 +249,21 @@ func TestSignInIsRecorded(t *testing.T) { // G2
 	}
 	if good != 1 || bad != 1 {
 		t.Errorf("%d sign-ins and %d refusals are recorded", good, bad)
+	}
+}
+
+func TestAForeignSealStartsNothing(t *testing.T) { // E3: and what is stored stays as it is
+	l := newLab(t)
+	key, err := seal.OpenFile(filepath.Join(t.TempDir(), "seal.key"), true)
+	must(t, err)
+	foreign := l.cfg
+	foreign.Own, err = envelope.New(envelope.Config{Source: envelope.SealSource(key, Name), DB: l.db})
+	must(t, err)
+	_, err = New(foreign)
+	want(t, "another seal", err, codes.DataLoss, faultv1.Reason_DATA_DAMAGED)
+	again, err := New(l.cfg)
+	must(t, err)
+	if again.Pin() != l.s.Pin() {
+		t.Error("the root is another one afterwards")
 	}
 }
