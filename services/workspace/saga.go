@@ -319,7 +319,7 @@ func (s *Service) settle(ctx context.Context) error {
 	var failed []error
 	for _, sc := range open {
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
 		short, cancel := context.WithTimeout(ctx, undoWithin)
 		if err := s.settleOne(short, sc); err != nil {

@@ -202,12 +202,12 @@ func (t *Tx) Changes(ctx context.Context, seq uint64) (out []*workspacev1.WatchA
 	if number(head) == seq {
 		return nil, true, nil
 	}
-	rows, err := t.q.ListChanges(ctx, db.ListChangesParams{Seq: int64(seq), Column2: changesAtOnce}) //nolint:gosec // came from the column
+	rows, err := t.q.ListChanges(ctx, db.ListChangesParams{Seq: int64(seq), Column2: changesAtOnce})
 	if err != nil {
 		return nil, false, sqldb.Fault(err)
 	}
 	for i, row := range rows {
-		if number(row.Seq) != seq+1+uint64(i) { //nolint:gosec // an index
+		if number(row.Seq) != seq+1+uint64(i) {
 			return nil, false, nil
 		}
 		plain, err := t.key.Open(changeAAD(row.Seq), row.Message)

@@ -125,7 +125,7 @@ type Cursor struct {
 
 // Bytes is the cursor as it goes into a page token.
 func (c Cursor) Bytes() []byte {
-	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...) //nolint:gosec // a time after 1970
+	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...)
 }
 
 // ParseCursor reads what Bytes wrote.
@@ -133,10 +133,10 @@ func ParseCursor(b []byte) (Cursor, error) {
 	if len(b) < 8 {
 		return Cursor{}, fault.New(codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID, "the page token is not one of ours")
 	}
-	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil //nolint:gosec // as written by Bytes
+	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil
 }
 
-func number(seq int64) uint64 { return uint64(seq) } //nolint:gosec // counts up from 0
+func number(seq int64) uint64 { return uint64(seq) }
 
 func damaged(what string) error {
 	return fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "a stored %s is damaged", what)

@@ -30,8 +30,9 @@ import (
 )
 
 const (
-	// MaxPathBytes is the most bytes of a path, MaxSegmentBytes of what stands between two slashes: what common file systems take.
-	MaxPathBytes    = 1024
+	// MaxPathBytes is the most bytes of a path.
+	MaxPathBytes = 1024
+	// MaxSegmentBytes is the most bytes of what stands between two slashes: what common file systems take.
 	MaxSegmentBytes = 255
 	// MaxDepth is the most segments of a path.
 	MaxDepth = 64
@@ -202,10 +203,10 @@ const head = "redoubt snapshot v1\n"
 func Encode(entries []Entry) []byte {
 	out := []byte(head)
 	for _, e := range entries {
-		out = binary.BigEndian.AppendUint32(out, uint32(len(e.Path))) //nolint:gosec // at most 1,024
+		out = binary.BigEndian.AppendUint32(out, uint32(len(e.Path)))
 		out = append(out, e.Path...)
 		out = append(out, e.Digest[:]...)
-		out = binary.BigEndian.AppendUint64(out, uint64(e.Size)) //nolint:gosec // not less than 0
+		out = binary.BigEndian.AppendUint64(out, uint64(e.Size))
 		if e.Executable {
 			out = append(out, 1)
 		} else {
@@ -239,7 +240,7 @@ func Decode(encoded []byte) ([]Entry, error) {
 		}
 		e := Entry{Path: rest[:n], Executable: rest[n+digestBytes+8] == 1}
 		copy(e.Digest[:], rest[n:])
-		e.Size = int64(binary.BigEndian.Uint64([]byte(rest[n+digestBytes : n+digestBytes+8]))) //nolint:gosec // as written by Encode
+		e.Size = int64(binary.BigEndian.Uint64([]byte(rest[n+digestBytes : n+digestBytes+8])))
 		if CheckPath(e.Path) != "" || e.Size < 0 || len(out) > 0 && out[len(out)-1].Path >= e.Path {
 			return nil, damaged
 		}
