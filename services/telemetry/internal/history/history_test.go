@@ -524,7 +524,7 @@ func TestClosedStore(t *testing.T) {
 	defer w.Close()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_, err := w.Next(t.Context())
+		_, err := w.Next(t.Context(), nil)
 		want(t, err, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE)
 	})
 	for range 50 {
@@ -638,7 +638,7 @@ func TestTampering(t *testing.T) {
 			defer w.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
-			_, watchErr := w.Next(ctx)
+			_, watchErr := w.Next(ctx, nil)
 			if dataErr == nil && historyErr == nil && (watchErr == nil || errors.Is(watchErr, context.DeadlineExceeded)) {
 				t.Error("nobody noticed")
 			}

@@ -136,7 +136,7 @@ func TestWatchMissesAndDoublesNothing(t *testing.T) {
 			defer w.Close()
 			counts := map[string]int{}
 			for n := 0; n < total; {
-				metrics, err := w.Next(ctx)
+				metrics, err := w.Next(ctx, nil)
 				if err != nil {
 					rt.Errorf("watch: %v after %d of %d points", err, n, total)
 					return
@@ -213,7 +213,7 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 	defer w.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := w.Next(ctx); !errors.Is(err, context.Canceled) || fault.Code(err) != codes.Canceled {
+	if _, err := w.Next(ctx, nil); !errors.Is(err, context.Canceled) || fault.Code(err) != codes.Canceled {
 		t.Errorf("got %v", err)
 	}
 }

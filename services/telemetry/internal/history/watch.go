@@ -51,8 +51,8 @@ func (s *Store) Watch(ctx context.Context, run Run) (*Watch, error) {
 // Close ends the watch.
 func (w *Watch) Close() { w.end() }
 
-// Next gives the next points, at least one. It waits until there are some, or ctx ends, or the store is closed.
-func (w *Watch) Next(ctx context.Context) ([]Metric, error) {
+// Next gives the next points, at least one. It waits until there are some, or ctx ends, or stop or the store is closed.
+func (w *Watch) Next(ctx context.Context, stop <-chan struct{}) ([]Metric, error) {
 	for {
 		metrics, err := w.collect(ctx)
 		if err != nil || len(metrics) > 0 {
@@ -64,6 +64,8 @@ func (w *Watch) Next(ctx context.Context) ([]Metric, error) {
 		case <-timer.C:
 		case <-ctx.Done():
 			err = ctx.Err()
+		case <-stop:
+			err = errClosing()
 		case <-w.s.stop:
 			err = errClosing()
 		}

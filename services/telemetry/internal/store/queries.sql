@@ -62,5 +62,5 @@ WHERE request_mac = sqlc.arg(request_mac) AND position < sqlc.arg(before)
 ORDER BY position DESC LIMIT sqlc.arg(most);
 
 -- name: ListAfter :many
-SELECT position, service, seq, uid, subscription_uid, resource_group_uid, workspace_uid, resource_mac, sealed FROM activity
+SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
 WHERE position > sqlc.arg(after) ORDER BY position LIMIT sqlc.arg(most);

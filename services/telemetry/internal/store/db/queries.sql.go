@@ -91,7 +91,7 @@ func (q *Queries) InsertEvent(ctx context.Context, arg InsertEventParams) error 
 }
 
 const listAfter = `-- name: ListAfter :many
-SELECT position, service, seq, uid, subscription_uid, resource_group_uid, workspace_uid, resource_mac, sealed FROM activity
+SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
 WHERE position > $1 ORDER BY position LIMIT $2
 `
 
@@ -101,15 +101,12 @@ type ListAfterParams struct {
 }
 
 type ListAfterRow struct {
-	Position         int64
-	Service          string
-	Seq              int64
-	UID              string
-	SubscriptionUID  string
-	ResourceGroupUID string
-	WorkspaceUID     string
-	ResourceMac      []byte
-	Sealed           []byte
+	Position        int64
+	Service         string
+	Seq             int64
+	UID             string
+	SubscriptionUID string
+	Sealed          []byte
 }
 
 func (q *Queries) ListAfter(ctx context.Context, arg ListAfterParams) ([]ListAfterRow, error) {
@@ -127,9 +124,6 @@ func (q *Queries) ListAfter(ctx context.Context, arg ListAfterParams) ([]ListAft
 			&i.Seq,
 			&i.UID,
 			&i.SubscriptionUID,
-			&i.ResourceGroupUID,
-			&i.WorkspaceUID,
-			&i.ResourceMac,
 			&i.Sealed,
 		); err != nil {
 			return nil, err
