@@ -161,11 +161,12 @@ func (l *lab) start() {
 	l.addr = listener.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
+	svc := l.svc
 	wg.Go(func() { _ = server.Serve(listener) })
-	wg.Go(func() { _ = l.svc.Run(ctx) })
+	wg.Go(func() { _ = svc.Run(ctx) })
 	l.t.Cleanup(func() {
 		cancel()
-		must(l.t, l.svc.Close())
+		must(l.t, svc.Close())
 		server.Stop()
 		wg.Wait()
 	})
