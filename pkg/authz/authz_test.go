@@ -13,9 +13,13 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
+
+// Tokens are checked against the engine's revocations.
+var _ authn.Revocations = Revocations{}
 
 // The tree of most tests: two workspaces in one group, one in another, and a twin of all in a second subscription.
 const (

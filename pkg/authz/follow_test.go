@@ -84,55 +84,47 @@ func TestFollow(t *testing.T) {
 		}
 		return nil
 	}
+	// beat sends heartbeats until the stream ends.
+	beat := func(s grpc.ServerStream, heartbeat any) error {
+		ticker := time.NewTicker(20 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-s.Context().Done():
+				return nil
+			case <-done:
+				return nil
+			case <-ticker.C:
+				if err := s.SendMsg(heartbeat); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	alive := &workspacev1.WatchAuthorizationResponse{Seq: 6, Heartbeat: true}
 	src.authorization.turn = func(n int, s grpc.ServerStream) error {
 		switch n {
 		case 1:
 			return status.Error(codes.Unavailable, "not yet")
 		case 2: // it ends
 			return s.SendMsg(full("usr_2"))
-		case 3: // a gap
-			return errors.Join(s.SendMsg(full("usr_3")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 7}), hold(s))
+		case 3: // a gap, and the sender goes on
+			return errors.Join(s.SendMsg(full("usr_3")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 7}), beat(s, alive))
 		case 4: // silence
 			return errors.Join(s.SendMsg(full("usr_4")), hold(s))
 		case 5: // a record that cannot be right
-			return errors.Join(s.SendMsg(full("usr_5")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 6, Removed: []string{""}}), hold(s))
+			return errors.Join(s.SendMsg(full("usr_5")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 6, Removed: []string{""}}), beat(s, alive))
 		}
 		if err := errors.Join(s.SendMsg(full("usr_6")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 6, Assignments: []*workspacev1.AssignmentRecord{assigned("asg_7", ws1, Owner, "usr_7")}})); err != nil {
 			return err
 		}
-		beat := time.NewTicker(20 * time.Millisecond)
-		defer beat.Stop()
-		for {
-			select {
-			case <-s.Context().Done():
-				return nil
-			case <-done:
-				return nil
-			case <-beat.C:
-				if err := s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 6, Heartbeat: true}); err != nil {
-					return err
-				}
-			}
-		}
+		return beat(s, alive)
 	}
 	src.security.turn = func(_ int, s grpc.ServerStream) error {
 		if err := s.SendMsg(&identityv1.WatchSecurityResponse{Seq: 1, Reset_: true, Complete: true}); err != nil {
 			return err
 		}
-		beat := time.NewTicker(20 * time.Millisecond)
-		defer beat.Stop()
-		for {
-			select {
-			case <-s.Context().Done():
-				return nil
-			case <-done:
-				return nil
-			case <-beat.C:
-				if err := s.SendMsg(&identityv1.WatchSecurityResponse{Seq: 1, Heartbeat: true}); err != nil {
-					return err
-				}
-			}
-		}
+		return beat(s, &identityv1.WatchSecurityResponse{Seq: 1, Heartbeat: true})
 	}
 	lis := bufconn.Listen(1 << 16)
 	server := grpc.NewServer()

@@ -58,6 +58,14 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+func TestNoRoleGivesTheEmptyAction(t *testing.T) {
+	for _, def := range BuiltinRoles() {
+		if RoleAllows(def, "", false) || RoleAllows(def, "", true) {
+			t.Errorf("%s gives it", def.GetName())
+		}
+	}
+}
+
 // matcher is the meaning of a pattern a second time: a regular expression.
 func matcher(pattern string) *regexp.Regexp {
 	var b strings.Builder
