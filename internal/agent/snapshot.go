@@ -1,0 +1,136 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+
+	"google.golang.org/grpc/codes"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+)
+
+// populate brings the run's snapshot into its working folder. Nothing is written outside of it, whatever the paths say, and
+// every file is what its entry says, or the run does not start.
+func (c *carry) populate(ctx context.Context) func(*os.Root) error {
+	if c.task.GetSnapshot() == "" {
+		return nil
+	}
+	return func(work *os.Root) error {
+		return c.a.link.retryEach(ctx, 0, func(ctx context.Context) error {
+			stream, err := c.a.link.snapshots.DownloadSnapshot(ctx, &workspacev1.DownloadSnapshotRequest{Name: c.task.GetSnapshot()})
+			if err != nil {
+				return err
+			}
+			return receive(work, stream.Recv)
+		})
+	}
+}
+
+// receive writes the files that come. After an error it may be called again, with all files from the beginning.
+func receive(work *os.Root, recv func() (*workspacev1.DownloadSnapshotResponse, error)) (err error) {
+	var f *incoming
+	defer func() {
+		if f != nil {
+			_ = f.file.Close()
+		}
+	}()
+	for {
+		m, err := recv()
+		if errors.Is(err, io.EOF) {
+			return f.finish()
+		}
+		if err != nil {
+			return err
+		}
+		if e := m.GetEntry(); e != nil {
+			if err := f.finish(); err != nil {
+				return err
+			}
+			if f, err = create(work, e); err != nil {
+				return err
+			}
+		}
+		if f == nil {
+			return fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "the snapshot came without the entry of its first file")
+		}
+		if err := f.write(m.GetData()); err != nil {
+			return err
+		}
+	}
+}
+
+// incoming is the file that is being written.
+type incoming struct {
+	file  *os.File
+	entry *workspacev1.SnapshotEntry
+	sum   hash.Hash
+	size  int64
+}
+
+func create(work *os.Root, e *workspacev1.SnapshotEntry) (*incoming, error) {
+	name := e.GetPath()
+	if !fs.ValidPath(name) || name == "." || len(e.GetDigest()) != sha256.Size {
+		return nil, fault.New(codes.DataLoss, faultv1.Reason_PATH_INVALID, "the snapshot holds a path that is not one, or no digest for it")
+	}
+	if dir := path.Dir(name); dir != "." {
+		if err := work.MkdirAll(dir, 0o755); err != nil {
+			return nil, written(err)
+		}
+	}
+	// The mode on an exclusive file: a second try finds what the first one left, and removes it.
+	mode := fs.FileMode(0o644)
+	if e.GetExecutable() {
+		mode = 0o755
+	}
+	if err := work.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, written(err)
+	}
+	f, err := work.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return nil, written(err)
+	}
+	return &incoming{file: f, entry: e, sum: sha256.New()}, nil
+}
+
+func (f *incoming) write(data []byte) error {
+	if f.size += int64(len(data)); f.size > f.entry.GetSize() {
+		return f.mismatch()
+	}
+	_, _ = f.sum.Write(data) // never fails
+	if _, err := f.file.Write(data); err != nil {
+		return written(err)
+	}
+	return nil
+}
+
+// finish closes the file, if there is one, and looks whether it is what was announced.
+func (f *incoming) finish() error {
+	if f == nil {
+		return nil
+	}
+	if err := f.file.Close(); err != nil {
+		return written(err)
+	}
+	if f.size != f.entry.GetSize() || !bytes.Equal(f.sum.Sum(nil), f.entry.GetDigest()) {
+		return f.mismatch()
+	}
+	return nil
+}
+
+func (f *incoming) mismatch() error {
+	return fault.New(codes.DataLoss, faultv1.Reason_DIGEST_MISMATCH, "the file %q of the snapshot is not what its digest says; upload the snapshot again", f.entry.GetPath())
+}
+
+// written is what is told when a file cannot be written. The sandbox tells a full disk itself.
+func written(err error) error {
+	return fault.Wrap(err, codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED, "the snapshot could not be written into the working folder: %v", errors.Unwrap(err))
+}
