@@ -1,0 +1,74 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/redoubt-ml/redoubt/internal/agent"
+	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
+)
+
+// TestMain is also the sandbox's stage and the local target's agent: the demo starts this binary again as both.
+func TestMain(m *testing.M) {
+	sandbox.MaybeStage()
+	if len(os.Args) == 2 && os.Args[1] == "agent" {
+		os.Exit(agent.Main(context.Background(), os.NewFile(3, "bootstrap"), os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+// A1 A3 A4 B1 D1 G2 H1 H2 H3 H5: the whole walk, and nothing left of it.
+func TestWalk(t *testing.T) {
+	if _, _, err := sandbox.Interpreter(t.Context(), "python3"); err != nil {
+		t.Skipf("no python3 to train with: %v", err)
+	}
+	if err := sandbox.Check(t.Context()); err != nil {
+		t.Skipf("this machine cannot isolate a run: %v", err)
+	}
+	dir := filepath.Join(t.TempDir(), "demo")
+	var out bytes.Buffer
+	if err := Run(t.Context(), Config{Data: dir, Out: &out}); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the folder is still there: %v", err)
+	}
+	for _, want := range []string{"metric  epoch  40", "compute/runs/submit is missing", "TOKEN_REVOKED", "no process and no port is left", "the whole walk"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the demo does not say %q:\n%s", want, out.String())
+		}
+	}
+}
+
+// Without python3 nothing is started, and it says so.
+func TestNoPython(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	dir := filepath.Join(t.TempDir(), "demo")
+	err := Run(t.Context(), Config{Data: dir, Out: &bytes.Buffer{}})
+	if err == nil || !strings.Contains(err.Error(), "no python3") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Error("a folder was made")
+	}
+}
+
+// A model that is wrong is seen to be.
+func TestHeldOutCanFail(t *testing.T) {
+	n := 30
+	m := model{Weights: make([]float64, n), Mean: make([]float64, n), Std: make([]float64, n), HeldOut: []int{0, 1, 2, 19, 20}}
+	for i := range n {
+		m.Std[i] = 1
+	}
+	if a, rows, err := heldOut(m); err != nil || rows != 5 || a > 0.5 {
+		t.Errorf("a model that always says benign: %v %v %v", a, rows, err)
+	}
+	m.HeldOut = []int{100000}
+	if _, _, err := heldOut(m); err == nil {
+		t.Error("a row that is not there was taken")
+	}
+}
