@@ -46,7 +46,7 @@ func (n *Node) openState(ctx context.Context, own ...sqldb.MigrationSet) (*state
 		return nil, err
 	}
 	n.onStop(func() { _ = db.Close() })
-	st := &state{db: db, engine: authz.New(authz.Config{Now: n.opts.Now})}
+	st := &state{db: db, engine: authz.New(authz.Config{Now: n.opts.Now, OwnAuthorization: n.name == "workspace", OwnSecurity: n.name == "identity"})}
 	if st.own, err = envelope.New(envelope.Config{Source: envelope.SealSource(s, n.name), DB: db, Now: n.opts.Now}); err != nil {
 		return nil, err
 	}
