@@ -369,7 +369,7 @@ func (w *work) key(ctx context.Context, run *runWork, id mac) (*keyWork, error) 
 	if err != nil {
 		return nil, err
 	}
-	latest, err := run.box.openLatest(id[:], latestRow(row))
+	latest, err := run.box.openLatest(id[:], row)
 	if err != nil {
 		return nil, refuse(err)
 	}

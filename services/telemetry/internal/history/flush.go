@@ -67,7 +67,7 @@ func (w *work) flushKey(ctx context.Context, run *runWork, id mac, key *keyWork)
 		}
 	}
 	key.row.Rev = run.row.Rev
-	sealed, err := run.box.sealLatest(id[:], latestRow(key.row), key.latest)
+	sealed, err := run.box.sealLatest(id[:], key.row, key.latest)
 	if err != nil {
 		return err
 	}
