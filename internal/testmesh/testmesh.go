@@ -25,6 +25,8 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/internal/agent"
+	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/pkg/authn/password"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
@@ -189,4 +191,13 @@ func (b *buffer) tail() string {
 		s = s[len(s)-8000:]
 	}
 	return s
+}
+
+// Child does the work of a process that this test binary was started again as: a sandbox's stage, or a run's agent. Call it first in
+// TestMain; in the test process itself it does nothing.
+func Child() {
+	sandbox.MaybeStage()
+	if len(os.Args) == 2 && os.Args[1] == "agent" {
+		os.Exit(agent.Main(context.Background(), os.NewFile(3, "bootstrap"), os.Stderr))
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"testing"
 
-	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/internal/testmesh"
 )
@@ -14,7 +13,7 @@ import (
 var mesh *testmesh.Mesh
 
 func TestMain(m *testing.M) {
-	sandbox.MaybeStage()
+	testmesh.Child()
 	var err error
 	if mesh, err = testmesh.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
