@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/x509"
 	"errors"
 	"os"
 	"path/filepath"
@@ -51,6 +52,26 @@ func TestKeeperRenewsAtHalfLife(t *testing.T) {
 	}
 	if got := ready(t, k); got != second {
 		t.Error("the newest is not the current one")
+	}
+}
+
+func TestKeeperRenewsBeforeHalfLife(t *testing.T) {
+	c := newClock()
+	chain, err := newAuthority(t, td).Sign(newKey(t).Public(), service(t, "a"), 50*time.Minute, c.now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &Keeper{cfg: KeeperConfig{Now: c.now}, svid: &SVID{Chain: []*x509.Certificate{parse(t, chain[0])}, Issued: c.now()}}
+	seen := map[time.Duration]bool{}
+	for range 50 {
+		d := k.renewAt().Sub(c.now())
+		if d < 22*time.Minute || d > 25*time.Minute {
+			t.Fatalf("renewed %s into 50 minutes", d)
+		}
+		seen[d] = true
+	}
+	if len(seen) < 10 {
+		t.Error("all at the same time")
 	}
 }
 
