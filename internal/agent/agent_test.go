@@ -1,12 +1,27 @@
 package agent_test
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/internal/agent"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
 func needSandbox(t *testing.T) {
@@ -96,5 +111,221 @@ func TestEnds(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCancel cancels a command that listens and one that does not.
+func TestCancel(t *testing.T) {
+	needSandbox(t)
+	cases := []struct {
+		name, script, log, message string
+		code                       int32
+	}{
+		{"listens", `trap 'echo ending; exit 0' TERM; echo ready; while :; do sleep 0.05; done`, "ready\nending\n", "ended when it was asked to", 0},
+		{"does not listen", `trap '' TERM; echo ready; while :; do sleep 0.05; done`, "ready\n", "was killed", 137},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPlatform(t, "sh", "-c", c.script)
+			p.onLog = func(log []byte) { p.cancel = p.cancel || strings.Contains(string(log), "ready") }
+			cfg := p.config()
+			cfg.StopGrace = 400 * time.Millisecond
+			r := p.carry(cfg)
+			if r.GetState() != computev1.Run_STATE_CANCELED || r.GetExitCode() != c.code || !strings.Contains(r.GetMessage(), c.message) || string(p.log) != c.log {
+				t.Errorf("reported %v, code %d, %q; log %q", r.GetState(), r.GetExitCode(), r.GetMessage(), p.log)
+			}
+		})
+	}
+	t.Run("before the start", func(t *testing.T) {
+		p := newPlatform(t, "sleep", "60")
+		p.cancel = true
+		p.task.Heartbeat = durationpb.New(time.Millisecond)
+		if r := p.carry(p.config()); r.GetState() != computev1.Run_STATE_CANCELED {
+			t.Errorf("reported %v %q", r.GetState(), r.GetMessage())
+		}
+	})
+}
+
+// TestStopped stops the agent itself.
+func TestStopped(t *testing.T) {
+	needSandbox(t)
+	p := newPlatform(t, "sh", "-c", "echo ready; exec sleep 60")
+	ctx, stop := context.WithCancel(t.Context())
+	p.onLog = func([]byte) { stop() }
+	if err := p.try(ctx, p.config()); err != nil {
+		t.Fatal(err)
+	}
+	if len(p.reports) != 1 || p.reports[0].GetState() != computev1.Run_STATE_FAILED || p.reports[0].GetMessage() != "the agent was stopped on its target" {
+		t.Errorf("reports %v", p.reports)
+	}
+}
+
+// TestEndedElsewhere takes the run from under its agent: the command is killed, and nothing is reported.
+func TestEndedElsewhere(t *testing.T) {
+	needSandbox(t)
+	p := newPlatform(t, "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
+	p.onLog = func([]byte) { p.ended = true }
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err := p.try(ctx, p.config())
+	if fault.ReasonOf(err) != faultv1.Reason_TOKEN_REVOKED || ctx.Err() != nil || len(p.reports) != 0 {
+		t.Errorf("error %v, reports %v", err, p.reports)
+	}
+}
+
+// TestAnswerIsLost reports a run whose first report arrived although its answer did not.
+func TestAnswerIsLost(t *testing.T) {
+	needSandbox(t)
+	p := newPlatform(t, "true")
+	p.loseFirst = true
+	if r := p.carry(p.config()); r.GetState() != computev1.Run_STATE_COMPLETED {
+		t.Errorf("reported %v", r)
+	}
+}
+
+// TestJoinTokenIsUsed has a thief come first.
+func TestJoinTokenIsUsed(t *testing.T) {
+	p := newPlatform(t, "true")
+	p.joined = "somebody else"
+	if err := p.try(t.Context(), p.config()); fault.ReasonOf(fault.FromStatus(err)) != faultv1.Reason_JOIN_TOKEN_INVALID {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestStranger meets a gateway of other roots.
+func TestStranger(t *testing.T) {
+	p := newPlatform(t, "true")
+	cfg := p.config()
+	cfg.Roots = newPlatform(t, "true").roots
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := p.try(ctx, cfg); err == nil || p.joined != "" {
+		t.Errorf("error %v, joined %q", err, p.joined)
+	}
+}
+
+// TestHundredMegabytes writes a log without a newline, in full.
+func TestHundredMegabytes(t *testing.T) {
+	needSandbox(t)
+	const size = 100 << 20
+	p := newPlatform(t, "sh", "-c", "head -c 104857600 /dev/zero | tr '\\0' x; head -c 1000 /dev/zero | tr '\\0' y >&2")
+	p.log = make([]byte, 0, size+2000)
+	r := p.carry(p.config())
+	if r.GetState() != computev1.Run_STATE_COMPLETED || r.GetLogBytes() != size+1000 || bytes.Count(p.log, []byte("x")) != size || bytes.Count(p.log, []byte("y")) != 1000 {
+		t.Errorf("reported %v, %d bytes; %d are stored", r.GetState(), r.GetLogBytes(), len(p.log))
+	}
+}
+
+// TestLogLimit writes past the limit: the rest is dropped, and the run ends as it would have.
+func TestLogLimit(t *testing.T) {
+	needSandbox(t)
+	p := newPlatform(t, "sh", "-c", "head -c 30000000 /dev/zero; exit 4")
+	p.logLimit = 100_000
+	if r := p.carry(p.config()); r.GetExitCode() != 4 || r.GetLogBytes() != p.logLimit || len(p.log) != int(p.logLimit) {
+		t.Errorf("reported code %d, %d bytes; %d are stored", r.GetExitCode(), r.GetLogBytes(), len(p.log))
+	}
+}
+
+// TestSmallWrites writes byte by byte: messages are fewer than bytes.
+func TestSmallWrites(t *testing.T) {
+	needSandbox(t)
+	needPython(t)
+	p := newPlatform(t, "python3", "-c", "import os\nfor i in range(20000): os.write(1, b'z')")
+	if r := p.carry(p.config()); r.GetLogBytes() != 20000 || p.logMsgs > 5000 {
+		t.Errorf("%d bytes in %d messages", r.GetLogBytes(), p.logMsgs)
+	}
+}
+
+// TestRenewal lives longer than a token.
+func TestRenewal(t *testing.T) {
+	needSandbox(t)
+	p := newPlatform(t, "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.25; done")
+	p.tokenLife = time.Second
+	r := p.carry(p.config())
+	if r.GetState() != computev1.Run_STATE_COMPLETED || string(p.log) != "1\n2\n3\n4\n5\n6\n7\n8\n" || p.renewals < 3 {
+		t.Errorf("reported %v, %d renewals, log %q", r, p.renewals, p.log)
+	}
+}
+
+// logger logs metrics as user code does, and says what was acknowledged. A refused connection is not expected.
+const logger = `
+import json, os, sys, urllib.request
+uri, run = os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_RUN_ID"]
+def log(route, **fields):
+    body = json.dumps({"run_id": run, **fields}).encode()
+    with urllib.request.urlopen(urllib.request.Request(uri + "/api/2.0/mlflow/runs/" + route, body)) as r:
+        assert r.status == 200 and r.read() == b"{}"
+for step in range(200):
+    log("log-metric", key="loss", value=1 / (step + 1), step=step, timestamp=1700000000000 + step)
+    print("logged", step)
+log("log-batch", metrics=[{"key": "odd", "value": "NaN", "timestamp": "5", "step": "7"}], params=[{"key": "p", "value": "1"}], tags=[{"key": "t", "value": "a"}])
+for value in "bcb": log("set-tag", key="t", value=value)
+open("/outputs/big", "wb").write(bytes(range(256)) * 4096)
+`
+
+// TestCuts breaks connections at random moments, before and after what was sent is stored: nothing is missing, nothing double
+// (H5).
+func TestCuts(t *testing.T) {
+	needSandbox(t)
+	needPython(t)
+	for seed := range uint64(3) {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
+			p := newPlatform(t, "python3", "main.py")
+			p.files["main.py"], p.files["b.txt"], p.files["c.sh"] = []byte(logger), []byte("b"), []byte("c")
+			p.cuts, p.cutRate = rand.New(rand.NewPCG(seed, 1)), 0.05
+			r := p.carry(p.config())
+			if r.GetState() != computev1.Run_STATE_COMPLETED || r.GetOutputs() != 1 || len(p.outputs["big"]) != 1<<20 {
+				t.Fatalf("reported %v; log %q", r, p.log)
+			}
+			var want strings.Builder
+			for i := range 200 {
+				fmt.Fprintln(&want, "logged", i)
+			}
+			if string(p.log) != want.String() {
+				t.Errorf("log of %d bytes, want %d: %q", len(p.log), want.Len(), p.log)
+			}
+			if len(p.metrics) != 201 || p.params["p"] != "1" || p.tags["t"] != "b" {
+				t.Fatalf("%d metrics, params %v, tags %v", len(p.metrics), p.params, p.tags)
+			}
+			for i, m := range p.metrics[:200] {
+				if m.GetStep() != int64(i) || m.GetValue() != 1/float64(i+1) || m.GetTime().AsTime().UnixMilli() != 1700000000000+int64(i) {
+					t.Errorf("metric %d is %v", i, m)
+				}
+			}
+			if odd := p.metrics[200]; !math.IsNaN(odd.GetValue()) || odd.GetStep() != 7 || odd.GetTime().AsTime().UnixMilli() != 5 {
+				t.Errorf("the last metric is %v", odd)
+			}
+		})
+	}
+}
+
+// TestBootstrap carries a run from a bootstrap document, as a process of its own does, and leaves nothing.
+func TestBootstrap(t *testing.T) {
+	needSandbox(t)
+	p := newPlatform(t, "sh", "-c", "echo secret-line; echo x >/outputs/o")
+	folder := t.TempDir()
+	doc, err := json.Marshal(map[string]any{
+		"gateway": p.addr, "public_url": p.url, "ca_pem": string(p.caPEM), "run": runName, "run_uid": runUID, "join_token": joinToken,
+		"folder": folder, "heartbeat_ms": 2000,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if code := agent.Main(t.Context(), bytes.NewReader(doc), &out); code != 0 || len(p.reports) != 1 || string(p.outputs["o"]) != "x\n" {
+		t.Errorf("exit code %d, reports %v; %s", code, p.reports, out.String())
+	}
+	for token := range p.tokens {
+		if strings.Contains(out.String(), token) || strings.Contains(out.String(), joinToken) || strings.Contains(out.String(), "secret-line") {
+			t.Errorf("the agent's log tells secrets: %s", out.String())
+		}
+	}
+	if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
+		t.Errorf("left in the folder: %v %v", left, err)
+	}
+	for _, bad := range []string{"", "{", "[]", `{"gateway":"x"}`, strings.Repeat(" ", 2<<20)} {
+		if code := agent.Main(t.Context(), strings.NewReader(bad), io.Discard); code != 1 {
+			t.Errorf("exit code %d for a bad document", code)
+		}
 	}
 }

@@ -255,7 +255,9 @@ func (c *carry) conclude(ctx context.Context, out outcome, p *sandbox.Process) e
 		_, err := c.a.link.runs.ReportRun(ctx, req)
 		return err
 	})
-	if tries > 1 && err != nil && kindOf(err) == over {
+	ended := tries > 1 && err != nil && kindOf(err) == over
+	ended = ended || ctx.Err() != nil && kindOf(context.Cause(ctx)) == over // a heartbeat heard it first
+	if ended {
 		return nil // an earlier try arrived, and its answer did not
 	}
 	return err

@@ -283,6 +283,9 @@ func (p *platform) append(m *computev1.AppendLogsRequest) (*computev1.AppendLogs
 		return nil, errCut
 	}
 	at := int64(len(p.log))
+	if m.GetOffset() > at && at >= p.logLimit {
+		return nil, fault.New(codes.OutOfRange, faultv1.Reason_REQUEST_INVALID, "the log ends at %d", at)
+	}
 	if m.GetOffset() > at || len(m.GetData()) > 64<<10 {
 		p.t.Errorf("log message at %d, stored %d, %d bytes", m.GetOffset(), at, len(m.GetData()))
 		return nil, fault.InvalidArgument("offset")

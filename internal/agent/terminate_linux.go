@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,12 +14,20 @@ import (
 // one of those by now is not touched.
 func terminate(initPid int) error {
 	parent := strconv.Itoa(initPid)
-	list, err := os.ReadFile("/proc/" + parent + "/task/" + parent + "/children")
+	tasks, err := filepath.Glob("/proc/" + parent + "/task/*/children") // each thread has its own
 	if err != nil {
 		return err
 	}
+	var children []string
+	for _, task := range tasks {
+		list, err := os.ReadFile(task) //nolint:gosec // in /proc
+		if err != nil {
+			continue // the thread has ended
+		}
+		children = append(children, strings.Fields(string(list))...)
+	}
 	asked := errors.New("agent: no command to end")
-	for _, field := range strings.Fields(string(list)) {
+	for _, field := range children {
 		pid, err := strconv.Atoi(field)
 		if err != nil {
 			continue
