@@ -5,10 +5,13 @@ import (
 	"testing"
 
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/internal/testmesh"
 )
 
 // workspaceOf makes a subscription, a resource group and a workspace of the test's own, as the administrator.
-func workspaceOf(t *testing.T, id string) *workspacev1.Workspace {
+func workspaceOf(t *testing.T, id string) *workspacev1.Workspace { return workspaceOn(t, mesh, id) }
+
+func workspaceOn(t *testing.T, mesh *testmesh.Mesh, id string) *workspacev1.Workspace {
 	t.Helper()
 	res := workspacev1.NewResourceServiceClient(mesh.Dial(t, mesh.Admin(t)))
 	sub, err := res.CreateSubscription(t.Context(), &workspacev1.CreateSubscriptionRequest{SubscriptionId: id, Region: "here"})

@@ -21,6 +21,7 @@ import (
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
+	"github.com/redoubt-ml/redoubt/internal/testmesh"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
@@ -31,7 +32,9 @@ type lab struct {
 	workspace, compute, snapshot string
 }
 
-func newLab(t *testing.T, id string) *lab {
+func newLab(t *testing.T, id string) *lab { return labOn(t, mesh, id) }
+
+func labOn(t *testing.T, mesh *testmesh.Mesh, id string) *lab {
 	t.Helper()
 	if err := sandbox.Check(t.Context()); err != nil {
 		t.Skipf("this machine cannot isolate a run: %v", err)
@@ -41,7 +44,7 @@ func newLab(t *testing.T, id string) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	l := &lab{Client: c, workspace: workspaceOf(t, id).GetName()}
+	l := &lab{Client: c, workspace: workspaceOn(t, mesh, id).GetName()}
 	target, err := c.Computes().CreateCompute(t.Context(), &computev1.CreateComputeRequest{Parent: l.workspace, ComputeId: "here", Kind: computev1.Compute_KIND_LOCAL, MaxRuns: 4})
 	if err != nil {
 		t.Fatal(err)
