@@ -47,6 +47,15 @@ type State struct {
 	Trusted [][]byte // DER
 }
 
+// NewKey makes a key of the one kind that this package signs for: ECDSA on P-256.
+func NewKey() (*ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fault.Internal(err, "a key could not be made")
+	}
+	return key, nil
+}
+
 // NewAuthority makes a root for td that is valid from now for life.
 func NewAuthority(td spiffeid.TrustDomain, now time.Time, life time.Duration) (*Authority, error) {
 	if td.IsZero() {
@@ -55,9 +64,9 @@ func NewAuthority(td spiffeid.TrustDomain, now time.Time, life time.Duration) (*
 	if life <= 0 {
 		return nil, fault.InvalidArgument("the life of a root must be positive")
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := NewKey()
 	if err != nil {
-		return nil, fault.Internal(err, "a root key could not be made")
+		return nil, err
 	}
 	serial, err := newSerial()
 	if err != nil {

@@ -2,7 +2,7 @@ package etcdnode
 
 import (
 	"context"
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/tls"
 	"errors"
 	"io/fs"
@@ -16,7 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -63,7 +62,7 @@ type Node struct {
 	// closing hides what etcd logs while it is closed: each of its listeners complains.
 	closing atomic.Bool
 	files   Files
-	key     *ecdsa.PrivateKey
+	key     crypto.Signer
 	leaf    svid.Leaf
 	failed  chan struct{}
 	stop    chan struct{}
@@ -104,7 +103,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	if n.pki, err = OpenPKI(filepath.Join(cfg.Dir, "pki"), cfg.Now); err != nil {
 		return nil, err
 	}
-	if n.files, n.key, err = n.pki.writeLeaf(n.pki.dir, "member", n.leaf); err != nil {
+	if n.files, n.key, err = n.pki.writeLeaf(n.pki.dir, "member", n.leaf, leafLife); err != nil {
 		return nil, err
 	}
 	if err = setAside(cfg.Dir); err != nil {
@@ -138,9 +137,8 @@ func (n *Node) config(cfg Config) (*embed.Config, error) {
 	c.AdvertisePeerUrls = []url.URL{*peer}
 	c.InitialCluster = c.InitialClusterFromName(memberName)
 	c.InitialClusterToken = memberName
-	c.ClientTLSInfo = transport.TLSInfo{
-		CertFile: n.files.Cert, KeyFile: n.files.Key, TrustedCAFile: n.files.CA, ClientCertAuth: true, MinVersion: tls.VersionTLS13,
-	}
+	c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile, c.ClientTLSInfo.TrustedCAFile = n.files.Cert, n.files.Key, n.files.CA
+	c.ClientTLSInfo.ClientCertAuth = true
 	c.PeerTLSInfo = c.ClientTLSInfo
 	c.TlsMinVersion = "TLS1.3"
 	c.EnableGRPCGateway = false
@@ -195,7 +193,7 @@ func (n *Node) renew() {
 			return
 		case <-t.C:
 			if now := n.pki.now(); now.Sub(made) >= leafLife/2 {
-				if err := n.pki.certify(n.files, n.key, n.leaf); err != nil {
+				if err := n.pki.certify(n.files, n.key, n.leaf, leafLife); err != nil {
 					n.log.Error("etcd's certificate could not be renewed", "error", err)
 					continue
 				}

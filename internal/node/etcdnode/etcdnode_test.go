@@ -138,6 +138,20 @@ func TestClientPortRefuses(t *testing.T) {
 	if _, err := client(t, n, clientTLS(t, n)).Get(within(t, 10*time.Second), "k"); err != nil {
 		t.Fatal(err)
 	}
+	files, err := n.PKI().WriteLeaf(filepath.Join(t.TempDir(), "compute"), "client", svid.Leaf{CommonName: "compute", Client: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fromFiles, err := files.ClientTLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client(t, n, fromFiles).Get(within(t, 10*time.Second), "k"); err != nil {
+		t.Errorf("with certificates from files: %v", err)
+	}
+	if _, err := (Files{CA: files.CA, Cert: files.CA, Key: files.Key}).ClientTLS(); err == nil {
+		t.Error("a certificate of another key is taken")
+	}
 	addr := strings.TrimPrefix(n.Endpoints()[0], "https://")
 	other, err := OpenPKI(t.TempDir(), nil)
 	if err != nil {

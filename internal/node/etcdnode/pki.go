@@ -1,9 +1,7 @@
 package etcdnode
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -26,7 +24,9 @@ import (
 
 const (
 	rootLife = 20 * 365 * 24 * time.Hour
+	// leafLife is that of certificates that this process makes again by itself, fileLife that of those which it hands out.
 	leafLife = 90 * 24 * time.Hour
+	fileLife = svid.MaxLeafTTL
 
 	rootCert = "root.crt"
 	rootKey  = "root.key"
@@ -114,19 +114,42 @@ func (p *PKI) RootPEM() []byte {
 // Files are paths of PEM files, in the shape that etcd and its clients are configured by.
 type Files struct{ CA, Cert, Key string }
 
-// WriteLeaf makes a key and a certificate, valid for 90 days, as dir/name.key and dir/name.crt, all 0600, and the root
+// ClientTLS is for a client in another process. The files are read at each handshake, so that new ones count at once.
+func (f Files) ClientTLS() (*tls.Config, error) {
+	ca, err := os.ReadFile(f.CA)
+	if err != nil {
+		return nil, fault.Internal(err, "etcd's root could not be read: see etcd.ca_file")
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		return nil, fault.FailedPrecondition("etcd.ca_file holds no certificate")
+	}
+	load := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		c, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+		if err != nil {
+			return nil, fault.Internal(err, "the client certificate for etcd could not be read: see etcd.cert_file and etcd.key_file")
+		}
+		return &c, nil
+	}
+	if _, err := load(nil); err != nil {
+		return nil, err
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, GetClientCertificate: load}, nil
+}
+
+// WriteLeaf makes a key and a certificate, valid for svid.MaxLeafTTL, as dir/name.key and dir/name.crt, all 0600, and the root
 // beside them. It replaces what was there.
 func (p *PKI) WriteLeaf(dir, name string, l svid.Leaf) (Files, error) {
-	f, _, err := p.writeLeaf(dir, name, l)
+	f, _, err := p.writeLeaf(dir, name, l, fileLife)
 	return f, err
 }
 
-func (p *PKI) writeLeaf(dir, name string, l svid.Leaf) (Files, *ecdsa.PrivateKey, error) {
+func (p *PKI) writeLeaf(dir, name string, l svid.Leaf, life time.Duration) (Files, crypto.Signer, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return Files{}, nil, fault.Internal(err, "the folder of etcd's keys could not be made")
 	}
 	f := Files{CA: filepath.Join(dir, rootCert), Cert: filepath.Join(dir, name+".crt"), Key: filepath.Join(dir, name+".key")}
-	key, err := newKey()
+	key, err := svid.NewKey()
 	if err != nil {
 		return Files{}, nil, err
 	}
@@ -143,31 +166,23 @@ func (p *PKI) writeLeaf(dir, name string, l svid.Leaf) (Files, *ecdsa.PrivateKey
 	if err := svid.WritePrivate(f.Key, pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der})); err != nil {
 		return Files{}, nil, err
 	}
-	return f, key, p.certify(f, key, l)
+	return f, key, p.certify(f, key, l, life)
 }
 
 // certify writes a new certificate for a key that stays: etcd reads both files at each handshake, and one that is replaced
 // in a single step always fits the other.
-func (p *PKI) certify(f Files, key *ecdsa.PrivateKey, l svid.Leaf) error {
-	chain, err := p.a.SignLeaf(key.Public(), l, leafLife, p.now())
+func (p *PKI) certify(f Files, key crypto.Signer, l svid.Leaf, life time.Duration) error {
+	chain, err := p.a.SignLeaf(key.Public(), l, life, p.now())
 	if err != nil {
 		return err
 	}
 	return svid.WritePrivate(f.Cert, pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: chain[0]}))
 }
 
-func newKey() (*ecdsa.PrivateKey, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fault.Internal(err, "a key for etcd could not be made")
-	}
-	return key, nil
-}
-
 // ClientTLS is for a client in this process: etcd's root, and a certificate with commonName as its user, in memory only,
 // made again at half of its life.
 func (p *PKI) ClientTLS(commonName string) (*tls.Config, error) {
-	key, err := newKey()
+	key, err := svid.NewKey()
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +198,7 @@ func (p *PKI) ClientTLS(commonName string) (*tls.Config, error) {
 type clientCert struct {
 	pki  *PKI
 	name string
-	key  *ecdsa.PrivateKey
+	key  crypto.Signer
 
 	mu    sync.Mutex
 	cert  *tls.Certificate
