@@ -123,6 +123,9 @@ func (a *Agent) Key() crypto.Signer { return a.key }
 // Close ends the connection and wipes the token.
 func (a *Agent) Close() error { return a.link.close() }
 
+// startGrace bounds enrolment and assignment: a join token is good for less.
+const startGrace = 5 * time.Minute
+
 // errStopped is the cause when the agent itself is told to stop.
 var errStopped = fault.New(codes.Canceled, faultv1.Reason_CALL_CANCELED, "the agent was stopped on its target")
 
@@ -136,13 +139,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	// Calls go on a little after ctx has ended: the end has to be reported.
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(nil)
-	if err := a.link.enrol(ctx, a.cfg.JoinToken); err != nil {
+	start, started := context.WithTimeout(ctx, startGrace)
+	defer started()
+	if err := a.link.enrol(start, a.cfg.JoinToken); err != nil {
 		return err
 	}
 	a.cfg.Logger.Info("enrolled")
 	go func() { end(a.link.keepFresh(life)) }()
 	var task *computev1.Assignment
-	err := a.link.retry(ctx, func(ctx context.Context) (err error) {
+	err := a.link.retry(start, func(ctx context.Context) (err error) {
 		task, err = a.link.runs.GetAssignment(ctx, &computev1.GetAssignmentRequest{Name: a.cfg.Run})
 		return err
 	})

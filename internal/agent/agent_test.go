@@ -41,6 +41,7 @@ func needPython(t *testing.T) {
 // TestEnds carries commands that end in different ways (H3).
 func TestEnds(t *testing.T) {
 	needSandbox(t)
+	t.Parallel()
 	cases := []struct {
 		name    string
 		command []string
@@ -84,6 +85,7 @@ func TestEnds(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			p := newPlatform(t, c.command...)
 			if c.prepare != nil {
 				c.prepare(p)
@@ -117,6 +119,7 @@ func TestEnds(t *testing.T) {
 // TestCancel cancels a command that listens and one that does not.
 func TestCancel(t *testing.T) {
 	needSandbox(t)
+	t.Parallel()
 	cases := []struct {
 		name, script, log, message string
 		code                       int32
@@ -126,6 +129,7 @@ func TestCancel(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			p := newPlatform(t, "sh", "-c", c.script)
 			p.onLog = func(log []byte) { p.cancel = p.cancel || strings.Contains(string(log), "ready") }
 			cfg := p.config()
@@ -149,6 +153,7 @@ func TestCancel(t *testing.T) {
 // TestStopped stops the agent itself.
 func TestStopped(t *testing.T) {
 	needSandbox(t)
+	t.Parallel()
 	p := newPlatform(t, "sh", "-c", "echo ready; exec sleep 60")
 	ctx, stop := context.WithCancel(t.Context())
 	p.onLog = func([]byte) { stop() }
@@ -163,6 +168,7 @@ func TestStopped(t *testing.T) {
 // TestEndedElsewhere takes the run from under its agent: the command is killed, and nothing is reported.
 func TestEndedElsewhere(t *testing.T) {
 	needSandbox(t)
+	t.Parallel()
 	p := newPlatform(t, "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
 	p.onLog = func([]byte) { p.ended = true }
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -176,6 +182,7 @@ func TestEndedElsewhere(t *testing.T) {
 // TestAnswerIsLost reports a run whose first report arrived although its answer did not.
 func TestAnswerIsLost(t *testing.T) {
 	needSandbox(t)
+	t.Parallel()
 	p := newPlatform(t, "true")
 	p.loseFirst = true
 	if r := p.carry(p.config()); r.GetState() != computev1.Run_STATE_COMPLETED {
@@ -194,6 +201,7 @@ func TestJoinTokenIsUsed(t *testing.T) {
 
 // TestStranger meets a gateway of other roots.
 func TestStranger(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t, "true")
 	cfg := p.config()
 	cfg.Roots = newPlatform(t, "true").roots
@@ -207,6 +215,7 @@ func TestStranger(t *testing.T) {
 // TestHundredMegabytes writes a log without a newline, in full.
 func TestHundredMegabytes(t *testing.T) {
 	needSandbox(t)
+	t.Parallel()
 	const size = 100 << 20
 	p := newPlatform(t, "sh", "-c", "head -c 104857600 /dev/zero | tr '\\0' x; head -c 1000 /dev/zero | tr '\\0' y >&2")
 	p.log = make([]byte, 0, size+2000)
@@ -219,6 +228,7 @@ func TestHundredMegabytes(t *testing.T) {
 // TestLogLimit writes past the limit: the rest is dropped, and the run ends as it would have.
 func TestLogLimit(t *testing.T) {
 	needSandbox(t)
+	t.Parallel()
 	p := newPlatform(t, "sh", "-c", "head -c 30000000 /dev/zero; exit 4")
 	p.logLimit = 100_000
 	if r := p.carry(p.config()); r.GetExitCode() != 4 || r.GetLogBytes() != p.logLimit || len(p.log) != int(p.logLimit) {
@@ -230,6 +240,7 @@ func TestLogLimit(t *testing.T) {
 func TestSmallWrites(t *testing.T) {
 	needSandbox(t)
 	needPython(t)
+	t.Parallel()
 	p := newPlatform(t, "python3", "-c", "import os\nfor i in range(20000): os.write(1, b'z')")
 	if r := p.carry(p.config()); r.GetLogBytes() != 20000 || p.logMsgs > 5000 {
 		t.Errorf("%d bytes in %d messages", r.GetLogBytes(), p.logMsgs)
@@ -239,6 +250,7 @@ func TestSmallWrites(t *testing.T) {
 // TestRenewal lives longer than a token.
 func TestRenewal(t *testing.T) {
 	needSandbox(t)
+	t.Parallel()
 	p := newPlatform(t, "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.25; done")
 	p.tokenLife = time.Second
 	r := p.carry(p.config())
@@ -268,8 +280,10 @@ open("/outputs/big", "wb").write(bytes(range(256)) * 4096)
 func TestCuts(t *testing.T) {
 	needSandbox(t)
 	needPython(t)
+	t.Parallel()
 	for seed := range uint64(3) {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
+			t.Parallel()
 			p := newPlatform(t, "python3", "main.py")
 			p.files["main.py"], p.files["b.txt"], p.files["c.sh"] = []byte(logger), []byte("b"), []byte("c")
 			p.cuts, p.cutRate = rand.New(rand.NewPCG(seed, 1)), 0.05
@@ -302,6 +316,7 @@ func TestCuts(t *testing.T) {
 // TestBootstrap carries a run from a bootstrap document, as a process of its own does, and leaves nothing.
 func TestBootstrap(t *testing.T) {
 	needSandbox(t)
+	t.Parallel()
 	p := newPlatform(t, "sh", "-c", "echo secret-line; echo x >/outputs/o")
 	folder := t.TempDir()
 	doc, err := json.Marshal(map[string]any{
@@ -327,5 +342,59 @@ func TestBootstrap(t *testing.T) {
 		if code := agent.Main(t.Context(), strings.NewReader(bad), io.Discard); code != 1 {
 			t.Errorf("exit code %d for a bad document", code)
 		}
+	}
+}
+
+// crowd logs from several threads at once; one of them a parameter that cannot be. Each says how it was answered.
+const crowd = `
+import json, os, threading, urllib.request, urllib.error
+uri, run = os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_RUN_ID"]
+def log(route, **fields):
+    body = json.dumps({"run_id": run, **fields}).encode()
+    try:
+        return urllib.request.urlopen(urllib.request.Request(uri + "/api/2.0/mlflow/runs/" + route, body)).status
+    except urllib.error.HTTPError as e:
+        return e.code
+assert log("log-parameter", key="p", value="1") == 200
+bad, good = [], []
+def worker(n):
+    for step in range(10):
+        good.append(log("log-metric", key="m%d" % n, value=step, step=step, timestamp=1))
+        bad.append(log("log-parameter", key="p", value="2"))
+threads = [threading.Thread(target=worker, args=(n,)) for n in range(8)]
+for t in threads: t.start()
+for t in threads: t.join()
+print(set(good), set(bad))
+`
+
+// TestRefusedBatch refuses one batch among many: only that one's sender hears of it.
+func TestRefusedBatch(t *testing.T) {
+	needSandbox(t)
+	needPython(t)
+	t.Parallel()
+	p := newPlatform(t, "python3", "-c", crowd)
+	if r := p.carry(p.config()); r.GetState() != computev1.Run_STATE_COMPLETED || string(p.log) != "{200} {400}\n" {
+		t.Fatalf("reported %v, log %q", r, p.log)
+	}
+	if len(p.metrics) != 80 || p.params["p"] != "1" {
+		t.Errorf("%d metrics, params %v", len(p.metrics), p.params)
+	}
+}
+
+// TestPlatformIsAway takes the platform away under a command that writes more than the agent keeps.
+func TestPlatformIsAway(t *testing.T) {
+	needSandbox(t)
+	t.Parallel()
+	p := newPlatform(t, "sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x")
+	cfg := p.config()
+	cfg.LogBuffer = 1 << 20
+	p.onLog = func(log []byte) {
+		if len(log) > 0 && p.cuts == nil {
+			p.cuts, p.cutRate = rand.New(rand.NewPCG(1, 1)), 1
+			time.AfterFunc(500*time.Millisecond, func() { p.set(func() { p.cutRate = 0 }) })
+		}
+	}
+	if r := p.carry(cfg); r.GetState() != computev1.Run_STATE_COMPLETED || r.GetLogBytes() != 3000000 || bytes.Count(p.log, []byte("x")) != 3000000 {
+		t.Errorf("reported %v, %d bytes stored", r, len(p.log))
 	}
 }

@@ -121,7 +121,7 @@ func (c *carry) execute(ctx, life context.Context) (outcome, *sandbox.Process) {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		if err := server.Serve(p.Listener()); !errors.Is(err, http.ErrServerClosed) && life.Err() == nil {
+		if err := server.Serve(limited{p.Listener(), make(chan struct{}, mostConns)}); !errors.Is(err, http.ErrServerClosed) && life.Err() == nil {
 			c.a.cfg.Logger.Warn("the run's endpoint ended", "error", err)
 		}
 	}()

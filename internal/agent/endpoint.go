@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -30,6 +31,7 @@ const (
 	mostParam   = 6000
 	mostTag     = 8000
 	mostAtOnce  = 64 // requests
+	mostConns   = 256
 	headerLimit = 16 << 10
 )
 
@@ -49,6 +51,34 @@ func (m *meter) server(runID string, port uint16, cfg Config) *http.Server {
 		Handler: e, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: headerLimit,
 		ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
+}
+
+// limited holds a listener to a number of connections; the next one waits.
+type limited struct {
+	net.Listener
+	slots chan struct{}
+}
+
+// Accept implements net.Listener.
+func (l limited) Accept() (net.Conn, error) {
+	l.slots <- struct{}{}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &limitedConn{Conn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
+}
+
+type limitedConn struct {
+	net.Conn
+	free func()
+}
+
+// Close implements net.Conn.
+func (c *limitedConn) Close() error {
+	defer c.free()
+	return c.Conn.Close()
 }
 
 // refusalJSON is an error as MLflow's clients read it.
@@ -118,6 +148,8 @@ func (e *endpoint) serve(w http.ResponseWriter, r *http.Request) *refusalJSON {
 	if len(req.GetMetrics())+len(req.GetParams())+len(req.GetTags()) == 0 {
 		return nil
 	}
+	// The body is read: how long the answer takes is no matter of the server's time for reading, which would end the request.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	if err := e.meter.store(r.Context(), req); err != nil {
 		return refusalOf(err)
 	}

@@ -154,8 +154,6 @@ func (l *logs) stream(ctx context.Context) (progress bool, err error) {
 	}
 	var heard sync.WaitGroup
 	broken := make(chan error, 1)
-	defer heard.Wait()
-	defer cancel()
 	heard.Go(func() {
 		for {
 			res, err := s.Recv()
@@ -168,16 +166,21 @@ func (l *logs) stream(ctx context.Context) (progress bool, err error) {
 	})
 	l.mu.Lock()
 	start := l.stored
-	sent := start
 	l.mu.Unlock()
-	name := l.name
+	defer func() {
+		cancel()
+		heard.Wait()
+		l.mu.Lock()
+		progress = l.stored > start
+		l.mu.Unlock()
+	}()
+	name, sent := l.name, start
 	for {
 		l.mu.Lock()
 		sent = max(sent, l.stored)
 		piece := l.wait[min(int(sent-l.stored), len(l.wait)):]
 		open := sent > l.stored // something is on its way
 		changed, full := l.changed, l.full
-		progress = l.stored > start
 		if len(piece) > mostLogMessage {
 			piece = piece[:mostLogMessage]
 		} else if open && len(piece) < mostLogMessage {
@@ -186,13 +189,13 @@ func (l *logs) stream(ctx context.Context) (progress bool, err error) {
 		piece = append([]byte(nil), piece...)
 		l.mu.Unlock()
 		if full {
-			return progress, nil
+			return false, nil
 		}
 		if len(piece) > 0 {
 			if err := s.Send(&computev1.AppendLogsRequest{Name: name, Offset: sent, Data: piece}); err != nil && !errors.Is(err, io.EOF) {
-				return progress, err
+				return false, err
 			} else if err != nil {
-				return progress, <-broken
+				return false, <-broken
 			}
 			name, sent = "", sent+int64(len(piece))
 			continue
@@ -200,11 +203,11 @@ func (l *logs) stream(ctx context.Context) (progress bool, err error) {
 		select {
 		case <-changed:
 		case err := <-broken:
-			return progress, err
+			return false, err
 		case <-fresh:
-			return progress, nil
+			return false, nil
 		case <-ctx.Done():
-			return progress, ctx.Err()
+			return false, ctx.Err()
 		}
 	}
 }

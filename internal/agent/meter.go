@@ -147,7 +147,9 @@ func (m *meter) run(ctx context.Context) {
 			refused = 0
 		}
 		switch kind := kindOf(err); {
-		case ctx.Err() != nil, err == nil:
+		case ctx.Err() != nil:
+		case err == nil:
+			alone = false
 		case kind == over:
 			m.discard(fault.FromStatus(err))
 			return
@@ -232,7 +234,10 @@ func (m *meter) stream(ctx context.Context, alone bool) (progress bool, suspect 
 	m.mu.Unlock()
 	name := m.name
 	for {
-		req, changed := m.next(alone)
+		req, more, changed := m.next(alone)
+		if alone && !more {
+			return false, "", nil // what was refused is found, or has passed
+		}
 		if req != nil {
 			suspect = req.GetBatchId()
 			if name != "" {
@@ -258,8 +263,8 @@ func (m *meter) stream(ctx context.Context, alone bool) (progress bool, suspect 
 	}
 }
 
-// next is the first batch that was not sent on this stream, or nil for none now.
-func (m *meter) next(alone bool) (*telemetryv1.LogRunDataRequest, <-chan struct{}) {
+// next is the first batch that was not sent on this stream, or nil for none now; more says whether any waits.
+func (m *meter) next(alone bool) (req *telemetryv1.LogRunDataRequest, more bool, changed <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, b := range m.wait {
@@ -268,8 +273,8 @@ func (m *meter) next(alone bool) (*telemetryv1.LogRunDataRequest, <-chan struct{
 				break
 			}
 			b.sent = m.round
-			return b.req, m.changed
+			return b.req, true, m.changed
 		}
 	}
-	return nil, m.changed
+	return nil, len(m.wait) > 0, m.changed
 }
