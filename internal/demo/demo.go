@@ -45,7 +45,6 @@ type walk struct {
 	steps []step
 
 	workspace, snapshot, compute, run string
-	model                             []byte
 }
 
 type step struct {
@@ -177,13 +176,13 @@ func (w *walk) signIn(ctx context.Context) (string, error) {
 	return "as " + s.GetPrincipal() + "; the token ends at " + s.GetExpireTime().AsTime().Local().Format("15:04"), nil
 }
 
-func (w *walk) stop(context.Context) (string, error) {
+func (w *walk) stop(ctx context.Context) (string, error) {
 	_ = w.admin.Close()
 	w.admin = nil
 	url := w.in.URL
 	w.in.Stop()
 	w.in = nil
-	return left(w.dir, url)
+	return left(ctx, w.dir, url)
 }
 
 // cleanUp takes down what still stands.

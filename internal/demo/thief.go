@@ -2,7 +2,7 @@ package demo
 
 import (
 	"context"
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -104,11 +104,8 @@ func (w *walk) thiefTries(ctx context.Context) (string, error) {
 		return "", err
 	}
 	token := a.Token()
-	key, ok := a.Key().(*ecdsa.PrivateKey)
-	if !ok {
-		return "", errors.New("the agent's key is not of the kind that proofs are made with")
-	}
-	stolen, err := authn.GenerateKey()
+	key := a.Key()
+	another, err := authn.GenerateKey()
 	if err != nil {
 		return "", err
 	}
@@ -123,7 +120,7 @@ func (w *walk) thiefTries(ctx context.Context) (string, error) {
 		want faultv1.Reason
 	}{
 		{"the token alone", func() error { return t.heartbeat(ctx, run, "Bearer", token, nil) }, faultv1.Reason_TOKEN_PROOF_INVALID},
-		{"the token with a key of his own", func() error { return t.heartbeat(ctx, run, "DPoP", token, stolen) }, faultv1.Reason_TOKEN_PROOF_INVALID},
+		{"the token with a key of his own", func() error { return t.heartbeat(ctx, run, "DPoP", token, another) }, faultv1.Reason_TOKEN_PROOF_INVALID},
 		{"even with the key: another run", func() error { return t.heartbeat(ctx, w.run, "DPoP", token, key) }, faultv1.Reason_RESOURCE_NOT_FOUND},
 		{"even with the key: the workspace", func() error { return t.workspace(ctx, w.workspace, token, key) }, faultv1.Reason_AUTHZ_OUTSIDE_RUN},
 	} {
@@ -206,10 +203,10 @@ func (w *walk) newThief() (*thief, error) {
 }
 
 // with adds a token and, where there is a key, a proof for exactly this method.
-func (t *thief) with(ctx context.Context, method, scheme string, token redact.Secret, key *ecdsa.PrivateKey) (context.Context, error) {
+func (t *thief) with(ctx context.Context, method, scheme string, token redact.Secret, key crypto.Signer) (context.Context, error) {
 	pairs := []string{"authorization", scheme + " " + token.RevealString()}
 	if key != nil {
-		p, err := authn.NewProver(key, nil)
+		p, err := authn.ProverOf(key, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -222,7 +219,7 @@ func (t *thief) with(ctx context.Context, method, scheme string, token redact.Se
 	return metadata.AppendToOutgoingContext(ctx, pairs...), nil
 }
 
-func (t *thief) heartbeat(ctx context.Context, run, scheme string, token redact.Secret, key *ecdsa.PrivateKey) error {
+func (t *thief) heartbeat(ctx context.Context, run, scheme string, token redact.Secret, key crypto.Signer) error {
 	ctx, err := t.with(ctx, computev1.AgentRunService_Heartbeat_FullMethodName, scheme, token, key)
 	if err != nil {
 		return err
@@ -231,7 +228,7 @@ func (t *thief) heartbeat(ctx context.Context, run, scheme string, token redact.
 	return err
 }
 
-func (t *thief) workspace(ctx context.Context, name string, token redact.Secret, key *ecdsa.PrivateKey) error {
+func (t *thief) workspace(ctx context.Context, name string, token redact.Secret, key crypto.Signer) error {
 	ctx, err := t.with(ctx, workspacev1.ResourceService_GetWorkspace_FullMethodName, "DPoP", token, key)
 	if err != nil {
 		return err
@@ -241,12 +238,13 @@ func (t *thief) workspace(ctx context.Context, name string, token redact.Secret,
 }
 
 // left looks for what the mesh should have taken along: processes that work below the folder, and the public port.
-func left(dir, address string) (string, error) {
+func left(ctx context.Context, dir, address string) (string, error) {
 	u, err := url.Parse(address)
 	if err != nil {
 		return "", err
 	}
-	if c, err := net.DialTimeout("tcp", u.Host, time.Second); err == nil {
+	d := net.Dialer{Timeout: time.Second}
+	if c, err := d.DialContext(ctx, "tcp", u.Host); err == nil {
 		_ = c.Close()
 		return "", fmt.Errorf("something still listens on %s", u.Host)
 	}

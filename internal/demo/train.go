@@ -217,7 +217,7 @@ func heldOut(m model) (accuracy float64, rows int, err error) {
 func (w *walk) activity(ctx context.Context) (string, error) {
 	want := []string{"CreateWorkspace", "CreateSnapshot", "CreateCompute", "SubmitRun SUCCEEDED", "SubmitRun DENIED", "CreateRoleAssignment", "ReportRun", "runs/start"}
 	found := make(map[string]int)
-	total := 0
+	var total int
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		clear(found)

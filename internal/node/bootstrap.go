@@ -74,7 +74,7 @@ func Bootstrap(ctx context.Context, cfg BootstrapConfig) (*Bootstrapped, error) 
 }
 
 func bootstrap(ctx context.Context, cfg UpConfig) (*Bootstrapped, error) {
-	ports, url, err := choosePorts(cfg.Listen)
+	ports, url, err := choosePorts(ctx, cfg.Listen)
 	if err != nil {
 		return nil, err
 	}
@@ -162,8 +162,8 @@ func newNode(ctx context.Context, cfg Config, opts Options) *Node {
 }
 
 // choosePorts fixes every address. With port 0 free ones are taken now, and hopefully still free when the processes start.
-func choosePorts(listen string) (map[string]string, string, error) {
-	ls, err := openPorts(listen)
+func choosePorts(ctx context.Context, listen string) (map[string]string, string, error) {
+	ls, err := openPorts(ctx, listen)
 	if err != nil {
 		return nil, "", err
 	}

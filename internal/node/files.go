@@ -21,7 +21,7 @@ func lockFolder(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fault.FailedPrecondition("the folder %s cannot be written: %v; choose another with --data", dir, reason(err))
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, fault.FailedPrecondition("another redoubt runs on %s; stop it first, or choose another folder with --data", dir)
@@ -39,7 +39,7 @@ func writeSecret(path string, s redact.Secret) error {
 	return svid.WritePrivate(path, append(append([]byte(nil), s.Reveal()...), '\n'))
 }
 
-// etcdClient writes what a service needs to speak to etcd: its certificate, valid for 90 days, made again at every start.
+// etcdClient writes what a service needs to speak to etcd: its certificate, valid for 825 days, made again at every start of `up`.
 func etcdClient(pki *etcdnode.PKI, dir, name string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err

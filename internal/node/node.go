@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -52,6 +53,7 @@ type Node struct {
 	metrics *observe.Metrics
 	health  *health.Server
 	addr    string
+	inside  string // the gateway's own port in the mesh
 
 	identity  *identity.Service  // of the node "identity"
 	workspace *workspace.Service // of the node "workspace"
@@ -62,7 +64,6 @@ type Node struct {
 
 	ctx    context.Context // ends when the node stops
 	cancel context.CancelFunc
-	tasks  sync.WaitGroup
 	failed chan error
 	stops  []func() // run in reverse order
 	once   sync.Once
@@ -91,6 +92,17 @@ func Start(ctx context.Context, cfg Config, opts Options) (*Node, error) {
 
 // Addr is where the service listens in the mesh.
 func (n *Node) Addr() string { return n.addr }
+
+// MeshAddr is where the service listens inside the mesh. It is another one than Addr in the gateway only.
+func (n *Node) MeshAddr() string {
+	if n.inside != "" {
+		return n.inside
+	}
+	return n.addr
+}
+
+// Metrics are the counters of this node, as its metrics port shows them.
+func (n *Node) Metrics() prometheus.Gatherer { return n.metrics.Gatherer() }
 
 // Failed gives the error of a part that ended by itself.
 func (n *Node) Failed() <-chan error { return n.failed }
@@ -159,7 +171,7 @@ func (n *Node) listen(key, addr string) (net.Listener, error) {
 	if l, ok := n.opts.Listeners[key]; ok {
 		return l, nil
 	}
-	l, err := net.Listen("tcp", addr)
+	l, err := (&net.ListenConfig{}).Listen(n.ctx, "tcp", addr)
 	if err != nil {
 		return nil, portError(addr, err)
 	}

@@ -345,6 +345,7 @@ func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
 	if err != nil {
 		return err
 	}
+	n.inside = inside.Addr().String()
 	server := c.NewServer(m.source.ServerCredentials())
 	n.standard(c, server)
 	n.serve("server", server, inside)

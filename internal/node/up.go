@@ -90,7 +90,7 @@ func Ports(addr string) ([]Port, error) {
 		if name == "gateway" {
 			h = host
 		}
-		at(name, h, uint64(i)) //nolint:gosec // an index
+		at(name, h, uint64(i))
 	}
 	at("etcd", "127.0.0.1", uint64(len(portNames)))
 	return out, nil
@@ -124,7 +124,7 @@ func Up(ctx context.Context, cfg UpConfig) (*Installation, error) {
 }
 
 func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
-	listeners, err := openPorts(cfg.Listen)
+	listeners, err := openPorts(ctx, cfg.Listen)
 	if err != nil {
 		return err
 	}
@@ -310,14 +310,14 @@ func (in *Installation) Stop() {
 }
 
 // openPorts opens every port before anything is started, so that one in use is told at once.
-func openPorts(addr string) (map[string]net.Listener, error) {
+func openPorts(ctx context.Context, addr string) (map[string]net.Listener, error) {
 	ports, err := Ports(addr)
 	if err != nil {
 		return nil, err
 	}
 	out := make(map[string]net.Listener, len(ports))
 	for _, p := range ports {
-		l, err := net.Listen("tcp", p.Addr)
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.Addr)
 		if err != nil {
 			for _, l := range out {
 				_ = l.Close()

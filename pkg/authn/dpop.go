@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -41,6 +42,15 @@ func NewProver(key *ecdsa.PrivateKey, now func() time.Time) (*Prover, error) {
 		return nil, fmt.Errorf("authn: new prover: %w", err)
 	}
 	return &Prover{signer: s, thumbprint: Thumbprint(&key.PublicKey), now: now}, nil
+}
+
+// ProverOf is NewProver for a key that is known as a signer only. Keys of another kind than P-256 ECDSA are refused.
+func ProverOf(key crypto.Signer, now func() time.Time) (*Prover, error) {
+	k, ok := key.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("authn: proofs are made with ECDSA keys, not with a %T", key)
+	}
+	return NewProver(k, now)
 }
 
 // Thumbprint is the thumbprint of the key: the jkt of a token that is bound to it.

@@ -107,7 +107,7 @@ func (r *RemoteKeys) Key(ctx context.Context, kid string) (*ecdsa.PublicKey, err
 	}
 	done, failed := r.refresh(ctx)
 	if known && (done == nil || failed != nil) {
-		return pub, nil // too early to ask again, or the issuer is away: what is known still counts
+		return pub, nil //nolint:nilerr // too early to ask again, or the issuer is away: what is known still counts
 	}
 	if done != nil {
 		select {

@@ -50,7 +50,7 @@ func parseObject(data []byte) (members, error) {
 	if _, err := dec.Token(); err != nil {
 		return nil, cause("JSON is malformed")
 	}
-	if _, err := dec.Token(); err != io.EOF { //nolint:errorlint // the decoder returns io.EOF itself
+	if _, err := dec.Token(); err != io.EOF {
 		return nil, cause("there is data after the JSON object")
 	}
 	return m, nil

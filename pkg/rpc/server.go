@@ -24,7 +24,8 @@ func (c *Chain) NewServer(creds credentials.TransportCredentials, services ...st
 		grpc.MaxConcurrentStreams(1024),
 		grpc.MaxHeaderListSize(64<<10),
 		grpc.ConnectionTimeout(10*time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		// A peer proves itself at the handshake: a connection must not outlive what it proved by long.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionAge: 20 * time.Minute, MaxConnectionAgeGrace: 10 * time.Minute}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.NumStreamWorkers(64),
 		grpc.WaitForHandlers(true),

@@ -39,7 +39,7 @@ func (h computes) CreateCompute(ctx context.Context, req *computev1.CreateComput
 
 func message(parent string, c store.Compute) *computev1.Compute {
 	return &computev1.Compute{
-		Name: parent + "/computes/" + c.ID, Uid: c.UID, Kind: c.Kind, MaxRuns: int32(c.MaxRuns), CreateTime: timestamppb.New(c.Created), CreatedBy: c.CreatedBy, //nolint:gosec // at most 64
+		Name: parent + "/computes/" + c.ID, Uid: c.UID, Kind: c.Kind, MaxRuns: int32(c.MaxRuns), CreateTime: timestamppb.New(c.Created), CreatedBy: c.CreatedBy,
 	}
 }
 

@@ -113,7 +113,7 @@ func (l *local) Start(_ context.Context, p Placement) error {
 		return err
 	}
 	defer func() { _ = out.Close() }()
-	cmd := exec.Command(l.cfg.Command[0], l.cfg.Command[1:]...) //nolint:gosec,noctx // our own binary; it outlives this process
+	cmd := exec.Command(l.cfg.Command[0], l.cfg.Command[1:]...) //nolint:noctx // our own binary; it outlives this process
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, []string{"PATH=" + os.Getenv("PATH")}, out, out
 	cmd.ExtraFiles = []*os.File{r}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

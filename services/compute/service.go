@@ -94,9 +94,6 @@ type Service struct {
 	driver Driver
 	news   *news
 	queue  chan struct{} // something may be startable
-
-	mu     sync.Mutex
-	claims map[string]int // waiting claimers by compute uid
 }
 
 // New makes the service.
@@ -108,7 +105,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, errors.New("compute: the peers, Dir, Gateway, PublicURL and CA are required")
 	}
 	cfg.defaults()
-	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys), driver: cfg.Driver, news: newNews(), queue: make(chan struct{}, 1), claims: make(map[string]int)}
+	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys), driver: cfg.Driver, news: newNews(), queue: make(chan struct{}, 1)}
 	if s.driver == nil {
 		d, err := newLocal(localConfig{Dir: filepath.Join(cfg.Dir, "runs"), Command: cfg.AgentCommand, Logger: cfg.Logger})
 		if err != nil {

@@ -93,11 +93,11 @@ func up(in grpc.ServerStream, out grpc.ClientStream) error {
 			return nil
 		}
 		if err != nil {
-			return nil // the caller is gone: down sees its context end
+			return nil //nolint:nilerr // the caller is gone: down sees its context end
 		}
 		err = out.SendMsg(f)
 		if err != nil {
-			return nil // down reads why
+			return nil //nolint:nilerr // down reads why
 		}
 	}
 }

@@ -82,7 +82,7 @@ func New(cfg Config) (*Service, error) {
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	opts := reflection.ServerOptions{Services: listed(s.names), DescriptorResolver: protoregistry.GlobalFiles}
 	grpc_reflection_v1.RegisterServerReflectionServer(s.grpc, reflection.NewServerV1(opts))
-	grpc_reflection_v1alpha.RegisterServerReflectionServer(s.grpc, reflection.NewServer(opts)) //nolint:staticcheck // older grpcurl asks for it
+	grpc_reflection_v1alpha.RegisterServerReflectionServer(s.grpc, reflection.NewServer(opts)) // older grpcurl asks for it
 	s.http = &http.Server{
 		Handler: s.routesHTTP(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: cfg.WriteTimeout,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
@@ -146,8 +146,8 @@ func (s *Service) Serve(ctx context.Context, l net.Listener) error {
 	s.stop()
 	_ = grpcConns.Close()
 	_ = httpConns.Close()
-	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) || errors.Is(err, http.ErrServerClosed) {
-		return nil
+	if asked := ctx.Err() != nil; asked || errors.Is(err, net.ErrClosed) || errors.Is(err, http.ErrServerClosed) {
+		return nil //nolint:nilerr // it was asked to stop
 	}
 	return err
 }

@@ -109,7 +109,7 @@ func (h keys) Encrypt(ctx context.Context, req *keyvaultv1.EncryptRequest) (*key
 	if err != nil {
 		return nil, fault.Internal(err, "the key cannot encrypt")
 	}
-	out := binary.BigEndian.AppendUint64([]byte{cipherFormat}, uint64(item.Version)) //nolint:gosec // versions start at 1
+	out := binary.BigEndian.AppendUint64([]byte{cipherFormat}, uint64(item.Version))
 	return &keyvaultv1.EncryptResponse{Ciphertext: append(out, sealed...), Version: item.Version}, nil
 }
 
@@ -143,9 +143,9 @@ func (h keys) Decrypt(ctx context.Context, req *keyvaultv1.DecryptRequest) (*key
 
 // bind is the associated data of a ciphertext: the key, its version and what the caller gave, each with its length.
 func bind(item store.Item, data []byte) []byte {
-	out := binary.BigEndian.AppendUint32(nil, uint32(len(item.UID))) //nolint:gosec // a uid
+	out := binary.BigEndian.AppendUint32(nil, uint32(len(item.UID)))
 	out = append(out, item.UID...)
-	out = binary.BigEndian.AppendUint64(out, uint64(item.Version)) //nolint:gosec // versions start at 1
+	out = binary.BigEndian.AppendUint64(out, uint64(item.Version))
 	return append(out, data...)
 }
 

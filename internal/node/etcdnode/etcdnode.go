@@ -283,7 +283,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fault.Internal(err, "etcd's folder could not be locked")
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fault.FailedPrecondition("another process runs etcd in this folder: stop it first")

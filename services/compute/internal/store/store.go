@@ -90,7 +90,7 @@ type Cursor struct {
 
 // Bytes is the cursor as it goes into a page token.
 func (c Cursor) Bytes() []byte {
-	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...) //nolint:gosec // a time after 1970
+	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...)
 }
 
 // ParseCursor reads what Bytes wrote.
@@ -98,7 +98,7 @@ func ParseCursor(b []byte) (Cursor, error) {
 	if len(b) < 8 {
 		return Cursor{}, fault.New(codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID, "the page token is not one of ours")
 	}
-	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil //nolint:gosec // as written by Bytes
+	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil
 }
 
 // Key is the workspace's data key.
@@ -195,7 +195,7 @@ func (s *Store) compute(ctx context.Context, row db.Compute) (Compute, error) {
 		return Compute{}, err
 	}
 	return Compute{
-		UID: row.UID, Workspace: row.WorkspaceUID, ID: id, Kind: computev1.Compute_Kind(row.Kind), MaxRuns: int(row.MaxRuns), //nolint:gosec // as written
+		UID: row.UID, Workspace: row.WorkspaceUID, ID: id, Kind: computev1.Compute_Kind(row.Kind), MaxRuns: int(row.MaxRuns),
 		Created: instant(row.CreateTime), CreatedBy: row.CreatedBy,
 	}, nil
 }
@@ -320,7 +320,7 @@ func (s *Store) run(ctx context.Context, row db.Run) (*Run, error) {
 		return nil, err
 	}
 	r := &Run{
-		UID: row.UID, Workspace: row.WorkspaceUID, Compute: row.ComputeUID, Submitter: row.Submitter, State: computev1.Run_State(row.State), //nolint:gosec // as written
+		UID: row.UID, Workspace: row.WorkspaceUID, Compute: row.ComputeUID, Submitter: row.Submitter, State: computev1.Run_State(row.State),
 		Generation: row.Generation, AgentKey: row.AgentKey, Cancel: row.Cancel != 0, Version: row.Version, LogBytes: row.LogBytes, Revoked: row.Revoked != 0,
 		Created: instant(row.CreateTime), Started: instant(row.StartTime), Ended: instant(row.EndTime), Heartbeat: instant(row.HeartbeatTime), CanceledAt: instant(row.CancelTime),
 		Spec: &computev1.SubmitRunRequest{}, Outcome: &computev1.ReportRunRequest{},

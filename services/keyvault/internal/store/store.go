@@ -254,7 +254,7 @@ func (s *Store) List(ctx context.Context, workspace, kind string, after Cursor, 
 	err = s.db.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		items = nil
 		q := db.New(tx)
-		rows, err := q.ListItems(ctx, db.ListItemsParams{WorkspaceUID: workspace, Kind: kind, CreateTime: after.Time, UID: after.UID, Limit: int32(limit)}) //nolint:gosec // at most 1,000
+		rows, err := q.ListItems(ctx, db.ListItemsParams{WorkspaceUID: workspace, Kind: kind, CreateTime: after.Time, UID: after.UID, Limit: int32(limit)})
 		if err != nil {
 			return sqldb.Fault(err)
 		}
@@ -371,7 +371,7 @@ func contentTypeAAD(workspace, uid string, version int64) envelope.AAD {
 
 // Bytes is the cursor as it goes into a page token.
 func (c Cursor) Bytes() []byte {
-	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...) //nolint:gosec // a time after 1970
+	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...)
 }
 
 // ParseCursor reads what Bytes wrote.
@@ -379,5 +379,5 @@ func ParseCursor(b []byte) (Cursor, error) {
 	if len(b) < 8 {
 		return Cursor{}, fault.New(codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID, "the page token is not one of ours")
 	}
-	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil //nolint:gosec // as written by Bytes
+	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil
 }
