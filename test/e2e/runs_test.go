@@ -203,7 +203,9 @@ func TestSubmitRefused(t *testing.T) {
 		{"a hostile id", with(func(r *computev1.SubmitRunRequest) { r.RunId = "../x" }), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"a look-alike id", with(func(r *computev1.SubmitRunRequest) { r.RunId = "trаin" }), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"a secret in the environment", with(func(r *computev1.SubmitRunRequest) { r.Environment = map[string]string{"DB_PASSWORD": "hunter2"} }), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
-		{"a key in the environment", with(func(r *computev1.SubmitRunRequest) { r.Environment = map[string]string{"X": "AKIA" + "ABCDEFGHIJKLMNOP"} }), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
+		{"a key in the environment", with(func(r *computev1.SubmitRunRequest) {
+			r.Environment = map[string]string{"X": "AKIA" + "ABCDEFGHIJKLMNOP"}
+		}), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"the agent's own variable", with(func(r *computev1.SubmitRunRequest) { r.Environment = map[string]string{"MLFLOW_TRACKING_URI": "x"} }), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"another workspace's compute", with(func(r *computev1.SubmitRunRequest) { r.Compute = other.compute }), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"another workspace's snapshot", with(func(r *computev1.SubmitRunRequest) { r.Snapshot = other.snapshot }), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},

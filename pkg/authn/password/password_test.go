@@ -2,6 +2,7 @@ package password
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -169,7 +170,7 @@ func TestConcurrencyIsCapped(t *testing.T) {
 			t.Errorf("one too many got %v", err)
 		}
 		cancel() // one gives up, so there is room for another
-		if err := <-errs; err != context.Canceled {
+		if err := <-errs; !errors.Is(err, context.Canceled) {
 			t.Errorf("the one who gave up got %v", err)
 		}
 		go func() { errs <- h.Dummy(bg(), redact.FromString("x")) }()
