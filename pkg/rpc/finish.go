@@ -132,7 +132,7 @@ func (c *Call) record() *audit.Event {
 	}
 	if !c.Scope.Name.IsZero() {
 		ev.Scope, ev.ScopeUid = c.Scope.Name.String(), c.Scope.UID
-		ev.SubscriptionUid, ev.WorkspaceUid = c.Scope.SubscriptionUID, c.Scope.WorkspaceUID
+		ev.SubscriptionUid, ev.ResourceGroupUid, ev.WorkspaceUid = c.Scope.SubscriptionUID, c.Scope.ResourceGroupUID, c.Scope.WorkspaceUID
 	}
 	if c.Claims != nil {
 		ev.PrincipalType, ev.RunUid = c.Claims.PrincipalType, c.Claims.Run
