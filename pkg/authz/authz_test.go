@@ -173,6 +173,49 @@ func TestInheritance(t *testing.T) {
 	}
 }
 
+// TestMayKnow: a refusal shows that something is there to those who may read it or the scope it stands in, and to nobody else.
+func TestMayKnow(t *testing.T) {
+	f := engine(t,
+		assigned("asg_1", ws1, "roleDefinitions/seesWorkspace", "usr_ws"), assigned("asg_2", ws1, "roleDefinitions/seesRuns", "usr_runs"),
+		assigned("asg_3", ws1, "roleDefinitions/writes", "usr_writes"), assigned("asg_4", grp1, "roleDefinitions/seesGroup", "usr_group"),
+		assigned("asg_5", sub1, "roleDefinitions/seesSubscription", "usr_sub"),
+	)
+	role := func(name string, actions ...string) *workspacev1.RoleDefinition {
+		return &workspacev1.RoleDefinition{Name: "roleDefinitions/" + name, Actions: actions, DataActions: []string{"a/b/read"}}
+	}
+	f.change(&workspacev1.WatchAuthorizationResponse{Roles: []*workspacev1.RoleDefinition{
+		role("seesWorkspace", "workspace/workspaces/read"), role("seesRuns", "compute/runs/read"), role("writes", "compute/runs/submit", "keyvault/*/write"),
+		role("seesGroup", "workspace/resourceGroups/read"), role("seesSubscription", "workspace/subscriptions/read"),
+	}})
+	cases := []struct {
+		who, action, scope string
+		want               bool
+	}{
+		{"usr_ws", "compute/runs/cancel", ws1, true},
+		{"usr_ws", "compute/runs/cancel", ws1 + "/runs/r1", true},
+		{"usr_ws", "compute/runs/cancel", ws2, false},
+		{"usr_ws", "workspace/resourceGroups/write", grp1, false},
+		{"usr_runs", "compute/runs/cancel", ws1 + "/runs/r1", true},
+		{"usr_runs", "compute/runs/logs/read", ws1 + "/runs/r1", false},
+		{"usr_runs", "keyvault/secrets/access", ws1 + "/secrets/s", false},
+		{"usr_writes", "compute/runs/cancel", ws1 + "/runs/r1", false},
+		{"usr_writes", "nothing", ws1, false},
+		{"usr_group", "workspace/workspaces/write", grp1, true},
+		{"usr_group", "compute/runs/cancel", ws1, false},
+		{"usr_group", "workspace/resourceGroups/write", sub1, false},
+		{"usr_sub", "workspace/resourceGroups/write", sub1, true},
+		{"usr_sub", "workspace/resourceGroups/write", grp1, false},
+	}
+	for _, c := range cases {
+		for _, data := range []bool{false, true} {
+			d := f.Decide(Query{Principal: c.who, Action: c.action, Data: data, Scope: f.scope(c.scope)})
+			if d.Allowed || d.MayKnow != c.want {
+				t.Errorf("%+v data %v: %+v", c, data, d)
+			}
+		}
+	}
+}
+
 // TestZeroValuesAreRefused is RELIABILITY's item 6: each field of a good query is emptied in turn.
 func TestZeroValuesAreRefused(t *testing.T) {
 	f := engine(t, assigned("asg_1", "/", Owner, "usr_1"))
@@ -210,12 +253,21 @@ func TestZeroValuesAreRefused(t *testing.T) {
 			if d := f.Decide(q); d.Allowed || d.Assignment != "" || d.Reason == 0 {
 				t.Errorf("%+v", d)
 			}
+			if strings.HasPrefix(name, "scope without") {
+				q.Scope.Active = true
+				if _, ok := f.state.Load().at(q.Scope); ok {
+					t.Error("it is somewhere")
+				}
+			}
 		})
 	}
 	// The empty principal is in no group, whatever identity says, and an empty name is no scope.
 	f.change(&workspacev1.WatchAuthorizationResponse{Assignments: []*workspacev1.AssignmentRecord{assigned("asg_2", "/", Owner, "grp_1")}})
 	if d := f.Decide(Query{Action: "a/b/read", Scope: f.scope("/")}); d.Allowed {
 		t.Errorf("%+v", d)
+	}
+	if f.state.Load().of("") != nil {
+		t.Error("something is known of the empty principal")
 	}
 	if _, ok := f.Resolve(resource.Name{}); ok {
 		t.Error("the zero name is somewhere")
@@ -301,7 +353,10 @@ func TestGroups(t *testing.T) {
 	f.members("grp_top", "grp_mid", "usr_9")
 	allowed(false)
 	f.members("grp_mid", "grp_low")
-	f.members("grp_low", "usr_1", "usr_1") // twice is once
+	f.members("grp_low", "usr_1", "usr_1")
+	if e, _ := f.state.Load().who.get("usr_1"); len(e.groups) != 1 {
+		t.Errorf("twice is not once: %v", e.groups)
+	}
 	allowed(true)
 	f.members("grp_low", "grp_top", "grp_low", "usr_1") // a cycle, and itself
 	allowed(true)
@@ -424,6 +479,14 @@ func TestRemoval(t *testing.T) {
 	if d := f.ask("usr_1", "a/b/read", ws4); !d.Allowed {
 		t.Errorf("what is elsewhere went too: %+v", d)
 	}
+	// Even the same uid brings no assignment back.
+	f.change(&workspacev1.WatchAuthorizationResponse{Scopes: []*workspacev1.ScopeRecord{record(grp1, true), record(ws1, true)}})
+	for _, who := range []string{"usr_1", "usr_2"} {
+		if d := f.ask(who, "compute/runs/submit", ws1); d.Allowed {
+			t.Errorf("%s: %+v", who, d)
+		}
+	}
+	f.change(&workspacev1.WatchAuthorizationResponse{Removed: []string{"rgp_1"}})
 	// The names are used again, by others: nothing is inherited, and an old Scope does not come back to life (B2).
 	old := Scope{Name: parsed(t, ws1), UID: "ws_1", WorkspaceUID: "ws_1", Active: true}
 	f.change(&workspacev1.WatchAuthorizationResponse{Scopes: []*workspacev1.ScopeRecord{
@@ -440,6 +503,42 @@ func TestRemoval(t *testing.T) {
 			t.Errorf("%s at the old scope: %+v", who, d)
 		}
 	}
+}
+
+// TestAFullStateReplacesAll: what it does not hold is gone, what it holds again is there again.
+func TestAFullStateReplacesAll(t *testing.T) {
+	same := []*workspacev1.AssignmentRecord{assigned("asg_1", ws1, Owner, "usr_1"), assigned("asg_2", sub1, Contributor, "grp_1"), assigned("asg_3", sub1, "roleDefinitions/mine", "usr_3")}
+	f := engine(t, same...)
+	f.members("grp_1", "usr_2")
+	f.change(&workspacev1.WatchAuthorizationResponse{Roles: []*workspacev1.RoleDefinition{{Name: "roleDefinitions/mine", Actions: []string{"*"}}}})
+	whole := func(m *workspacev1.WatchAuthorizationResponse) {
+		t.Helper()
+		f.auth += 10
+		m.Seq, m.Reset_, m.Complete = f.auth, true, true
+		f.must(f.ApplyAuthorization(m))
+	}
+	check := func(one, two, three bool) {
+		t.Helper()
+		for who, want := range map[string]bool{"usr_1": one, "usr_2": two, "usr_3": three} {
+			if d := f.ask(who, "compute/runs/submit", ws1); d.Allowed != want {
+				t.Errorf("%s: %+v", who, d)
+			}
+		}
+	}
+	check(true, true, true)
+	whole(&workspacev1.WatchAuthorizationResponse{Scopes: wholeTree(), Roles: BuiltinRoles(), Assignments: same})
+	check(true, true, false) // the role is gone
+	f.id += 10
+	f.must(f.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: f.id, Reset_: true, Complete: true, Groups: []*identityv1.GroupMembers{{GroupUid: "grp_1", MemberUids: []string{"usr_2"}}}}))
+	check(true, true, false)
+	whole(&workspacev1.WatchAuthorizationResponse{Scopes: wholeTree(), Roles: BuiltinRoles(), Assignments: same[1:]})
+	check(false, true, false)
+	whole(&workspacev1.WatchAuthorizationResponse{Roles: BuiltinRoles(), Assignments: same})
+	if s, ok := f.Resolve(parsed(t, ws1)); ok {
+		t.Errorf("a scope that is gone is there: %+v", s)
+	}
+	whole(&workspacev1.WatchAuthorizationResponse{Scopes: wholeTree(), Roles: BuiltinRoles(), Assignments: same})
+	check(true, true, false)
 }
 
 func TestResolve(t *testing.T) {
@@ -590,6 +689,7 @@ func TestRevocationsAreWidenedAndForgotten(t *testing.T) {
 	}
 	revoke(subject(time.Minute, time.Hour))
 	revoke(subject(-time.Minute, 2*time.Hour)) // an earlier bound takes nothing back
+	revoke(subject(0, time.Minute))            // nor does an earlier end
 	revoke(&identityv1.Revocation{Jti: "short", ExpireTime: stamp(at.Add(time.Minute))})
 	revoke(&identityv1.Revocation{Jti: "ever"})
 	if !r.Revoked("usr_1", "", "", "", nil, at.Add(time.Minute)) {

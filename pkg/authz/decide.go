@@ -128,7 +128,7 @@ func (s *state) at(scope Scope) (*node, bool) {
 
 // selfCare reports whether the query is to see or remove the scope itself.
 func (n *node) selfCare(q *Query) bool {
-	if q.Data || q.Run != nil || q.Scope.Name != n.name {
+	if q.Data || q.Scope.Name != n.name {
 		return false
 	}
 	var read, remove string

@@ -78,11 +78,11 @@ func (e *Engine) Fresh(now time.Time) error {
 }
 
 func (e *Engine) freshAuthorization(now time.Time) error {
-	return e.fresh(now, e.state.Load().authorization, e.cfg.OwnAuthorization, e.seen.authorization.Load(), "workspace")
+	return e.fresh(now, e.cfg.OwnAuthorization, e.seen.authorization.Load(), "workspace")
 }
 
 func (e *Engine) freshSecurity(now time.Time) error {
-	return e.fresh(now, e.state.Load().security, e.cfg.OwnSecurity, e.seen.security.Load(), "identity")
+	return e.fresh(now, e.cfg.OwnSecurity, e.seen.security.Load(), "identity")
 }
 
 var (
@@ -90,9 +90,9 @@ var (
 	errSilent  = errors.New("the stream is silent")
 )
 
-func (e *Engine) fresh(now time.Time, loaded, own bool, at *time.Time, from string) error {
+func (e *Engine) fresh(now time.Time, own bool, at *time.Time, from string) error {
 	cause := errNoState
-	if loaded && at != nil {
+	if at != nil { // a full state has come
 		if own {
 			return nil
 		}

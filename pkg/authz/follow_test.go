@@ -103,7 +103,9 @@ func TestFollow(t *testing.T) {
 	}
 	alive := &workspacev1.WatchAuthorizationResponse{Seq: 6, Heartbeat: true}
 	src.authorization.turn = func(n int, s grpc.ServerStream) error {
-		switch n {
+		switch n - 1 {
+		case 0: // silence from the beginning
+			return hold(s)
 		case 1:
 			return status.Error(codes.Unavailable, "not yet")
 		case 2: // it ends
@@ -143,7 +145,7 @@ func TestFollow(t *testing.T) {
 		serving.Wait()
 	}()
 
-	e := New(Config{MaxStale: time.Second})
+	e := New(Config{MaxStale: 700 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	var log lines
 	var following sync.WaitGroup
@@ -182,7 +184,7 @@ func TestFollow(t *testing.T) {
 	cancel()
 	following.Wait()
 	close(done)
-	if !strings.Contains(log.String(), "not yet") || !strings.Contains(log.String(), "stream=authorization") {
+	if !strings.Contains(log.String(), errStreamSilent.Error()) || !strings.Contains(log.String(), "stream=authorization") {
 		t.Errorf("logged:\n%s", &log)
 	}
 }

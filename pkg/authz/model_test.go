@@ -167,7 +167,7 @@ func (s *sender) members() *identityv1.WatchSecurityResponse {
 // step changes the state at random and gives the delta of it.
 func (s *sender) step(t *rapid.T) (a *workspacev1.WatchAuthorizationResponse, i *identityv1.WatchSecurityResponse) {
 	a = &workspacev1.WatchAuthorizationResponse{}
-	switch rapid.SampledFrom([]string{"scope", "scope", "scope", "flip", "remove scope", "assign", "assign", "assign", "assign", "assign", "unassign", "role", "group", "group", "group"}).Draw(t, "what") {
+	switch rapid.SampledFrom([]string{"scope", "scope", "scope", "flip", "remove scope", "assign", "assign", "assign", "assign", "assign", "unassign", "role", "role", "group", "group", "group"}).Draw(t, "what") {
 	case "scope":
 		parent := &workspacev1.ScopeRecord{Name: "/"}
 		if len(s.scopes) > 0 && rapid.Bool().Draw(t, "below") {

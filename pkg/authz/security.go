@@ -149,7 +149,6 @@ func (e *Engine) ApplySecurity(m *identityv1.WatchSecurityResponse) error {
 		return err
 	}
 	next := d.done()
-	next.security = true
 	e.publish(next)
 	e.seen.security.Store(&now)
 	return nil

@@ -24,7 +24,7 @@ type state struct {
 	who         *table[*entry]      // by principal or group
 	revoked     revoked
 
-	authorization, security bool // a full state of the stream has come
+	authorization bool // a full state of workspace has come
 
 	// grants is another number whenever who may do what may have changed, version whenever anything did.
 	grants, version uint64
