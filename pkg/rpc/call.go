@@ -44,6 +44,8 @@ type Call struct {
 	Uses []authz.Scope
 
 	m       *method
+	peer    svid.ID // of Peer, zero where that is none of ours
+	in      inbound
 	start   time.Time
 	cancel  context.CancelFunc
 	token   string // as it came; exchanged for calls onward
@@ -139,7 +141,7 @@ func (c *Call) identify() error {
 		c.RequestID = v[0]
 	} else if c.traceID != "" {
 		c.RequestID = c.traceID
-	} else {
+	} else if c.m.chain.cfg.Tracing == nil || c.Method == nil { // else the next link gives the call a trace
 		var b [16]byte
 		_, _ = rand.Read(b[:]) // crypto/rand never fails
 		c.traceID = hex.EncodeToString(b[:])
@@ -147,6 +149,7 @@ func (c *Call) identify() error {
 	}
 	if p, ok := svid.PeerFrom(c.Context); ok && !c.m.chain.cfg.Enrolment {
 		c.Peer = p
+		c.peer, _ = svid.ParseID(p)
 	}
 	c.Address = c.address()
 	return nil

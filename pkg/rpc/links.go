@@ -30,7 +30,7 @@ const AddressHeader = "x-redoubt-client-address"
 const Gateway = "gateway"
 
 func (c *Call) address() string {
-	if strings.HasSuffix(c.Peer, "/service/"+Gateway) {
+	if c.peer.Kind == svid.KindService && c.peer.Name == Gateway && c.peer.TrustDomain == c.m.chain.cfg.TrustDomain {
 		if v := metadata.ValueFromIncomingContext(c.Context, AddressHeader); len(v) == 1 && net.ParseIP(v[0]) != nil {
 			return v[0]
 		}
@@ -54,9 +54,11 @@ func (c *Call) traced() error {
 	if v := metadata.ValueFromIncomingContext(c.Context, "traceparent"); len(v) == 1 {
 		parent = v[0]
 	}
-	id, ok := svid.ParseID(c.Peer)
-	in := t.Accept(parent, ok && id.Kind == svid.KindService && id.Name != Gateway)
+	in := t.Accept(parent, c.peer.Kind == svid.KindService && c.peer.Name != Gateway)
 	c.traceID = in.Parent.TraceID().String()
+	if c.RequestID == "" {
+		c.RequestID = c.traceID
+	}
 	if !in.Sampled() {
 		c.Context = in.Context(c.Context)
 		return nil
@@ -67,8 +69,7 @@ func (c *Call) traced() error {
 
 // limitAddress holds strangers to a rate. Services of the mesh are not strangers.
 func (c *Call) limitAddress() error {
-	id, ok := svid.ParseID(c.Peer)
-	if ok && id.Kind == svid.KindService && id.Name != Gateway {
+	if c.peer.Kind == svid.KindService && c.peer.Name != Gateway {
 		return nil
 	}
 	if c.Address == "" {
@@ -112,19 +113,18 @@ func (c *Call) peerIdentity() error {
 	if c.m.foreign && c.Peer == "" { // the public listener of the gateway
 		return nil
 	}
-	id, ok := svid.ParseID(c.Peer)
-	if !ok || id.TrustDomain != c.m.chain.cfg.TrustDomain {
+	if c.peer.TrustDomain != c.m.chain.cfg.TrustDomain { // also where there is none: the configured one is not empty
 		return fault.New(codes.Unauthenticated, faultv1.Reason_PEER_UNKNOWN, "the connection has no identity of trust domain %s", c.m.chain.cfg.TrustDomain)
 	}
-	if id.Kind == svid.KindService {
-		c.PeerService = id.Name
+	if c.peer.Kind == svid.KindService {
+		c.PeerService = c.peer.Name
 	}
 	if !c.m.internal {
 		return nil
 	}
 	allowed := c.Method.Rule.GetCallers()
 	named := slices.Contains(allowed, c.PeerService)
-	if c.PeerService == "" || !named && (c.PeerService == Gateway || !slices.Contains(allowed, "*")) {
+	if !anyPeer && (c.PeerService == "" || !named && (c.PeerService == Gateway || !slices.Contains(allowed, "*"))) {
 		return fault.New(codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED, "this method is for services of the mesh, and not for this one").With("peer", c.Peer)
 	}
 	return nil
@@ -154,7 +154,7 @@ func (c *Call) authenticate() error {
 		return fault.New(codes.Unauthenticated, faultv1.Reason_PEER_MAY_NOT_FORWARD, "the token was not exchanged by the service that sends it")
 	}
 	if !forwarded && c.PeerService == "" {
-		if id, ok := svid.ParseID(c.Peer); !ok || id.Kind != svid.KindOperator || id.Name != v.Subject {
+		if c.peer.Kind != svid.KindOperator || c.peer.Name != v.Subject {
 			return fault.New(codes.Unauthenticated, faultv1.Reason_PEER_MAY_NOT_FORWARD, "the token is another one's than the certificate")
 		}
 	}
@@ -215,11 +215,8 @@ func (c *Call) limitPrincipal() error {
 	return nil
 }
 
-// validate holds the message to its size and to the constraints in its contract.
+// validate holds the message to the constraints in its contract.
 func (c *Call) validate(msg proto.Message) error {
-	if proto.Size(msg) > c.m.most {
-		return fault.New(codes.ResourceExhausted, faultv1.Reason_MESSAGE_TOO_LARGE, "the message is larger than the %d bytes that this method takes; send less at once", c.m.most)
-	}
 	err := c.m.chain.validate.Validate(msg)
 	if err == nil {
 		return nil

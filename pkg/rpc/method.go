@@ -9,12 +9,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
-	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	rulev1 "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
-	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 )
@@ -113,8 +110,12 @@ func (m *method) unary(next grpc.MethodHandler) grpc.MethodHandler {
 			return nil, err
 		}
 		return next(srv, c, func(v any) error {
-			if err := dec(v); err != nil {
-				return fault.Wrap(err, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID, "the request message cannot be decoded; is the client's contract of the same version?")
+			c.in = inbound{msg: v, most: m.most}
+			if err := dec(&c.in); err != nil {
+				return err
+			}
+			if c.in.err != nil {
+				return c.in.err
 			}
 			return c.admit(v.(proto.Message))
 		}, nil)
@@ -134,7 +135,11 @@ func (m *method) stream(next grpc.StreamHandler) grpc.StreamHandler {
 		if err := c.pass(); err != nil {
 			return err
 		}
-		return next(srv, &guarded{ServerStream: ss, call: c})
+		g := &guarded{ServerStream: ss, call: c}
+		if err := next(srv, g); err != nil {
+			return err
+		}
+		return g.closed()
 	}
 }
 
@@ -153,7 +158,7 @@ func (c *Call) pass() error {
 	return nil
 }
 
-// admit judges a decoded message: its size, its form, and whether the caller may.
+// admit judges a decoded message: its form, and whether the caller may.
 func (c *Call) admit(msg proto.Message) error {
 	if err := c.validate(msg); err != nil {
 		return err

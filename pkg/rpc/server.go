@@ -20,6 +20,7 @@ const maxMessage = 64 << 10
 func (c *Chain) NewServer(creds credentials.TransportCredentials, services ...string) *grpc.Server {
 	return grpc.NewServer(
 		grpc.Creds(creds),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(c.MaxRequestBytes(services...)+maxMessage),
 		grpc.MaxConcurrentStreams(1024),
 		grpc.MaxHeaderListSize(64<<10),

@@ -20,6 +20,25 @@ type guarded struct {
 	grpc.ServerStream
 	call     *Call
 	admitted atomic.Bool
+	barred   atomic.Pointer[error] // why no message passes any more
+	in       inbound
+}
+
+// bar ends the stream for its handler: what it does with the error does not matter.
+func (g *guarded) bar(err error) error {
+	g.barred.CompareAndSwap(nil, &err)
+	return err
+}
+
+// closed is what a stream ends with whose handler saw no fault: a refusal that it overlooked, or that nothing was ever authorized.
+func (g *guarded) closed() error {
+	if e := g.barred.Load(); e != nil {
+		return *e
+	}
+	if !g.admitted.Load() && !g.call.m.foreign {
+		return fault.InvalidArgument("the stream ended before its first message")
+	}
+	return nil
 }
 
 // Context implements grpc.ServerStream.
@@ -27,25 +46,19 @@ func (g *guarded) Context() context.Context { return g.call }
 
 // RecvMsg implements grpc.ServerStream.
 func (g *guarded) RecvMsg(v any) error {
-	if err := g.ServerStream.RecvMsg(v); err != nil {
+	if e := g.barred.Load(); e != nil {
+		return *e
+	}
+	g.in = inbound{msg: v, most: g.call.m.most}
+	if err := g.ServerStream.RecvMsg(&g.in); err != nil {
 		return err
 	}
+	if g.in.err != nil {
+		return g.bar(g.in.err)
+	}
 	msg := v.(proto.Message)
-	if !g.admitted.Load() {
-		if err := g.call.admit(msg); err != nil {
-			return err
-		}
-		g.admitted.Store(true)
-	} else {
-		if err := g.call.validate(msg); err != nil {
-			return err
-		}
-		if err := g.sameScope(msg); err != nil {
-			return err
-		}
-		if err := g.call.still(); err != nil {
-			return err
-		}
+	if err := g.judge(msg); err != nil {
+		return g.bar(err)
 	}
 	if g.call.m.summary {
 		g.call.count++
@@ -54,12 +67,34 @@ func (g *guarded) RecvMsg(v any) error {
 	return nil
 }
 
-// SendMsg implements grpc.ServerStream.
-func (g *guarded) SendMsg(v any) error {
-	if g.admitted.Load() {
-		if err := g.call.still(); err != nil {
+// judge decides on one message of the caller's.
+func (g *guarded) judge(msg proto.Message) error {
+	if !g.admitted.Load() {
+		if err := g.call.admit(msg); err != nil {
 			return err
 		}
+		g.admitted.Store(true)
+		return nil
+	}
+	if err := g.call.validate(msg); err != nil {
+		return err
+	}
+	if err := g.sameScope(msg); err != nil {
+		return err
+	}
+	return g.call.still()
+}
+
+// SendMsg implements grpc.ServerStream. Nothing is sent before the first message was admitted.
+func (g *guarded) SendMsg(v any) error {
+	if e := g.barred.Load(); e != nil {
+		return *e
+	}
+	if !g.admitted.Load() {
+		return g.bar(fault.InvalidArgument("the stream was to be answered before its first message"))
+	}
+	if err := g.call.still(); err != nil {
+		return g.bar(err)
 	}
 	return g.ServerStream.SendMsg(v)
 }
