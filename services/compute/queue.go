@@ -317,7 +317,7 @@ func (s *Service) platformEvent(ctx context.Context, tx *sqldb.Tx, r *store.Run,
 	return s.cfg.Outbox.Append(ctx, tx, &audit.Event{
 		Uid: resource.NewUID("evt"), Time: timestamppb.New(s.cfg.Now()), Service: "compute", Method: "/compute/runs/" + what, Action: "compute/runs/" + what,
 		Scope: r.Name(), ScopeUid: r.UID, Principal: r.Submitter, Result: telemetryv1.ActivityEvent_RESULT_SUCCEEDED, Code: codes.OK.String(), Count: 1,
-		RunUid: r.UID, WorkspaceUid: r.Workspace, SubscriptionUid: scope.SubscriptionUID,
+		RunUid: r.UID, WorkspaceUid: r.Workspace, ResourceGroupUid: scope.ResourceGroupUID, SubscriptionUid: scope.SubscriptionUID,
 		Details: map[string]string{"state": r.State.String(), "reason": r.Outcome.GetReason()},
 	})
 }
