@@ -456,7 +456,7 @@ func TestOneBatchDoesNotFailAnother(t *testing.T) {
 		case 1:
 			submit(i, runB, batch(metric("loss", int64(i), 1, 1)))
 		case 2:
-			submit(i, runC, batch(metric("loss", int64(i), 1, 1)))
+			submit(i, runC, batch(metric("new", int64(i), 1, 1)))
 		}
 	}
 	for l.Queued() < len(results)-1 {
@@ -480,7 +480,7 @@ func TestOneBatchDoesNotFailAnother(t *testing.T) {
 	if n := len(l.history(runB, "loss")); n != 4 {
 		t.Errorf("%d points", n)
 	}
-	if n := len(l.history(runC, "loss")); n != 1 {
+	if n := len(l.history(runC, "new")); n != 0 {
 		t.Errorf("%d points of the workspace without a key", n)
 	}
 }
