@@ -1,0 +1,29 @@
+// Command redoubt is the one binary: it runs an installation, one of its services, an agent, and the client of all of them. It owns
+// what a process has once: the umask, the signals, the exit code. Everything else is in internal/cli.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
+	"github.com/redoubt-ml/redoubt/internal/cli"
+)
+
+func main() {
+	sandbox.MaybeStage()      // does not return in a process that sets a sandbox up
+	_ = syscall.Umask(0o077)  // whatever is made is its owner's alone
+	os.Exit(run(os.Args[1:])) // the one place that ends the process
+}
+
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	go func() { // a second signal ends the process at once
+		<-ctx.Done()
+		stop()
+	}()
+	return cli.Main(ctx, args, os.Stdin, os.Stdout, os.Stderr)
+}

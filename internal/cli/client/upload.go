@@ -1,0 +1,144 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+)
+
+const (
+	// chunk is how much of a file one message carries.
+	chunk = 256 << 10
+	// atOnce is how many files are on their way at a time.
+	atOnce = 4
+)
+
+// Progress is how far an upload is.
+type Progress struct {
+	// Files and Bytes are all that the folder has; MissingFiles and MissingBytes what the installation does not have yet.
+	Files, MissingFiles int
+	Bytes, MissingBytes int64
+	// SentFiles and SentBytes are what was sent of that.
+	SentFiles int
+	SentBytes int64
+}
+
+// UploadSnapshot makes a snapshot of a local folder: every regular file in it. What the workspace has already is not sent. The
+// folder is refused, before anything is sent, if it holds links, devices, names that other machines take differently, or too much.
+// progress, if not nil, is called one at a time.
+func (c *Client) UploadSnapshot(ctx context.Context, workspace, dir string, progress func(Progress)) (*workspacev1.Snapshot, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fault.FailedPrecondition("the folder %s cannot be read: %v", shown(dir), cause(err))
+	}
+	defer func() { _ = root.Close() }()
+	f, err := scan(root, defaults)
+	if err != nil {
+		return nil, err
+	}
+	// One file for each content.
+	byDigest := make(map[string]*workspacev1.SnapshotEntry, len(f.entries))
+	digests := make([][]byte, 0, len(f.entries))
+	for _, e := range f.entries {
+		if _, ok := byDigest[string(e.GetDigest())]; !ok {
+			byDigest[string(e.GetDigest())] = e
+			digests = append(digests, e.GetDigest())
+		}
+	}
+	missing, err := c.Snapshots().FindMissingBlobs(ctx, &workspacev1.FindMissingBlobsRequest{Parent: workspace, Digests: digests})
+	if err != nil {
+		return nil, err
+	}
+	u := &upload{c: c, workspace: workspace, folder: f, report: progress, p: Progress{Files: len(f.entries), Bytes: f.total}}
+	var send []*workspacev1.SnapshotEntry
+	for _, d := range missing.GetMissing() {
+		e, ok := byDigest[string(d)]
+		if !ok {
+			return nil, fault.Internal(errors.New("unknown digest"), "the installation asks for a file that was not offered")
+		}
+		send = append(send, e)
+		u.p.MissingFiles++
+		u.p.MissingBytes += e.GetSize()
+	}
+	u.tell(0, 0)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	for _, e := range send {
+		g.Go(func() error { return u.send(gctx, e) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return c.Snapshots().CreateSnapshot(ctx, &workspacev1.CreateSnapshotRequest{Parent: workspace, Entries: f.entries})
+}
+
+type upload struct {
+	c         *Client
+	workspace string
+	folder    *folder
+	report    func(Progress)
+
+	mu sync.Mutex
+	p  Progress
+}
+
+func (u *upload) tell(files int, bytes int64) {
+	if u.report == nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.p.SentFiles += files
+	u.p.SentBytes += bytes
+	u.report(u.p)
+}
+
+// send streams one file. It sends exactly the size that was announced: a file that grew or shrank is refused by the digest.
+func (u *upload) send(ctx context.Context, e *workspacev1.SnapshotEntry) error {
+	file, _, err := openRegular(u.folder.root, e.GetPath())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := u.c.Snapshots().UploadBlob(ctx)
+	if err != nil {
+		return err
+	}
+	m := &workspacev1.UploadBlobRequest{Parent: u.workspace, Digest: e.GetDigest(), Size: e.GetSize()}
+	left := io.LimitReader(file, e.GetSize())
+	for {
+		buf := make([]byte, chunk)
+		n, rerr := io.ReadFull(left, buf)
+		m.Data = buf[:n]
+		if n > 0 || m.GetParent() != "" {
+			if err := stream.Send(m); err != nil {
+				if errors.Is(err, io.EOF) { // the answer says why
+					break
+				}
+				return err
+			}
+			u.tell(0, int64(n))
+		}
+		m = &workspacev1.UploadBlobRequest{}
+		if errors.Is(rerr, io.EOF) || errors.Is(rerr, io.ErrUnexpectedEOF) {
+			break
+		}
+		if rerr != nil {
+			return fault.FailedPrecondition("%s cannot be read: %v", shown(e.GetPath()), cause(rerr))
+		}
+	}
+	if _, err := stream.CloseAndRecv(); err != nil {
+		return err
+	}
+	u.tell(1, 0)
+	return nil
+}

@@ -1,0 +1,153 @@
+package cli
+
+import (
+	"context"
+	"strings"
+
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/internal/cli/client"
+	"github.com/redoubt-ml/redoubt/internal/cli/show"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+)
+
+// firstGroup is the resource group that every installation begins with.
+const firstGroup = "subscriptions/default/resourceGroups/default"
+
+// groupName is the resource group that is meant: by flag, by context, or the first one.
+func (a *app) groupName(c *client.Client) (string, error) {
+	g := a.group
+	if g == "" {
+		g = c.Context().ResourceGroup
+	}
+	if g == "" {
+		return firstGroup, nil
+	}
+	if s, id, ok := strings.Cut(g, "/"); ok && !strings.Contains(id, "/") {
+		g = "subscriptions/" + s + "/resourceGroups/" + id
+	}
+	n, err := resource.Parse(g)
+	if err != nil || n.Kind() != resource.KindResourceGroup {
+		return "", usagef("a resource group is written SUBSCRIPTION/GROUP, or by its full name, and not %q", g)
+	}
+	return g, nil
+}
+
+// workspaceName is the workspace that is meant. A bare id is looked for in the resource group that was given, else among all that the
+// caller may see.
+func (a *app) workspaceName(ctx context.Context, c *client.Client) (string, error) {
+	w := a.workspace
+	if w == "" {
+		w = c.Context().Workspace
+	}
+	if w == "" {
+		return "", usagef("no workspace is chosen: give one with -w, or choose one for good with `redoubt workspace use NAME`")
+	}
+	return a.fullWorkspace(ctx, c, w)
+}
+
+func (a *app) fullWorkspace(ctx context.Context, c *client.Client, w string) (string, error) {
+	if strings.Contains(w, "/") {
+		n, err := resource.Parse(w)
+		if err != nil || n.Kind() != resource.KindWorkspace {
+			return "", usagef("%q is not the name of a workspace; `redoubt workspace list` shows them", w)
+		}
+		return w, nil
+	}
+	if err := resource.ValidID(w); err != nil {
+		return "", err
+	}
+	if a.group != "" || c.Context().ResourceGroup != "" {
+		g, err := a.groupName(c)
+		return g + "/workspaces/" + w, err
+	}
+	var found []string
+	_, err := pages(0, func(token string, size int32) ([]*workspacev1.Workspace, string, error) {
+		r, err := c.Resources().ListWorkspaces(ctx, &workspacev1.ListWorkspacesRequest{PageSize: size, PageToken: token})
+		return r.GetWorkspaces(), r.GetNextPageToken(), err
+	}, func(x *workspacev1.Workspace) {
+		if show.Last(x.GetName()) == w {
+			found = append(found, x.GetName())
+		}
+	})
+	switch {
+	case err != nil:
+		return "", err
+	case len(found) == 0:
+		return "", fault.NotFound("there is no workspace %q that you may see; `redoubt workspace list` shows them", w)
+	case len(found) > 1:
+		return "", usagef("there are %d workspaces %q: say with -g in which resource group, or give the full name", len(found), w)
+	}
+	return found[0], nil
+}
+
+// named is a resource of the chosen workspace: a bare id, or a full name.
+func (a *app) named(ctx context.Context, c *client.Client, collection, id string) (string, error) {
+	if strings.Contains(id, "/") {
+		n, err := resource.Parse(id)
+		if err != nil {
+			return "", err
+		}
+		if n.Kind().Collection() != collection {
+			return "", usagef("%q is no name of one of %s", id, collection)
+		}
+		return id, nil
+	}
+	w, err := a.workspaceName(ctx, c)
+	if err != nil {
+		return "", err
+	}
+	n, err := resource.Parse(w)
+	if err != nil {
+		return "", err
+	}
+	child, err := n.Child(collection, id)
+	return child.String(), err
+}
+
+// scope is what a role or the activity log is asked about: --scope, else the workspace, else the installation.
+func (a *app) scope(ctx context.Context, c *client.Client, flag string) (string, error) {
+	switch {
+	case flag != "":
+		_, err := resource.Parse(flag)
+		return flag, err
+	case a.workspace != "" || c.Context().Workspace != "":
+		return a.workspaceName(ctx, c)
+	case a.group != "":
+		return a.groupName(c)
+	}
+	return resource.Root, nil
+}
+
+// principal is how a person writes one: users/ada, or just ada.
+func principal(p string) string {
+	if strings.Contains(p, "/") || resource.IsUID(p) {
+		return p
+	}
+	return "users/" + p
+}
+
+// pageSize is what is asked for at a time.
+const pageSize = 200
+
+// pages reads pages until there are no more, or limit items were taken; 0 is no limit. It returns the token of what is left.
+func pages[T any](limit int, fetch func(token string, size int32) ([]T, string, error), take func(T)) (string, error) {
+	token := ""
+	for n := 0; ; {
+		size := pageSize
+		if limit > 0 {
+			size = min(size, limit-n)
+		}
+		items, next, err := fetch(token, int32(size)) //nolint:gosec // at most 200
+		if err != nil {
+			return "", err
+		}
+		for _, x := range items {
+			take(x)
+		}
+		n += len(items)
+		if token = next; token == "" || limit > 0 && n >= limit {
+			return token, nil
+		}
+	}
+}

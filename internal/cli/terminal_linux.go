@@ -1,0 +1,57 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS) //nolint:gosec // a descriptor
+	return err == nil
+}
+
+// readHidden reads a line that is not shown, and puts the terminal back as it was, also when ctx ends first.
+func readHidden(ctx context.Context, f *os.File) ([]byte, error) {
+	fd := int(f.Fd()) //nolint:gosec // a descriptor
+	was, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return nil, err
+	}
+	quiet := *was
+	quiet.Lflag &^= unix.ECHO
+	quiet.Lflag |= unix.ICANON | unix.ISIG
+	quiet.Iflag |= unix.ICRNL
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &quiet); err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, was) }()
+	type answer struct {
+		line []byte
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		var line []byte
+		for b := make([]byte, 1); len(line) <= maxPassword; {
+			n, err := f.Read(b)
+			if n == 1 && b[0] == '\n' || err == io.EOF { //nolint:errorlint // Read returns it bare
+				break
+			}
+			if err != nil {
+				got <- answer{nil, err}
+				return
+			}
+			line = append(line, b[:n]...)
+		}
+		got <- answer{line, nil}
+	}()
+	select {
+	case a := <-got:
+		return a.line, a.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
