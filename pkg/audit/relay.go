@@ -24,6 +24,8 @@ const (
 	deliverTimeout = 30 * time.Second
 	// idle is how long Relay sleeps when nothing wakes it, for events of other instances on the same database.
 	idle = 2 * time.Second
+	// linger is how long Relay lets events gather before it takes them, so that a stream of single ones costs few commits.
+	linger = 20 * time.Millisecond
 	// Waits double from the first to the last: for a transaction that has a number and is not committed yet, and for a
 	// receiver that fails.
 	firstLook, firstRetry, lastRetry = 2 * time.Millisecond, 50 * time.Millisecond, 10 * time.Second
@@ -73,7 +75,7 @@ func (o *Outbox) Relay(ctx context.Context, deliver Deliver) error {
 	look, retry := firstLook, firstRetry
 	for {
 		given := o.given.Load()
-		last, err := o.relayBatch(ctx, deliver)
+		last, full, err := o.relayBatch(ctx, deliver)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -85,11 +87,15 @@ func (o *Outbox) Relay(ctx context.Context, deliver Deliver) error {
 			retry = min(2*retry, lastRetry)
 		case last > 0:
 			look, retry = firstLook, firstRetry
+			if !full {
+				wait(ctx, nil, linger)
+			}
 		case seen < given && look < idle:
 			wait(ctx, nil, look)
 			look *= 2
 		default: // nothing is there, or what was announced was rolled back
 			wait(ctx, o.wake, idle)
+			wait(ctx, nil, linger)
 			look = firstLook
 		}
 	}
@@ -106,33 +112,34 @@ func wait(ctx context.Context, wake <-chan struct{}, d time.Duration) {
 	}
 }
 
-// relayBatch delivers the oldest events and removes those that are stored. It returns the last number that was read, 0 for none.
-func (o *Outbox) relayBatch(ctx context.Context, deliver Deliver) (last int64, err error) {
-	events, err := o.oldest(ctx)
-	if len(events) == 0 {
-		return 0, err
-	}
+// relayBatch delivers the oldest events and removes those that are stored. It returns the last number that was read, 0 for none, and
+// whether there are likely more.
+func (o *Outbox) relayBatch(ctx context.Context, deliver Deliver) (last int64, full bool, err error) {
 	// A damaged event holds up only what comes after it.
-	damaged := err
+	events, full, damaged := o.oldest(ctx)
+	if len(events) == 0 {
+		return 0, false, damaged
+	}
 	first, last := events[0].GetSeq(), events[len(events)-1].GetSeq()
 	short, cancel := context.WithTimeout(ctx, deliverTimeout)
 	defer cancel()
 	stored, err := deliver(short, events)
 	if stored = min(stored, last); stored >= first { // what was not sent is not stored, whatever the receiver says
 		if e := o.remove(ctx, stored); e != nil {
-			return last, e
+			return last, full, e
 		}
 	} else if err == nil {
 		err = fault.Internal(nil, "the receiver answered, and has stored nothing of what it was sent")
 	}
 	if err != nil {
-		return last, err
+		return last, full, err
 	}
-	return last, damaged
+	return last, full || stored < last, damaged
 }
 
-// oldest reads the events that are next. With an error it returns those before the one that cannot be delivered.
-func (o *Outbox) oldest(ctx context.Context) (events []*Event, err error) {
+// oldest reads the events that are next; full says that they are all that goes into one delivery. With an error it returns those before
+// the one that cannot be delivered.
+func (o *Outbox) oldest(ctx context.Context) (events []*Event, full bool, err error) {
 	err = o.cfg.DB.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		rows, err := tx.QueryContext(ctx, "SELECT seq, event_uid, sealed FROM outbox ORDER BY seq LIMIT $1", MaxBatch)
 		if err != nil {
@@ -148,6 +155,7 @@ func (o *Outbox) oldest(ctx context.Context) (events []*Event, err error) {
 				return err
 			}
 			if size += len(sealed); size > MaxBatchBytes && len(events) > 0 {
+				full = true
 				return nil
 			}
 			if n := len(events); n > 0 && events[n-1].GetSeq()+1 != seq {
@@ -161,7 +169,7 @@ func (o *Outbox) oldest(ctx context.Context) (events []*Event, err error) {
 		}
 		return rows.Err()
 	})
-	return events, err
+	return events, full || len(events) == MaxBatch, err
 }
 
 func (o *Outbox) open(ctx context.Context, seq int64, uid string, sealed []byte) (*Event, error) {
