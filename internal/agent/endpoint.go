@@ -47,6 +47,7 @@ type endpoint struct {
 // server serves the run's endpoint, for a run of this id.
 func (m *meter) server(runID string, port uint16, cfg Config) *http.Server {
 	e := &endpoint{meter: m, runID: runID, host: sandbox.Address(port), now: cfg.Now, slots: make(chan struct{}, mostAtOnce)}
+	// No WriteTimeout: an answer waits for as long as the platform is away.
 	return &http.Server{
 		Handler: e, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: headerLimit,
 		ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
@@ -148,8 +149,6 @@ func (e *endpoint) serve(w http.ResponseWriter, r *http.Request) *refusalJSON {
 	if len(req.GetMetrics())+len(req.GetParams())+len(req.GetTags()) == 0 {
 		return nil
 	}
-	// The body is read: how long the answer takes is no matter of the server's time for reading, which would end the request.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	if err := e.meter.store(r.Context(), req); err != nil {
 		return refusalOf(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
@@ -196,6 +197,58 @@ func TestBatchID(t *testing.T) {
 		b, errB := batchID(c.b)
 		if errA != nil || errB != nil || (a == b) != c.same || len(a) > 64 || len(b) > 64 {
 			t.Errorf("%s: %q %q %v %v", c.name, a, b, errA, errB)
+		}
+	}
+}
+
+// TestLogsAreBounded writes more than may wait: the writer goes on as it is stored, and never has more waiting.
+func TestLogsAreBounded(t *testing.T) {
+	const most, size = 10, 1000
+	l := newLogs(nil, "", 0, most)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for range size / 4 {
+			if n, err := l.Write([]byte("abcd")); n != 4 || err != nil {
+				t.Errorf("wrote %d: %v", n, err)
+			}
+		}
+	}()
+	for stored := int64(0); stored < size; {
+		if !l.pending(t.Context()) {
+			t.Fatal("nothing to send")
+		}
+		l.mu.Lock()
+		n := len(l.wait)
+		l.mu.Unlock()
+		if n > most {
+			t.Fatalf("%d bytes wait", n)
+		}
+		stored++
+		l.acknowledge(&computev1.AppendLogsResponse{Stored: stored})
+	}
+	<-ended
+	if n, err := l.drain(t.Context()); n != size || err != nil {
+		t.Errorf("drained at %d: %v", n, err)
+	}
+}
+
+// TestLogsAreDropped has nobody take the log: the writer is not held up.
+func TestLogsAreDropped(t *testing.T) {
+	for name, drop := range map[string]func(*logs){
+		"gone": (*logs).discard,
+		"full": func(l *logs) { l.acknowledge(&computev1.AppendLogsResponse{Stored: 3, Full: true}) },
+	} {
+		l := newLogs(nil, "", 0, 10)
+		ended := make(chan struct{})
+		go func() { defer close(ended); _, _ = l.Write(make([]byte, 100)) }()
+		if !l.pending(t.Context()) {
+			t.Fatal(name)
+		}
+		drop(l)
+		<-ended
+		if len(l.wait) != 0 {
+			t.Errorf("%s: %d bytes wait", name, len(l.wait))
 		}
 	}
 }

@@ -80,6 +80,7 @@ type platform struct {
 	cuts      *mathrand.Rand
 	cutRate   float64
 	logLimit  int64
+	slow      time.Duration // before each message of a stream is taken
 	onLog     func([]byte)
 
 	joined    string // thumbprint
@@ -265,6 +266,7 @@ func (p *platform) AppendLogs(s grpc.BidiStreamingServer[computev1.AppendLogsReq
 		if first != (m.GetName() == runName) {
 			p.t.Errorf("log message named %q, first %v", m.GetName(), first)
 		}
+		time.Sleep(p.slow)
 		res, err := p.append(m)
 		if err != nil {
 			return err
@@ -315,6 +317,7 @@ func (p *platform) LogRunData(s grpc.BidiStreamingServer[telemetryv1.LogRunDataR
 		if first != (m.GetRun() == runName) || m.GetBatchId() == "" {
 			p.t.Errorf("batch %q of run %q, first %v", m.GetBatchId(), m.GetRun(), first)
 		}
+		time.Sleep(p.slow)
 		if err := p.take(m); err != nil {
 			return err
 		}
