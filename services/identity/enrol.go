@@ -3,7 +3,6 @@ package identity
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/subtle"
 	"crypto/x509"
 	"net"
@@ -127,8 +126,12 @@ func (s *Service) IssueSelf(_ context.Context, _ crypto.Signer, csrDER []byte) (
 	if err != nil {
 		return nil, nil, err
 	}
+	key, err := svid.CSRKey(csrDER)
+	if err != nil {
+		return nil, nil, err
+	}
 	a := s.authority.Load()
-	chain, _, err = a.SignCSR(csrDER, id, s.cfg.SVIDLife, s.cfg.Now())
+	chain, err = s.sign(key, id, Name, s.cfg.Now())
 	return chain, bundle(a), err
 }
 
@@ -197,25 +200,26 @@ func (s *Service) IssueOperatorCertificate(ctx context.Context, req *identityv1.
 	return s.issued(chain, now.Add(s.cfg.OperatorLife)), nil
 }
 
-// sign issues a service's SVID. The gateway's says besides how strangers reach it: by the host of the issuer URL and, where that is
-// this machine, by its other loopback names.
-func (s *Service) sign(key *ecdsa.PublicKey, id spiffeid.ID, service string, now time.Time) ([][]byte, error) {
-	if service != rpc.Gateway {
-		return s.authority.Load().Sign(key, id, s.cfg.SVIDLife, now)
-	}
-	u, err := url.Parse(s.cfg.Issuer)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
+// sign issues a service's SVID. Beside the SPIFFE ID it says the name <service>.<trust domain>, for clients that can only check names,
+// such as grpcurl; and the gateway's says how strangers reach it: by the host of the issuer URL and, where that is this machine, by
+// its other loopback names.
+func (s *Service) sign(key crypto.PublicKey, id spiffeid.ID, service string, now time.Time) ([][]byte, error) {
+	names := []string{service + "." + s.td.Name()}
 	var ips []net.IP
-	if ip := net.ParseIP(u.Hostname()); ip != nil {
-		ips = append(ips, ip)
-	} else {
-		names = append(names, u.Hostname())
-	}
-	if u.Hostname() == "localhost" || len(ips) > 0 && ips[0].IsLoopback() {
-		names, ips = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+	if service == rpc.Gateway {
+		u, err := url.Parse(s.cfg.Issuer)
+		if err != nil {
+			return nil, err
+		}
+		ip := net.ParseIP(u.Hostname())
+		switch {
+		case u.Hostname() == "localhost" || ip != nil && ip.IsLoopback():
+			names, ips = append(names, "localhost"), []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+		case ip != nil:
+			ips = append(ips, ip)
+		default:
+			names = append(names, u.Hostname())
+		}
 	}
 	return s.authority.Load().SignNamed(key, id, names, ips, s.cfg.SVIDLife, now)
 }
