@@ -144,7 +144,7 @@ const (
 
 // watch waits until the command has ended, by itself or because someone asked for it.
 func (c *carry) watch(ctx, life context.Context, p *sandbox.Process) asker {
-	by := nobody
+	var by asker
 	select {
 	case <-p.Done():
 		return nobody
@@ -244,7 +244,7 @@ func (c *carry) conclude(ctx context.Context, out outcome, p *sandbox.Process) e
 		return err
 	}
 	req := &computev1.ReportRunRequest{
-		Name: c.a.cfg.Run, State: out.state, ExitCode: int32(out.code), Message: clip(out.message, 4096), LogBytes: length, Outputs: stored, //nolint:gosec // an exit code
+		Name: c.a.cfg.Run, State: out.state, ExitCode: int32(out.code), Message: clip(out.message, 4096), LogBytes: length, Outputs: stored,
 	}
 	if out.reason != faultv1.Reason_REASON_UNSPECIFIED {
 		req.Reason = out.reason.String()

@@ -2,14 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
-
-	"errors"
 
 	"google.golang.org/grpc/codes"
 
