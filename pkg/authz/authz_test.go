@@ -533,7 +533,11 @@ func TestAFullStateReplacesAll(t *testing.T) {
 	check(true, true, false)
 	whole(&workspacev1.WatchAuthorizationResponse{Scopes: wholeTree(), Roles: BuiltinRoles(), Assignments: same[1:]})
 	check(false, true, false)
+	old := f.scope(ws1)
 	whole(&workspacev1.WatchAuthorizationResponse{Roles: BuiltinRoles(), Assignments: same})
+	if d := f.Decide(Query{Principal: "usr_1", Action: "compute/runs/submit", Scope: old}); d.Allowed {
+		t.Errorf("%+v", d)
+	}
 	if s, ok := f.Resolve(parsed(t, ws1)); ok {
 		t.Errorf("a scope that is gone is there: %+v", s)
 	}

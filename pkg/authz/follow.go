@@ -14,11 +14,8 @@ import (
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 )
 
-// The wait before a stream is started again, doubled with each failure.
-const (
-	firstWait = 50 * time.Millisecond
-	lastWait  = 2 * time.Second
-)
+// pace is the wait before a stream is started again: first, doubled with each failure, last at most.
+type pace struct{ first, last time.Duration }
 
 var errStreamSilent = errors.New("authz: nothing was heard for too long")
 
@@ -26,10 +23,14 @@ var errStreamSilent = errors.New("authz: nothing was heard for too long")
 // MaxStale or sends what the engine refuses is started over after a wait with jitter. A nil client is not followed: the
 // service whose own state it is applies that itself.
 func Follow(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationStateServiceClient, identity identityv1.TokenServiceClient, log *slog.Logger) {
+	follow(ctx, e, workspace, identity, log, pace{50 * time.Millisecond, 2 * time.Second})
+}
+
+func follow(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationStateServiceClient, identity identityv1.TokenServiceClient, log *slog.Logger, p pace) {
 	var wg sync.WaitGroup
 	if workspace != nil {
 		wg.Go(func() {
-			keep(ctx, e, log.With("stream", "authorization"), e.ApplyAuthorization,
+			keep(ctx, e, p, log.With("stream", "authorization"), e.ApplyAuthorization,
 				func(ctx context.Context) (grpc.ServerStreamingClient[workspacev1.WatchAuthorizationResponse], error) {
 					return workspace.WatchAuthorization(ctx, &workspacev1.WatchAuthorizationRequest{})
 				})
@@ -37,7 +38,7 @@ func Follow(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationS
 	}
 	if identity != nil {
 		wg.Go(func() {
-			keep(ctx, e, log.With("stream", "security"), e.ApplySecurity,
+			keep(ctx, e, p, log.With("stream", "security"), e.ApplySecurity,
 				func(ctx context.Context) (grpc.ServerStreamingClient[identityv1.WatchSecurityResponse], error) {
 					return identity.WatchSecurity(ctx, &identityv1.WatchSecurityRequest{})
 				})
@@ -46,21 +47,21 @@ func Follow(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationS
 	wg.Wait()
 }
 
-// keep runs one stream over and over. A stream that lasted for longer than lastWait makes the next wait short again.
-func keep[M any](ctx context.Context, e *Engine, log *slog.Logger, apply func(*M) error, open func(context.Context) (grpc.ServerStreamingClient[M], error)) {
+// keep runs one stream over and over. A stream that lasted for longer than the longest wait makes the next wait short again.
+func keep[M any](ctx context.Context, e *Engine, p pace, log *slog.Logger, apply func(*M) error, open func(context.Context) (grpc.ServerStreamingClient[M], error)) {
 	for failures := 0; ; failures++ {
 		began := e.cfg.Now()
 		err := once(ctx, e.cfg.MaxStale, apply, open)
 		if ctx.Err() != nil {
 			return
 		}
-		if e.cfg.Now().Sub(began) > lastWait {
+		if e.cfg.Now().Sub(began) > p.last {
 			failures = 0
 		}
 		if failures == 0 || failures%30 == 0 { // not one line a second while a peer is away
 			log.WarnContext(ctx, "the state stream broke and is started over", "error", err, "failures", failures+1)
 		}
-		wait := min(firstWait<<min(failures, 16), lastWait)
+		wait := min(p.first<<min(failures, 16), p.last)
 		wait = wait/2 + rand.N(wait)
 		timer := time.NewTimer(wait)
 		select {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -84,11 +85,16 @@ func TestFollow(t *testing.T) {
 		}
 		return nil
 	}
-	// beat sends heartbeats until the stream ends.
-	beat := func(s grpc.ServerStream, heartbeat any) error {
+	// beat sends heartbeats until the stream ends. One that has lasted longer than silence may closes lasted.
+	lasted := make(chan struct{})
+	var once sync.Once
+	beat := func(s grpc.ServerStream, heartbeat any, lasting bool) error {
 		ticker := time.NewTicker(20 * time.Millisecond)
 		defer ticker.Stop()
-		for {
+		for n := 0; ; n++ {
+			if n == 40 && lasting {
+				once.Do(func() { close(lasted) })
+			}
 			select {
 			case <-s.Context().Done():
 				return nil
@@ -111,22 +117,22 @@ func TestFollow(t *testing.T) {
 		case 2: // it ends
 			return s.SendMsg(full("usr_2"))
 		case 3: // a gap, and the sender goes on
-			return errors.Join(s.SendMsg(full("usr_3")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 7}), beat(s, alive))
+			return errors.Join(s.SendMsg(full("usr_3")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 7}), beat(s, alive, false))
 		case 4: // silence
 			return errors.Join(s.SendMsg(full("usr_4")), hold(s))
 		case 5: // a record that cannot be right
-			return errors.Join(s.SendMsg(full("usr_5")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 6, Removed: []string{""}}), beat(s, alive))
+			return errors.Join(s.SendMsg(full("usr_5")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 6, Removed: []string{""}}), beat(s, alive, false))
 		}
 		if err := errors.Join(s.SendMsg(full("usr_6")), s.SendMsg(&workspacev1.WatchAuthorizationResponse{Seq: 6, Assignments: []*workspacev1.AssignmentRecord{assigned("asg_7", ws1, Owner, "usr_7")}})); err != nil {
 			return err
 		}
-		return beat(s, alive)
+		return beat(s, alive, true)
 	}
 	src.security.turn = func(_ int, s grpc.ServerStream) error {
 		if err := s.SendMsg(&identityv1.WatchSecurityResponse{Seq: 1, Reset_: true, Complete: true}); err != nil {
 			return err
 		}
-		return beat(s, &identityv1.WatchSecurityResponse{Seq: 1, Heartbeat: true})
+		return beat(s, &identityv1.WatchSecurityResponse{Seq: 1, Heartbeat: true}, false)
 	}
 	lis := bufconn.Listen(1 << 16)
 	server := grpc.NewServer()
@@ -145,12 +151,12 @@ func TestFollow(t *testing.T) {
 		serving.Wait()
 	}()
 
-	e := New(Config{MaxStale: 700 * time.Millisecond})
+	e := New(Config{MaxStale: 400 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	var log lines
 	var following sync.WaitGroup
 	following.Go(func() {
-		Follow(ctx, e, workspacev1.NewAuthorizationStateServiceClient(conn), identityv1.NewTokenServiceClient(conn), slog.New(slog.NewTextHandler(&log, nil)))
+		follow(ctx, e, workspacev1.NewAuthorizationStateServiceClient(conn), identityv1.NewTokenServiceClient(conn), slog.New(slog.NewTextHandler(&log, nil)), pace{time.Millisecond, 10 * time.Millisecond})
 	})
 	limit := time.After(20 * time.Second)
 	seen := map[string]bool{}
@@ -175,8 +181,18 @@ func TestFollow(t *testing.T) {
 			t.Errorf("the state with %s never came", who)
 		}
 	}
-	if err := e.Fresh(time.Now()); err != nil {
-		t.Error(err)
+	select {
+	case <-lasted:
+	case <-limit:
+		t.Fatalf("a stream with heartbeats does not last\n%s", &log)
+	}
+	for e.Fresh(time.Now()) != nil { // a machine that is busy elsewhere may be late with a heartbeat
+		select {
+		case <-limit:
+			t.Fatalf("the state is not fresh: %v", e.Fresh(time.Now()))
+		default:
+			runtime.Gosched()
+		}
 	}
 	if s := e.Decide(Query{Principal: "usr_4", Action: "a/b/c", Scope: Scope{Name: parsed(t, ws1), UID: "ws_1"}}); s.Allowed {
 		t.Error("an earlier state is still there")
