@@ -68,13 +68,10 @@ func (s *Service) forward(_ any, in grpc.ServerStream) error {
 	if err != nil {
 		return s.away(in.Context(), service, err)
 	}
-	sent := make(chan error, 1)
-	go func() { sent <- up(in, out) }()
+	// When the service has said its last word the call is over, whether or not the caller has: up ends with the caller's stream,
+	// which ends when this returns. To wait for it here would be to wait for a caller who waits for this answer.
+	go up(in, out)
 	err = down(in, out)
-	cancel()
-	if upErr := <-sent; upErr != nil && err == nil {
-		err = upErr
-	}
 	in.SetTrailer(outward(out.Trailer()))
 	if err != nil {
 		return s.away(in.Context(), service, err)
@@ -82,22 +79,22 @@ func (s *Service) forward(_ any, in grpc.ServerStream) error {
 	return nil
 }
 
-// up takes the caller's messages to the service. It returns when the caller has sent all, or the stream is over: its error
-// is then the one that down reads.
-func up(in grpc.ServerStream, out grpc.ClientStream) error {
+// up takes the caller's messages to the service. It returns when the caller has sent all, or the stream is over: why is what
+// down reads.
+func up(in grpc.ServerStream, out grpc.ClientStream) {
 	for {
 		f := &frame{}
 		err := in.RecvMsg(f)
 		if errors.Is(err, io.EOF) {
 			_ = out.CloseSend()
-			return nil
+			return
 		}
 		if err != nil {
-			return nil //nolint:nilerr // the caller is gone: down sees its context end
+			return //nolint:nilerr // the caller is gone: down sees its context end
 		}
 		err = out.SendMsg(f)
 		if err != nil {
-			return nil //nolint:nilerr // down reads why
+			return //nolint:nilerr // down reads why
 		}
 	}
 }

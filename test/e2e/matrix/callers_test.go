@@ -69,7 +69,7 @@ func dpop(token string, key *authn.Prover) func(*testing.T, string) []string {
 	}
 }
 
-// stranger gives a caller who comes through the gateway.
+// outside gives a caller who comes through the gateway.
 func outside(uid string, auth func(*testing.T, string) []string) caller {
 	return caller{peer: spiffe("service", "gateway"), uid: uid, auth: auth, conn: func(*testing.T, string) *grpc.ClientConn { return gatewayConn() }}
 }
@@ -207,24 +207,13 @@ func (f *fixture) exchanged(t *testing.T, by, audience string) string {
 	return f.tokens[key]
 }
 
-// expired gives a token of the owner that is over: the mesh's clock is set back for as long as it takes to sign in.
+// expired gives a token of the owner that is over: it was issued before the mesh's clock was set on to the present.
 func expired(t *testing.T) string {
 	t.Helper()
-	setBack.Store(int64(2 * time.Hour))
-	defer func() {
-		setBack.Store(0)
-		ready(t)
-	}()
-	for {
-		r, err := identityv1.NewSignInServiceClient(gatewayConn()).SignIn(t.Context(), &identityv1.SignInRequest{User: "admin", Password: mesh.Password()})
-		if fault.Is(err, codes.Unavailable) && t.Context().Err() == nil {
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r.GetSession().GetAccessToken()
-	}
+	token := signIn(t, "admin", mesh.Password())
+	behind.Store(0)
+	ready(t)
+	return token
 }
 
 // forged says the same as a token, under the same key id, and is signed by another key.

@@ -25,16 +25,18 @@ import (
 
 var (
 	mesh *testmesh.Mesh
-	// setBack is how far the clock of the whole mesh is behind, to get tokens that are over.
-	setBack atomic.Int64
+	// behind is by how much the clock of the whole mesh is late. It starts in the past, to have tokens that are over.
+	behind  atomic.Int64
 	started = time.Now()
 )
 
 func TestMain(m *testing.M) {
 	sandbox.MaybeStage()
+	behind.Store(int64(2 * time.Hour))
 	var err error
 	mesh, err = testmesh.Start(func(c *node.UpConfig) {
-		c.Options.Now = func() time.Time { return time.Now().Add(-time.Duration(setBack.Load())) }
+		c.LeafLife = 24 * time.Hour // certificates outlive the step
+		c.Options.Now = func() time.Time { return time.Now().Add(-time.Duration(behind.Load())) }
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
