@@ -117,7 +117,7 @@ func (a *app) examine(ctx context.Context, d *diagnosis, chosen settings.Context
 	a.examineGateway(ctx, d, chosen)
 	instances, err := a.instances(ctx, chosen, data)
 	if err != nil {
-		d.unknown("services", err.Error(), "on the installation's own machine give its folder with --data")
+		d.unknown("services", client.Describe(err).Message, "on the installation's own machine give its folder with --data")
 	} else {
 		for _, name := range node.Services {
 			if !slices.ContainsFunc(instances, func(i discovery.Instance) bool { return i.Service == name }) {
@@ -332,11 +332,11 @@ func (a *app) grpcurl(ctx context.Context, chosen settings.Context, data, dir st
 	_, _ = fmt.Fprintf(a.out, "%s%s list\n%s%s describe redoubt.identity.v1.SignInService\n%s%s redoubt.identity.v1.SignInService/WhoAmI\n", gate, u.Host, gate, u.Host, gate, u.Host)
 	instances, err := a.instances(ctx, chosen, data)
 	if err != nil {
-		a.say("the services themselves are not known from here: %v; on the installation's own machine give its folder with --data", err)
+		a.say("the services themselves are not known from here: %s; on the installation's own machine give its folder with --data", client.Describe(err).Message)
 		return nil
 	}
 	for _, i := range instances {
-		line := fmt.Sprintf("grpcurl -cacert %s -cert %s -key %s -servername %s.%s%s %s", caFile, identityCert, identityKey, i.Service, m.td.Name(), header, i.Addr)
+		line := fmt.Sprintf("grpcurl -cacert %s -cert %s -key %s -servername %s.%s%s %s", caFile, operatorCert, identityKey, i.Service, m.td.Name(), header, i.Addr)
 		_, _ = fmt.Fprintf(a.out, "\n# %s itself, with the operator's certificate\n%s list\n%s grpc.health.v1.Health/Check\n", i.Service, line, line)
 	}
 	return nil

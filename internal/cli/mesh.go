@@ -27,6 +27,7 @@ import (
 const (
 	identityCert = "svid.pem"
 	identityKey  = "key.pem"
+	operatorCert = "operator.pem"
 )
 
 // member is an identity with which ports of the mesh are reached.
@@ -168,7 +169,18 @@ func (a *app) operator(ctx context.Context, c *client.Client, dir string) (*memb
 	if err != nil {
 		return nil, err
 	}
-	return readMember(dir, a.now)
+	m, err := readMember(dir, a.now)
+	if err != nil {
+		return nil, err
+	}
+	// For tools that take a chain and nothing else.
+	var chain []byte
+	for _, der := range m.cert.Certificate {
+		if c, err := x509.ParseCertificate(der); err == nil && !c.IsCA {
+			chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+		}
+	}
+	return m, writeFile(filepath.Join(dir, operatorCert), chain, 0o600)
 }
 
 // trustDomain is what the installation's root is for.

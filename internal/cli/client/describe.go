@@ -75,6 +75,9 @@ func next(p Problem, f *fault.Error) string {
 	case faultv1.Reason_INTERNAL_FAULT:
 		return "a fault of the installation: give the request id to whoever runs it"
 	}
+	if p.Remote && p.Code == codes.DeadlineExceeded && p.RequestID == "" {
+		return "give it more with --timeout, or see: redoubt doctor"
+	}
 	if p.Remote && p.Code == codes.Unavailable && p.RequestID == "" {
 		return "is it running, and is this its address? See: redoubt doctor"
 	}

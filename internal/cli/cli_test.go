@@ -1,0 +1,409 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/internal/cli/client"
+	"github.com/redoubt-ml/redoubt/internal/cli/settings"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
+)
+
+var update = flag.Bool("update", false, "write testdata anew")
+
+// session is one user at one terminal that is none.
+type session struct {
+	t    *testing.T
+	home string
+	env  map[string]string
+}
+
+func newSession(t *testing.T) *session {
+	t.Helper()
+	home := t.TempDir()
+	return &session{t, home, map[string]string{"HOME": home}}
+}
+
+func (s *session) run(stdin string, args ...string) (code int, out, errs string) {
+	s.t.Helper()
+	var o, e bytes.Buffer
+	code = run(s.t.Context(), &app{env: func(k string) string { return s.env[k] }, in: strings.NewReader(stdin), out: &o, err: &e, now: time.Now}, args)
+	return code, o.String(), e.String()
+}
+
+// TestHelp holds the tree of commands and their flags: what people have in their scripts.
+func TestHelp(t *testing.T) {
+	var b strings.Builder
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		fmt.Fprintf(&b, "%s\n    %s\n", c.UseLine(), c.Short)
+		if f := c.LocalNonPersistentFlags().FlagUsages(); f != "" {
+			b.WriteString(f)
+		}
+		if c.Short == "" {
+			t.Errorf("%s says nothing of itself", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	root := (&app{}).root()
+	walk(root)
+	b.WriteString(root.PersistentFlags().FlagUsages())
+	golden := filepath.Join("testdata", "help.txt")
+	if *update {
+		if err := os.WriteFile(golden, []byte(b.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.String() != string(want) {
+		t.Errorf("the commands have changed; if that is meant: go test ./internal/cli -run TestHelp -update")
+	}
+	if m := regexp.MustCompile(`--(password|secret|value|token)\s`).FindString(b.String()); m != "" {
+		t.Errorf("the flag %s would show a secret to everybody on the machine", m)
+	}
+}
+
+func TestWrongUseIsLocal(t *testing.T) {
+	cases := []struct {
+		args string
+		want string
+	}{
+		{"nonsense", "unknown command"},
+		{"run nonsense", "no verb"},
+		{"run list --bogus", "unknown flag"},
+		{"run list -o yaml", "table or json"},
+		{"run list", "no installation is chosen"},
+		{"run list --context x", "no context"},
+		{"run show", "takes 1 arguments"},
+		{"run submit --compute c --code .", "after --"},
+		{"serve nonsense --config x", "no service"},
+		{"serve identity", "--config"},
+		{"serve identity --config /nowhere.yaml", "nowhere.yaml"},
+		{"etcd", "--data and --client"},
+		{"bootstrap", "--data"},
+		{"login --server ftp://x --user a --password-stdin", "https://host:port"},
+		{"login --server https://127.0.0.1:1 --user a", "--password-stdin"},
+		{"up --data /dev/null/x", "--data"},
+		{"up --listen nonsense --data x", "--listen"},
+		{"version x", "takes 0 arguments"},
+	}
+	for _, c := range cases {
+		t.Run(c.args, func(t *testing.T) {
+			t.Chdir(t.TempDir())
+			code, out, errs := newSession(t).run("pw\n", strings.Fields(c.args)...)
+			if code != exitLocal || out != "" || !strings.Contains(errs, c.want) || !strings.HasPrefix(errs, "redoubt: ") {
+				t.Errorf("%d\n%s\n%s", code, out, errs)
+			}
+		})
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	wire := func(code codes.Code, reason faultv1.Reason) error {
+		return fault.ToStatus(fault.New(code, reason, "no"), "redoubt.test", "r").Err()
+	}
+	cases := []struct {
+		name string
+		err  error
+		want int
+	}{
+		{"local", errors.New("disk"), exitLocal},
+		{"local fault, even of that code", fault.PermissionDenied("file"), exitLocal},
+		{"interrupted", context.Canceled, exitLocal},
+		{"refused", wire(codes.NotFound, faultv1.Reason_RESOURCE_NOT_FOUND), exitRefused},
+		{"away", wire(codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE), exitRefused},
+		{"their fault", wire(codes.Internal, faultv1.Reason_INTERNAL_FAULT), exitRefused},
+		{"denied", wire(codes.PermissionDenied, faultv1.Reason_AUTHZ_ACTION_MISSING), exitDenied},
+		{"not known", wire(codes.Unauthenticated, faultv1.Reason_TOKEN_EXPIRED), exitDenied},
+		{"denied, wrapped", fmt.Errorf("upload: %w", wire(codes.PermissionDenied, faultv1.Reason_AUTHZ_ACTION_MISSING)), exitDenied},
+		{"their deadline", wire(codes.DeadlineExceeded, faultv1.Reason_DEADLINE_PASSED), exitTimeout},
+		{"our deadline", context.DeadlineExceeded, exitTimeout},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			if got := exitCode(c.err, client.Describe(c.err)); got != c.want {
+				t.Errorf("got %d, want %d", got, c.want)
+			}
+		})
+	}
+}
+
+// installation answers a few methods over real TLS, for one user with one password.
+type installation struct {
+	identityv1.UnimplementedSignInServiceServer
+	workspacev1.UnimplementedResourceServiceServer
+	url, ca string
+}
+
+const (
+	testPassword = "correct horse"
+	testToken    = "token-that-must-not-be-seen"
+)
+
+func (i *installation) SignIn(_ context.Context, r *identityv1.SignInRequest) (*identityv1.SignInResponse, error) {
+	if r.GetPassword() != testPassword {
+		return nil, fault.ToStatus(fault.New(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED, "user name or password is wrong"), "redoubt.test", "r1").Err()
+	}
+	return &identityv1.SignInResponse{Outcome: &identityv1.SignInResponse_Session{Session: &identityv1.Session{
+		AccessToken: testToken, ExpireTime: timestamppb.New(time.Now().Add(time.Hour)), Principal: "users/" + r.GetUser(),
+	}}}, nil
+}
+
+func known(ctx context.Context) error {
+	if md, _ := metadata.FromIncomingContext(ctx); strings.Join(md.Get("authorization"), "") != "Bearer "+testToken {
+		return fault.ToStatus(fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_INVALID, "not one of ours"), "redoubt.test", "r2").Err()
+	}
+	return nil
+}
+
+func (i *installation) SignOut(ctx context.Context, _ *identityv1.SignOutRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, known(ctx)
+}
+
+func (i *installation) WhoAmI(ctx context.Context, _ *identityv1.WhoAmIRequest) (*identityv1.WhoAmIResponse, error) {
+	return &identityv1.WhoAmIResponse{Principal: "users/ada", DisplayName: "A\x1b[31mda"}, known(ctx)
+}
+
+// ListWorkspaces has three pages of one.
+func (i *installation) ListWorkspaces(_ context.Context, r *workspacev1.ListWorkspacesRequest) (*workspacev1.ListWorkspacesResponse, error) {
+	next := map[string]string{"": "b", "b": "c"}[r.GetPageToken()]
+	id := map[string]string{"": "one", "b": "two", "c": "three"}[r.GetPageToken()]
+	return &workspacev1.ListWorkspacesResponse{Workspaces: []*workspacev1.Workspace{{Name: "subscriptions/s/resourceGroups/g/workspaces/" + id}}, NextPageToken: next}, nil
+}
+
+func (i *installation) GetWorkspace(_ context.Context, r *workspacev1.GetWorkspaceRequest) (*workspacev1.Workspace, error) {
+	return &workspacev1.Workspace{Name: r.GetName()}, nil
+}
+
+func install(t *testing.T) *installation {
+	t.Helper()
+	a, err := svid.NewAuthority(spiffeid.RequireTrustDomainFromString("test.local"), time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := authn.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := a.SignServer(key.Public(), nil, []net.IP{net.IPv4(127, 0, 0, 1)}, time.Hour, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &installation{url: "https://" + l.Addr().String(), ca: filepath.Join(t.TempDir(), "ca.pem")}
+	if err := os.WriteFile(i.ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Root().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: chain, PrivateKey: key}}})))
+	identityv1.RegisterSignInServiceServer(s, i)
+	workspacev1.RegisterResourceServiceServer(s, i)
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(s.Stop)
+	return i
+}
+
+// A1: from sign-in to sign-out, with what is kept and what is shown on the way.
+func TestSession(t *testing.T) {
+	i, s := install(t), newSession(t)
+	step := func(want int, stdin string, args ...string) string {
+		t.Helper()
+		code, out, errs := s.run(stdin, args...)
+		if code != want {
+			t.Fatalf("%v: %d\n%s%s", args, code, out, errs)
+		}
+		if strings.Contains(out+errs, testToken) || strings.Contains(out+errs, testPassword) {
+			t.Fatalf("%v shows a secret:\n%s%s", args, out, errs)
+		}
+		return out + errs
+	}
+	step(exitDenied, "wrong\n", "login", "--server", i.url, "--ca", i.ca, "--user", "ada", "--password-stdin")
+	step(exitLocal, "", "whoami") // nothing is kept of a sign-in that failed
+	step(exitOK, testPassword+"\n", "login", "--server", i.url, "--ca", i.ca, "--user", "ada", "--password-stdin", "-o", "json", "--debug")
+	if err := os.Remove(i.ca); err != nil { // the root is kept, not its path
+		t.Fatal(err)
+	}
+	if got := step(exitOK, "", "whoami", "--debug"); !strings.Contains(got, "users/ada") || strings.Contains(got, "\x1b") || !strings.Contains(got, "debug: ") {
+		t.Errorf("got %q", got)
+	}
+	if got := step(exitOK, "", "whoami", "-o", "json"); !strings.Contains(got, `"principal": "users/ada"`) {
+		t.Errorf("got %q", got)
+	}
+	if got := step(exitOK, "", "workspace", "list"); strings.Count(got, "/workspaces/") != 3 {
+		t.Errorf("got %q", got)
+	}
+	step(exitOK, "", "workspace", "use", "two")
+	if got := step(exitOK, "", "workspace", "show"); !strings.Contains(got, "workspaces/two") {
+		t.Errorf("got %q", got)
+	}
+	step(exitRefused, "", "workspace", "delete", "two", "--yes")
+	step(exitLocal, "", "workspace", "delete", "two")
+	step(exitLocal, "", "workspace", "show", "four")
+	other := install(t)
+	step(exitDenied, "", "whoami", "--server", other.url, "--ca", other.ca) // the token stays where it belongs
+	s.env["REDOUBT_TOKEN"] = "stale"
+	step(exitDenied, "", "whoami")
+	delete(s.env, "REDOUBT_TOKEN")
+	step(exitTimeout, "", "whoami", "--timeout", "1ns")
+	step(exitOK, "", "logout")
+	if got := step(exitDenied, "", "whoami"); !strings.Contains(got, "redoubt login") {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestFlagOverEnvironmentOverFile(t *testing.T) {
+	s := newSession(t)
+	d := settings.Open(filepath.Join(s.home, ".config", "redoubt"))
+	err := d.Write(&settings.File{CurrentContext: "a", Contexts: []settings.Context{{Name: "a", Server: "https://file-a"}, {Name: "b", Server: "https://file-b"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cases := []struct {
+		name         string
+		context, srv string // flags
+		env          map[string]string
+		want         string
+	}{
+		{"file", "", "", nil, "https://file-a"},
+		{"context by environment", "", "", map[string]string{"REDOUBT_CONTEXT": "b"}, "https://file-b"},
+		{"context by flag", "a", "", map[string]string{"REDOUBT_CONTEXT": "b"}, "https://file-a"},
+		{"server by environment", "", "", map[string]string{"REDOUBT_ADDR": "https://env"}, "https://env"},
+		{"server by flag", "", "https://flag", map[string]string{"REDOUBT_ADDR": "https://env"}, "https://flag"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			a := &app{env: func(k string) string {
+				if k == "HOME" {
+					return s.home
+				}
+				return c.env[k]
+			}, context: c.context, server: c.srv}
+			if err := a.complete(); err != nil {
+				t.Fatal(err)
+			}
+			got, err := a.chosen()
+			if err != nil || got.Server != c.want {
+				t.Errorf("got %q, %v", got.Server, err)
+			}
+		})
+	}
+}
+
+func TestRootFileWithMoreThanCertificates(t *testing.T) {
+	p := filepath.Join(t.TempDir(), "ca.pem")
+	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")})
+	if err := os.WriteFile(p, key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (&app{}).kept(settings.Context{Server: "https://h", CAFile: p}, "ada"); err == nil || !strings.Contains(err.Error(), "PRIVATE KEY") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The first password goes to a private file where there is no terminal, and not to the output.
+func TestHandOver(t *testing.T) {
+	dir := t.TempDir()
+	var out bytes.Buffer
+	a := &app{out: &out}
+	if err := a.handOver(dir, "users/admin", redact.FromString("pass-word"), []byte("CA")); err != nil {
+		t.Fatal(err)
+	}
+	p := filepath.Join(dir, adminPasswordFile)
+	info, err := os.Stat(p)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if b, err := os.ReadFile(p); err != nil || string(b) != "pass-word\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if !strings.Contains(out.String(), p) || strings.Contains(out.String(), "pass-word") {
+		t.Errorf("printed %q", out.String())
+	}
+}
+
+// What was kept of another installation at the same address does not hold for a new one.
+func TestKeepContext(t *testing.T) {
+	s := newSession(t)
+	a := &app{env: func(k string) string { return s.env[k] }}
+	name, err := a.keepContext("https://127.0.0.1:1", []byte("CA 1"), "users/admin")
+	if err != nil || name != "local" {
+		t.Fatal(name, err)
+	}
+	d, _ := a.folder()
+	f, err := d.Read()
+	if err != nil || f.CurrentContext != "local" {
+		t.Fatal(f, err)
+	}
+	c, _ := f.Find("local")
+	c.Workspace, c.User = "w", "users/ada"
+	f.Put(c)
+	if err := d.Write(f); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ server, ca, name, workspace, user string }{
+		{"https://127.0.0.1:1", "CA 1", "local", "w", "users/ada"},
+		{"https://127.0.0.1:1", "CA 2", "local", "", "users/admin"},
+		{"https://127.0.0.1:2", "CA 3", "127.0.0.1:2", "", "users/admin"},
+	} {
+		name, err := a.keepContext(step.server, []byte(step.ca), "users/admin")
+		if err != nil || name != step.name {
+			t.Fatal(name, err)
+		}
+		if f, err = d.Read(); err != nil {
+			t.Fatal(err)
+		}
+		if c, _ := f.Find(name); c.CA != step.ca || c.Workspace != step.workspace || c.User != step.user {
+			t.Errorf("got %+v", c)
+		}
+	}
+}
+
+func TestPermissionsAreTheSameEachTime(t *testing.T) {
+	s := newSession(t)
+	code, first, errs := s.run("", "permissions", "-o", "markdown")
+	if code != exitOK || !strings.Contains(first, "`redoubt.compute.v1.RunService/SubmitRun`") {
+		t.Fatal(code, errs)
+	}
+	for range 3 {
+		if _, again, _ := s.run("", "permissions", "-o", "markdown"); again != first {
+			t.Fatal("two runs differ")
+		}
+	}
+	if code, out, _ := s.run("", "permissions", "-o", "json"); code != exitOK || !strings.Contains(out, `"action": "compute/runs/submit"`) {
+		t.Errorf("%d %s", code, out)
+	}
+}
