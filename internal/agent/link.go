@@ -281,3 +281,13 @@ func reasonText(err error) string {
 	f := fault.FromStatus(err)
 	return fault.Code(f).String() + " " + fault.ReasonOf(f).String()
 }
+
+// settle ends a stream in good order, so that its record says so: nothing more is sent, and the other side ends it when it has
+// answered what was. A peer that does not is left after a while.
+func settle(s interface{ CloseSend() error }, heard *sync.WaitGroup, cancel context.CancelFunc) {
+	defer cancel()
+	late := time.AfterFunc(2*time.Second, cancel)
+	defer late.Stop()
+	_ = s.CloseSend()
+	heard.Wait()
+}

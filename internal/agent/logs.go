@@ -145,9 +145,9 @@ func (l *logs) pending(ctx context.Context) bool {
 // stream sends the log over one stream, from where it is stored. A small piece waits until the one before it is stored, so
 // that a command that writes byte by byte costs a message for each answer and not for each byte.
 func (l *logs) stream(ctx context.Context) (progress bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	fresh := l.link.fresh()
-	s, err := l.link.runs.AppendLogs(ctx)
+	s, err := l.link.runs.AppendLogs(life)
 	if err != nil {
 		cancel()
 		return false, err
@@ -168,8 +168,7 @@ func (l *logs) stream(ctx context.Context) (progress bool, err error) {
 	start := l.stored
 	l.mu.Unlock()
 	defer func() {
-		cancel()
-		heard.Wait()
+		settle(s, &heard, cancel)
 		l.mu.Lock()
 		progress = l.stored > start
 		l.mu.Unlock()

@@ -201,9 +201,9 @@ func (m *meter) pending(ctx context.Context) bool {
 // stream sends what waits over one stream, alone: each batch only when the one before it was answered. suspect is the batch that
 // was sent last.
 func (m *meter) stream(ctx context.Context, alone bool) (progress bool, suspect string, err error) {
-	ctx, cancel := context.WithCancel(ctx)
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	fresh := m.link.fresh()
-	s, err := m.link.metrics.LogRunData(ctx)
+	s, err := m.link.metrics.LogRunData(life)
 	if err != nil {
 		cancel()
 		return false, "", err
@@ -212,8 +212,7 @@ func (m *meter) stream(ctx context.Context, alone bool) (progress bool, suspect 
 	broken := make(chan error, 1)
 	answers := 0 // under mu
 	defer func() {
-		cancel()
-		heard.Wait()
+		settle(s, &heard, cancel)
 		progress = answers > 0
 	}()
 	heard.Go(func() {
