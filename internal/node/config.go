@@ -23,7 +23,7 @@ type Mesh struct {
 	PublicURL string `koanf:"public_url" config:"visible"`
 	// Etcd are the client endpoints: https://host:port.
 	Etcd []string `koanf:"etcd" config:"visible"`
-	// EtcdTLS is the folder with ca.pem, client.pem and client-key.pem for etcd.
+	// EtcdTLS is the folder with root.crt, client.crt and client.key for etcd.
 	EtcdTLS string `koanf:"etcd_tls" config:"visible"`
 	// EnrolAddress is host:port of identity's enrolment listener.
 	EnrolAddress string `koanf:"enrol_address" config:"visible"`
