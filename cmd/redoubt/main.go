@@ -8,12 +8,11 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/internal/cli"
 )
 
 func main() {
-	sandbox.MaybeStage()      // does not return in a process that sets a sandbox up
+	cli.MaybeStage()          // does not return in a process that sets a sandbox up
 	_ = syscall.Umask(0o077)  // whatever is made is its owner's alone
 	os.Exit(run(os.Args[1:])) // the one place that ends the process
 }

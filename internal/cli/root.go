@@ -32,7 +32,7 @@ Exit codes: 0 ok, 1 wrong use or a local problem, 2 the installation refused or 
 	f.DurationVar(&a.timeout, "timeout", 0, "how long the command may take; 0 is no limit beyond those of its calls")
 
 	root.AddGroup(&cobra.Group{ID: "run", Title: "An installation:"}, &cobra.Group{ID: "use", Title: "Working with one:"})
-	for _, c := range []*cobra.Command{a.up(), a.bootstrap(), a.serve(), a.etcd(), a.agent(), a.health(), a.doctor()} {
+	for _, c := range []*cobra.Command{a.up(), a.demo(), a.bootstrap(), a.serve(), a.etcd(), a.agent(), a.health(), a.doctor()} {
 		c.GroupID = "run"
 		root.AddCommand(c)
 	}
