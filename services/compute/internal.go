@@ -53,7 +53,7 @@ func (h internal) PurgeWorkspace(ctx context.Context, req *computev1.PurgeWorksp
 		}
 		h.s.driver.Clean(r.UID)
 	}
-	if err := h.s.cfg.Blobs.DeletePrefix(ctx, req.GetWorkspaceUid()+"/"); err != nil {
+	if err := h.s.cfg.Blobs.DeletePrefix(ctx, req.GetWorkspaceUid()); err != nil {
 		return nil, err
 	}
 	if err := h.s.store.Purge(ctx, req.GetWorkspaceUid(), record("workspace_uid", req.GetWorkspaceUid())); err != nil {

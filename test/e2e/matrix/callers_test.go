@@ -77,8 +77,8 @@ func outside(uid string, auth func(*testing.T, string) []string) caller {
 var gatewayConn = sync.OnceValue(func() *grpc.ClientConn { return dial(strings.TrimPrefix(mesh.URL, "https://"), mesh.TLS()) })
 
 // dial connects without waiting. Connections live as long as the test binary.
-func dial(addr string, cfg *tls.Config) *grpc.ClientConn {
-	c, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithNoProxy(), grpc.WithDisableServiceConfig())
+func dial(addr string, cfg *tls.Config, opts ...grpc.DialOption) *grpc.ClientConn {
+	c, err := grpc.NewClient("passthrough:///"+addr, append(opts, grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithNoProxy(), grpc.WithDisableServiceConfig())...)
 	if err != nil {
 		panic(err)
 	}

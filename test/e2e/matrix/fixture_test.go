@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/internal/testmesh"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
@@ -60,11 +62,26 @@ type run struct {
 	token         string
 }
 
+var (
+	shared *fixture
+	// stops end what the fixture has started.
+	stops []func()
+)
+
+// live is the fixture, made by the first test that asks.
+func live(t *testing.T) *fixture {
+	t.Helper()
+	if shared == nil {
+		shared = newFixture(t)
+	}
+	return shared
+}
+
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{certs: map[string]*tls.Certificate{}, conns: map[string]*grpc.ClientConn{}, tokens: map[string]string{}}
 	f.expired = expired(t)
-	f.admin = mesh.Dial(t, mesh.Admin(t))
+	f.admin = dial(strings.TrimPrefix(mesh.URL, "https://"), mesh.TLS(), grpc.WithPerRPCCredentials(testmesh.Bearer(mesh.Admin(t))))
 	f.forged = forged(t, mesh.Admin(t))
 	who, err := identityv1.NewSignInServiceClient(f.admin).WhoAmI(t.Context(), &identityv1.WhoAmIRequest{})
 	must(t, err)
@@ -283,7 +300,7 @@ func (f *fixture) newRun(t *testing.T, p *place) *run {
 			}
 		}
 	}()
-	t.Cleanup(func() { close(stop); <-done })
+	stops = append(stops, func() { close(stop); <-done })
 	return out
 }
 

@@ -43,6 +43,9 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
+	for _, stop := range stops {
+		stop()
+	}
 	mesh.Close()
 	os.Exit(code)
 }

@@ -42,7 +42,7 @@ type row struct {
 
 // B1, B2, A3, A4, G2: who may call what, and what the activity log says of it.
 func TestMatrix(t *testing.T) {
-	f := newFixture(t)
+	f := live(t)
 	rows := methods(t)
 	var cells []cell
 	tried, failed := 0, 0

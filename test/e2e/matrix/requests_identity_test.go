@@ -8,7 +8,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
@@ -16,8 +15,6 @@ import (
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
-
-func nowpb() *timestamppb.Timestamp { return timestamppb.Now() }
 
 // newName makes a user whom nobody needs, and gives his name.
 func (f *fixture) newName(t *testing.T) string {
@@ -106,13 +103,13 @@ func init() {
 		}),
 		identityv1.DirectoryService_ListGroups_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.ListGroupsRequest{} }),
 		identityv1.DirectoryService_AddGroupMember_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
-			return &identityv1.AddGroupMemberRequest{Name: f.group(t).GetName(), Member: "users/stranger"}
+			return &identityv1.AddGroupMemberRequest{Name: f.group(t).GetName(), Member: f.stranger.uid}
 		}),
 		identityv1.DirectoryService_RemoveGroupMember_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
 			g := f.group(t)
-			_, err := identityv1.NewDirectoryServiceClient(f.admin).AddGroupMember(t.Context(), &identityv1.AddGroupMemberRequest{Name: g.GetName(), Member: "users/stranger"})
+			_, err := identityv1.NewDirectoryServiceClient(f.admin).AddGroupMember(t.Context(), &identityv1.AddGroupMemberRequest{Name: g.GetName(), Member: f.stranger.uid})
 			must(t, err)
-			return &identityv1.RemoveGroupMemberRequest{Name: g.GetName(), Member: "users/stranger"}
+			return &identityv1.RemoveGroupMemberRequest{Name: g.GetName(), Member: f.stranger.uid}
 		}),
 
 		identityv1.EnrolmentService_Issue_FullMethodName: {

@@ -3,6 +3,7 @@ package matrix
 import (
 	"context"
 	"crypto/sha256"
+	"slices"
 	"testing"
 	"time"
 
@@ -247,9 +248,15 @@ func init() {
 		}),
 		telemetryv1.MetricService_GetRunData_FullMethodName:   about(func(_ *fixture, p *place) proto.Message { return &telemetryv1.GetRunDataRequest{Run: p.run.name} }),
 		telemetryv1.MetricService_WatchMetrics_FullMethodName: about(func(_ *fixture, p *place) proto.Message { return &telemetryv1.WatchMetricsRequest{Run: p.run.name} }),
-		telemetryv1.IngestService_Ingest_FullMethodName: forPeers(func(_ *testing.T, _ *fixture, service string) proto.Message {
+		telemetryv1.IngestService_Ingest_FullMethodName: forPeers(func(t *testing.T, f *fixture, service string) proto.Message {
 			// An event that is there already: a repeated delivery changes nothing.
-			return &telemetryv1.IngestRequest{Events: []*telemetryv1.ActivityEvent{{Uid: "evt_matrix", Time: nowpb(), Service: service, Seq: 1, Method: "/", Count: 1}}}
+			r, err := telemetryv1.NewActivityServiceClient(f.admin).ListActivity(t.Context(), &telemetryv1.ListActivityRequest{Scope: "/", PageSize: 1000})
+			must(t, err)
+			i := slices.IndexFunc(r.GetEvents(), func(ev *telemetryv1.ActivityEvent) bool { return ev.GetService() == service })
+			if i < 0 {
+				t.Fatalf("no event of %s is among the newest", service)
+			}
+			return &telemetryv1.IngestRequest{Events: r.GetEvents()[i : i+1]}
 		}),
 		telemetryv1.IngestService_PurgeWorkspace_FullMethodName: forPeers(func(t *testing.T, f *fixture, _ string) proto.Message {
 			return &telemetryv1.PurgeWorkspaceRequest{WorkspaceUid: f.workspace(t, f.ours.group).GetUid()}
