@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/settings"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
@@ -30,13 +29,9 @@ const (
 	exitTimeout
 )
 
-// MaybeStage has to be called first in main: in a process that sets a run's sandbox up it does not return.
-func MaybeStage() { sandbox.MaybeStage() }
-
-// Main runs one command. It returns when the command has ended, or soon after ctx has. further are commands of packages that are
-// clients themselves: the demo.
-func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, further ...*cobra.Command) int {
-	return run(ctx, &app{env: os.Getenv, environ: os.Environ(), in: stdin, out: stdout, err: stderr, now: time.Now, further: further}, args)
+// Main runs one command. It returns when the command has ended, or soon after ctx has.
+func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return run(ctx, &app{env: os.Getenv, environ: os.Environ(), in: stdin, out: stdout, err: stderr, now: time.Now}, args)
 }
 
 // app is one invocation.
@@ -47,7 +42,6 @@ type app struct {
 	out     io.Writer
 	err     io.Writer
 	now     func() time.Time
-	further []*cobra.Command
 
 	output    string
 	workspace string

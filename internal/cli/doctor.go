@@ -53,7 +53,7 @@ func (a *app) health() *cobra.Command {
 			return err
 		}
 		if _, err := m.checkHealth(cmd.Context(), cfg.Service.Name, addr); err != nil {
-			return err
+			return &exit{exitRefused, cfg.Service.Name + " at " + addr + ": " + client.Describe(err).Message}
 		}
 		_, err = fmt.Fprintln(a.out, "serving")
 		return err

@@ -41,9 +41,10 @@ var units = map[string]int{
 	"services/*":     5,
 	"internal/agent": 5,
 
-	"internal/node": 6,
-	"internal/cli":  6,
-	"internal/demo": 6,
+	"internal/node":       6,
+	"internal/cli":        6,
+	"internal/cli/client": 6,
+	"internal/demo":       6,
 
 	"examples": 1,
 
@@ -58,14 +59,16 @@ var units = map[string]int{
 // sameLevel lists the imports between units of one level, importer first, each with why it must be. No service ever stands
 // here: peers are reached through gen's clients or narrow interfaces. The units may not form a circle.
 var sameLevel = map[[2]string]string{
-	{"internal/cli", "internal/node"}:  "up and serve start what node builds",
-	{"internal/demo", "internal/node"}: "the demo starts a mesh",
-	{"internal/demo", "internal/cli"}:  "the demo is a client like any other (internal/cli/client)",
-	{"pkg/resource", "pkg/fault"}:      "a malformed name is a fault of the request",
-	{"pkg/audit", "pkg/envelope"}:      "an event is sealed before it is stored",
-	{"pkg/authz", "pkg/rule"}:          "a decision is asked for by a method's rule",
-	{"pkg/audit", "pkg/rule"}:          "what is recorded of a method stands in its rule",
-	{"pkg/authn", "pkg/rule"}:          "who may call a method stands in its rule",
+	{"internal/cli", "internal/node"}:        "up and serve start what node builds",
+	{"internal/demo", "internal/node"}:       "the demo starts a mesh",
+	{"internal/cli", "internal/cli/client"}:  "the commands call through the client",
+	{"internal/cli", "internal/demo"}:        "demo is a subcommand",
+	{"internal/demo", "internal/cli/client"}: "the demo is a client like any other",
+	{"pkg/resource", "pkg/fault"}:            "a malformed name is a fault of the request",
+	{"pkg/audit", "pkg/envelope"}:            "an event is sealed before it is stored",
+	{"pkg/authz", "pkg/rule"}:                "a decision is asked for by a method's rule",
+	{"pkg/audit", "pkg/rule"}:                "what is recorded of a method stands in its rule",
+	{"pkg/authn", "pkg/rule"}:                "who may call a method stands in its rule",
 }
 
 // reserved lists imports that belong to few units. A prefix holds the path itself and all below it; where several match,
