@@ -11,10 +11,8 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-const (
-	handshakeTimeout = 10 * time.Second
-	mostHandshakes   = 1024
-)
+// mostHandshakes is how many handshakes may be under way.
+const mostHandshakes = 1024
 
 // tlsConfig answers http/1.1 to every client that offers it, for Go's HTTP clients offer h2 as well and our HTTP/2 server speaks only
 // gRPC; a client that offers h2 alone is a gRPC client.
@@ -55,7 +53,7 @@ func (s *Service) accept(ctx context.Context, l net.Listener, grpcConns, httpCon
 		go func() {
 			defer func() { <-slots }()
 			conn := tls.Server(deadlined{raw, s.cfg.WriteTimeout}, cfg)
-			hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+			hctx, cancel := context.WithTimeout(ctx, s.cfg.HandshakeTimeout)
 			defer cancel()
 			if err := conn.HandshakeContext(hctx); err != nil {
 				s.cfg.Logger.Debug("handshake", "from", raw.RemoteAddr().String(), "error", err.Error())
@@ -71,7 +69,8 @@ func (s *Service) accept(ctx context.Context, l net.Listener, grpcConns, httpCon
 	}
 }
 
-// deadlined is a connection whose every write has to be taken within a time.
+// deadlined is a connection whose every write has to be taken within a time. It is closed when one is not: gRPC leaves a connection
+// that it cannot write to for its reader to end, and that reads on.
 type deadlined struct {
 	net.Conn
 	each time.Duration
@@ -82,7 +81,11 @@ func (d deadlined) Write(b []byte) (int, error) {
 	if err := d.SetWriteDeadline(time.Now().Add(d.each)); err != nil { // a socket's deadline is on the system's clock
 		return 0, err
 	}
-	return d.Conn.Write(b)
+	n, err := d.Conn.Write(b)
+	if err != nil {
+		_ = d.Close()
+	}
+	return n, err
 }
 
 // queue is a listener that is fed with connections.

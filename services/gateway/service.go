@@ -37,9 +37,15 @@ type Config struct {
 	MaxMessageBytes int
 	// WriteTimeout is how long a client may leave an answer unread. Default 30 s.
 	WriteTimeout time.Duration
-	Now          func() time.Time
-	Logger       *slog.Logger
+	// HandshakeTimeout is how long a TLS handshake may take. Default 10 s.
+	HandshakeTimeout time.Duration
+	Now              func() time.Time
+	Logger           *slog.Logger
 }
+
+// tooLargeBy is how far a message may be above the limit and still be refused with our reason. What is larger still is not read at
+// all: gRPC refuses it, with the code alone.
+const tooLargeBy = 4 << 20
 
 // Service is the gateway.
 type Service struct {
@@ -62,6 +68,9 @@ func New(cfg Config) (*Service, error) {
 	if cfg.WriteTimeout == 0 {
 		cfg.WriteTimeout = 30 * time.Second
 	}
+	if cfg.HandshakeTimeout == 0 {
+		cfg.HandshakeTimeout = 10 * time.Second
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -73,7 +82,7 @@ func New(cfg Config) (*Service, error) {
 		grpc.Creds(handshaken{}),
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.UnknownServiceHandler(s.forward),
-		grpc.MaxRecvMsgSize(cfg.MaxMessageBytes), grpc.MaxSendMsgSize(cfg.MaxMessageBytes),
+		grpc.MaxRecvMsgSize(cfg.MaxMessageBytes+tooLargeBy), grpc.MaxSendMsgSize(cfg.MaxMessageBytes),
 		grpc.MaxConcurrentStreams(256), grpc.MaxHeaderListSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 15 * time.Minute}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
