@@ -54,6 +54,7 @@ var units = map[string]int{
 	"internal/testmesh":   inTests,
 	"pkg/sqldb/sqldbtest": inTests,
 	"test/e2e":            inTests,
+	"test/proc":           inTests,
 }
 
 // sameLevel lists the imports between units of one level, importer first, each with why it must be. No service ever stands
