@@ -14,11 +14,18 @@ import (
 // mostHandshakes is how many handshakes may be under way.
 const mostHandshakes = 1024
 
+// aeadOnly are the ciphers of TLS 1.2: with forward secrecy, and none in CBC mode, which Go's defaults still hold (D10). Those of
+// TLS 1.3 cannot be chosen.
+var aeadOnly = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+}
+
 // tlsConfig answers http/1.1 to every client that offers it, for Go's HTTP clients offer h2 as well and our HTTP/2 server speaks only
 // gRPC; a client that offers h2 alone is a gRPC client.
 func (s *Service) tlsConfig() *tls.Config {
 	base := &tls.Config{
-		MinVersion: tls.VersionTLS12, Time: s.cfg.Now, SessionTicketsDisabled: true,
+		MinVersion: tls.VersionTLS12, CipherSuites: aeadOnly, Time: s.cfg.Now, SessionTicketsDisabled: true,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.cfg.Certificate() },
 	}
 	plain, h2 := base.Clone(), base.Clone()
