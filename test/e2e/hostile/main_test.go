@@ -83,10 +83,11 @@ func newLab(t *testing.T, id string) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, err := c.Computes().CreateCompute(t.Context(), &computev1.CreateComputeRequest{Parent: ws.GetName(), ComputeId: "here", Kind: computev1.Compute_KIND_LOCAL, MaxRuns: 4})
-	if err != nil {
-		t.Fatal(err)
-	}
+	var target *computev1.Compute
+	eventually(t, "a target in the new workspace", func() (err error) { // the workspace reaches compute within milliseconds
+		target, err = c.Computes().CreateCompute(t.Context(), &computev1.CreateComputeRequest{Parent: ws.GetName(), ComputeId: "here", Kind: computev1.Compute_KIND_LOCAL, MaxRuns: 4})
+		return err
+	})
 	return &lab{c, ws.GetName(), target.GetName()}
 }
 
