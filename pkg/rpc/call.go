@@ -132,20 +132,11 @@ func (c *Call) run() *authz.Run {
 
 // identify is the first link: the id under which this call is found again.
 func (c *Call) identify() error {
-	if v := metadata.ValueFromIncomingContext(c.Context, "traceparent"); len(v) == 1 {
-		if sc, ok := observe.ParseTraceparent(v[0]); ok {
-			c.traceID = sc.TraceID().String()
-		}
-	}
 	if v := metadata.ValueFromIncomingContext(c.Context, "x-request-id"); len(v) == 1 && validRequestID(v[0]) {
 		c.RequestID = v[0]
-	} else if c.traceID != "" {
-		c.RequestID = c.traceID
-	} else if c.m.chain.cfg.Tracing == nil || c.Method == nil { // else the next link gives the call a trace
-		var b [16]byte
-		_, _ = rand.Read(b[:]) // crypto/rand never fails
-		c.traceID = hex.EncodeToString(b[:])
-		c.RequestID = c.traceID
+	}
+	if c.m.chain.cfg.Tracing == nil || c.Method == nil { // else the next link finds the call's trace
+		c.untraced()
 	}
 	if p, ok := svid.PeerFrom(c.Context); ok && !c.m.chain.cfg.Enrolment {
 		c.Peer = p
@@ -153,6 +144,23 @@ func (c *Call) identify() error {
 	}
 	c.Address = c.address()
 	return nil
+}
+
+// untraced takes the caller's trace id, or makes one.
+func (c *Call) untraced() {
+	if v := metadata.ValueFromIncomingContext(c.Context, "traceparent"); len(v) == 1 {
+		if sc, ok := observe.ParseTraceparent(v[0]); ok {
+			c.traceID = sc.TraceID().String()
+		}
+	}
+	if c.traceID == "" {
+		var b [16]byte
+		_, _ = rand.Read(b[:]) // crypto/rand never fails
+		c.traceID = hex.EncodeToString(b[:])
+	}
+	if c.RequestID == "" {
+		c.RequestID = c.traceID
+	}
 }
 
 func validRequestID(s string) bool {

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
@@ -300,18 +302,29 @@ func TestRequestIDs(t *testing.T) {
 		"before the trace's":      {[]string{"traceparent", parent, "x-request-id", "mine"}, "mine"},
 		"a malformed traceparent": {[]string{"traceparent", "00-zz"}, ""},
 	} {
-		t.Run(name, func(t *testing.T) {
-			l := newLab(t)
-			_, err := telemetryv1.NewMetricServiceClient(l.gateway()).GetRunData(metadata.AppendToOutgoingContext(t.Context(), tc.send...), &telemetryv1.GetRunDataRequest{Run: run})
-			refusedAs(t, err, codes.Unauthenticated, faultv1.Reason_TOKEN_MISSING)
-			got := fault.RequestID(err)
-			if tc.want != "" && got != tc.want {
-				t.Errorf("it is %q, not %q", got, tc.want)
-			}
-			if tc.want == "" && (len(got) != 32 || strings.Contains(long, got)) {
-				t.Errorf("it is %q", got)
-			}
-		})
+		for _, traced := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/traced %v", name, traced), func(t *testing.T) {
+				l := newLab(t, func(c *Config) {
+					if traced {
+						var err error
+						c.Tracing, err = observe.NewTracing(t.Context(), observe.TraceConfig{Service: "telemetry"})
+						ok(t, err)
+					}
+				})
+				_, err := access(bearer(t, l.token(reader), tc.send...), l.gateway())
+				refusedAs(t, err, codes.PermissionDenied, faultv1.Reason_AUTHZ_ACTION_MISSING)
+				got, ev := fault.RequestID(err), l.rec.last(t)
+				if tc.want != "" && got != tc.want {
+					t.Errorf("it is %q, not %q", got, tc.want)
+				}
+				if tc.want == "" && (len(got) != 32 || strings.Contains(long, got) || got != ev.GetTraceId()) {
+					t.Errorf("it is %q, in trace %q", got, ev.GetTraceId())
+				}
+				if ev.GetRequestId() != got || len(ev.GetTraceId()) != 32 {
+					t.Errorf("the record has %q, trace %q", ev.GetRequestId(), ev.GetTraceId())
+				}
+			})
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -31,11 +32,16 @@ const Gateway = "gateway"
 
 func (c *Call) address() string {
 	if c.peer.Kind == svid.KindService && c.peer.Name == Gateway && c.peer.TrustDomain == c.m.chain.cfg.TrustDomain {
-		if v := metadata.ValueFromIncomingContext(c.Context, AddressHeader); len(v) == 1 && net.ParseIP(v[0]) != nil {
-			return v[0]
+		if v := metadata.ValueFromIncomingContext(c.Context, AddressHeader); len(v) == 1 {
+			if _, err := netip.ParseAddr(v[0]); err == nil {
+				return v[0]
+			}
 		}
 	}
 	if p, ok := peer.FromContext(c.Context); ok && p.Addr != nil {
+		if a, ok := p.Addr.(*net.TCPAddr); ok {
+			return a.AddrPort().Addr().Unmap().String()
+		}
 		if host, _, err := net.SplitHostPort(p.Addr.String()); err == nil {
 			return host
 		}
@@ -58,6 +64,9 @@ func (c *Call) traced() error {
 	c.traceID = in.Parent.TraceID().String()
 	if c.RequestID == "" {
 		c.RequestID = c.traceID
+		if in.Link.IsValid() { // the caller's own, by which he finds it
+			c.RequestID = in.Link.TraceID().String()
+		}
 	}
 	if !in.Sampled() {
 		c.Context = in.Context(c.Context)
