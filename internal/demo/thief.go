@@ -62,7 +62,7 @@ func (w *walk) readerTries(ctx context.Context) (string, error) {
 	if fault.Code(f) != codes.PermissionDenied || f.Metadata()["action"] != "compute/runs/submit" {
 		return "", fmt.Errorf("a Reader's submit was not refused as it should be: %w", err)
 	}
-	return fmt.Sprintf("he reads the run; submitting: %s, the action %s is missing", codes.PermissionDenied, f.Metadata()["action"]), nil
+	return fmt.Sprintf("he reads the run; submitting: %s, the action %s is missing", fault.CodeName(codes.PermissionDenied), f.Metadata()["action"]), nil
 }
 
 // eventually repeats what becomes true soon.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/grpc/codes"
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
@@ -28,8 +29,8 @@ type Error struct {
 type Violation struct{ Field, Description string }
 
 // New makes an Error. The message is read by the caller: it says what is wrong and what to do next.
-func New(code codes.Code, reason faultv1.Reason, format string, args ...any) *Error {
-	return &Error{code: code, reason: reason, message: fmt.Sprintf(format, args...)}
+func New(c codes.Code, reason faultv1.Reason, format string, args ...any) *Error {
+	return &Error{code: c, reason: reason, message: fmt.Sprintf(format, args...)}
 }
 
 // Wrap makes an Error with a cause that is logged and found by errors.Is, and is never sent.
@@ -209,3 +210,6 @@ func Describe(err error) *Error {
 	}
 	return from(err)
 }
+
+// CodeName is a canonical code as people and contracts write it: "OK", "PERMISSION_DENIED" (google.rpc.Code).
+func CodeName(c codes.Code) string { return code.Code(c).String() } //nolint:gosec // 0 to 16

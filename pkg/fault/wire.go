@@ -38,7 +38,7 @@ func ToStatus(err error, domain, requestID string) *status.Status {
 	}
 	message := e.message
 	if e.foreign { // a transport's own words may name addresses
-		message = "a service that this call needs answered " + e.code.String() + "; repeat the call, and if it stays so see `redoubt doctor`"
+		message = "a service that this call needs answered " + CodeName(e.code) + "; repeat the call, and if it stays so see `redoubt doctor`"
 	}
 	s := status.New(e.code, clean(message))
 	if full, err := s.WithDetails(details...); err == nil {

@@ -51,7 +51,7 @@ func (c *Call) finish(err error) error {
 	}
 	if c.span != nil {
 		if err != nil && c.span.IsRecording() {
-			c.span.SetStatus(otelcodes.Error, code.String())
+			c.span.SetStatus(otelcodes.Error, fault.CodeName(code))
 			c.span.SetAttributes(attribute.String("redoubt.reason", fault.ReasonOf(err).String()))
 		}
 		c.span.End()
@@ -80,7 +80,7 @@ func (c *Call) settle(err error) error {
 	}
 	c.event = nil
 	ev := c.record()
-	ev.Code = fault.Code(err).String()
+	ev.Code = fault.CodeName(fault.Code(err))
 	switch {
 	case err == nil:
 		succeeded(ev)
@@ -170,7 +170,7 @@ func (c *Call) write(err error, code codes.Code, took time.Duration) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 10)
-	attrs = append(attrs, slog.String("request_id", c.RequestID), slog.String("code", code.String()), slog.Duration("took", took),
+	attrs = append(attrs, slog.String("request_id", c.RequestID), slog.String("code", fault.CodeName(code)), slog.Duration("took", took),
 		slog.String("peer", c.Peer), slog.String("principal", c.Principal), slog.String("address", c.Address))
 	if !c.Scope.Name.IsZero() {
 		attrs = append(attrs, slog.String("scope_uid", c.Scope.UID))
