@@ -44,11 +44,19 @@ test: ## every test that needs no network, no root and no Docker
 test-race: ## the concurrent packages under the race detector (RACE=… to choose)
 	CGO_ENABLED=1 $(GOTEST) -race -timeout 15m $$(go list -e -f '{{if .GoFiles}}{{.ImportPath}}{{end}}' $(RACE))
 
+.PHONY: proc
+proc: ## installations of real processes: walked while certificates rotate, killed, started cold (PROC_SECONDS of each walk and of the kills)
+	PROC_SECONDS=$${PROC_SECONDS:-60} $(GOTEST) -timeout 30m -count=1 -v ./test/proc
+
 .PHONY: test-postgres
 test-postgres: ## the store suites against a PostgreSQL of their own (needs its programs; no root)
 	@packages=$$(go list -f '{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}' ./... | awk '/ .*\/pkg\/sqldb\/sqldbtest/ {print $$1}'); \
 	[ -n "$$packages" ] || { echo "no package's tests import pkg/sqldb/sqldbtest"; exit 1; }; \
 	tools/with-postgres.sh $(GOTEST) -timeout 10m -count=1 $$packages
+
+.PHONY: mutants
+mutants: ## take the guards out one by one, and see that the matrix notices
+	test/mutants.sh
 
 .PHONY: layering
 layering: ## who may import whom, package comments, links in the docs
