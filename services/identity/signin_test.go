@@ -240,7 +240,7 @@ func TestSignInIsRecorded(t *testing.T) { // G2
 			if ev.GetPrincipal() != l.admin || ev.GetPrincipalType() != authn.User || ev.GetDetails()["session"] == "" {
 				t.Errorf("the sign-in is recorded as %v", ev)
 			}
-		case "Unauthenticated":
+		case "UNAUTHENTICATED":
 			bad += int(ev.GetCount())
 			if ev.GetPrincipal() != "" || ev.GetReason() != "SIGN_IN_FAILED" {
 				t.Errorf("the refusal is recorded as %v", ev)
