@@ -283,7 +283,12 @@ func TestNothingIsLeft(t *testing.T) { // alone, since it counts what this proce
 	for range 3 {
 		round()
 	}
-	if after := open(); after != before {
+	// What a goroutine closes at its end may be open a moment longer; three leaks of one descriptor stay.
+	after := open()
+	for wait := time.Now().Add(5 * time.Second); after > before && time.Now().Before(wait); after = open() {
+		<-time.After(10 * time.Millisecond)
+	}
+	if after > before {
 		t.Errorf("%d descriptors are open, %d were", after, before)
 	}
 	if left := members(t, os.Getpid()); len(left) != 1 {
