@@ -99,10 +99,14 @@ func (l *Lab) change(ctx context.Context, method string) context.Context {
 
 // Count submits a run that counts to n, with a pause after each number.
 func (l *Lab) Count(ctx context.Context, id string, n int, pause time.Duration) (*computev1.Run, error) {
-	return l.Runs().SubmitRun(ctx, &computev1.SubmitRunRequest{
+	return l.Runs().SubmitRun(ctx, l.count(id, n, pause))
+}
+
+func (l *Lab) count(id string, n int, pause time.Duration) *computev1.SubmitRunRequest {
+	return &computev1.SubmitRunRequest{
 		Parent: l.Workspace, RunId: id, RequestId: "request-" + id, Compute: l.Compute, Snapshot: l.Snapshot,
 		Command: []string{"python3", "count.py", fmt.Sprint(n), fmt.Sprint(pause.Seconds())},
-	})
+	}
 }
 
 // History is the metric that Script logs, by step in the order in which it is kept.
