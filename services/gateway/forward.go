@@ -70,19 +70,8 @@ func (s *Service) forward(_ any, in grpc.ServerStream) error {
 	}
 	// When the service has said its last word the call is over, whether or not the caller has: up ends with the caller's stream,
 	// which ends when this returns. To wait for it here would be to wait for a caller who waits for this answer.
-	refused := make(chan error, 1)
-	go func() {
-		if e := s.up(in, out); e != nil {
-			refused <- e
-			cancel() // down ends
-		}
-	}()
+	go up(in, out)
 	err = down(in, out)
-	select {
-	case e := <-refused:
-		return s.refuse(in.Context(), e)
-	default:
-	}
 	in.SetTrailer(outward(out.Trailer()))
 	if err != nil {
 		return s.away(in.Context(), service, err)
@@ -91,24 +80,20 @@ func (s *Service) forward(_ any, in grpc.ServerStream) error {
 }
 
 // up takes the caller's messages to the service. It returns when the caller has sent all, or the stream is over: why is what
-// down reads. Its own error is a message that may not pass.
-func (s *Service) up(in grpc.ServerStream, out grpc.ClientStream) error {
+// down reads.
+func up(in grpc.ServerStream, out grpc.ClientStream) {
 	for {
 		f := &frame{}
 		err := in.RecvMsg(f)
 		if errors.Is(err, io.EOF) {
 			_ = out.CloseSend()
-			return nil
+			return
 		}
 		if err != nil {
-			return nil //nolint:nilerr // the caller is gone: down sees its context end
-		}
-		if f.data.Len() > s.cfg.MaxMessageBytes {
-			f.data.Free()
-			return s.tooLarge()
+			return //nolint:nilerr // the caller is gone: down sees its context end
 		}
 		if err := out.SendMsg(f); err != nil {
-			return nil //nolint:nilerr // down reads why
+			return //nolint:nilerr // down reads why; also of a message that is too large
 		}
 	}
 }
@@ -187,16 +172,12 @@ func (s *Service) away(ctx context.Context, service string, err error) error {
 	}
 	switch st.Code() {
 	case codes.ResourceExhausted:
-		return s.refuse(ctx, s.tooLarge())
+		return s.refuse(ctx, fault.New(codes.ResourceExhausted, faultv1.Reason_MESSAGE_TOO_LARGE, "a message is larger than the %d bytes that pass here; send less at once", s.cfg.MaxMessageBytes))
 	case codes.Canceled, codes.DeadlineExceeded, codes.Unimplemented, codes.InvalidArgument:
 		return s.refuse(ctx, fault.FromStatus(err))
 	}
 	s.cfg.Logger.Warn("a service did not answer", "service", service, "error", err.Error())
 	return s.refuse(ctx, fault.Wrap(fmt.Errorf("%s: %w", service, err), codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE, "the service %s does not answer; repeat the call, and if it stays so see `redoubt doctor`", service))
-}
-
-func (s *Service) tooLarge() error {
-	return fault.New(codes.ResourceExhausted, faultv1.Reason_MESSAGE_TOO_LARGE, "a message is larger than the %d bytes that pass here; send less at once", s.cfg.MaxMessageBytes)
 }
 
 func (s *Service) refuse(ctx context.Context, err error) error {
