@@ -90,7 +90,8 @@ func TestHostileRun(t *testing.T) {
 	var log strings.Builder
 	if err != nil {
 		_, _ = l.FollowLogs(t.Context(), r.GetName(), 0, false, &log)
-		t.Fatalf("%v\n%.8000s", err, log.String())
+		agent, _ := os.ReadFile(filepath.Join(mesh.Dir, "compute", "runs", r.GetUid(), "agent.log"))
+		t.Fatalf("%v\n%.8000s\n%s", err, log.String(), agent)
 	}
 	if _, err := l.FollowLogs(ctx, r.GetName(), 0, false, &log); err != nil {
 		t.Fatal(err)
