@@ -73,7 +73,10 @@ func (n *Node) openSeal() (*seal.Seal, error) {
 	if fresh {
 		return s, svid.WritePrivate(id, []byte(s.Fingerprint()+"\n"))
 	}
-	return s, s.Check(strings.TrimSpace(string(stored)))
+	if err := s.Check(strings.TrimSpace(string(stored))); err != nil {
+		return nil, fmt.Errorf("%s: %w", n.path("seal.key"), err)
+	}
+	return s, nil
 }
 
 // readSecret reads a file that no one else may read.
