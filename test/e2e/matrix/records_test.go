@@ -12,6 +12,7 @@ import (
 	rulev1 "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
 func prover(t *testing.T) *authn.Prover {
@@ -85,7 +86,7 @@ func (a activity) compare(cells []cell) map[string]string {
 		case w.code != codes.OK && w.silent && !recorded:
 			recorded = false
 		case w.code != codes.OK && c.c.anonymous():
-			anonymous[kind{c.m.FullName, w.code.String(), w.reason.String()}]++
+			anonymous[kind{c.m.FullName, fault.CodeName(w.code), w.reason.String()}]++
 			recorded = false
 		case w.code != codes.OK:
 			recorded = true
@@ -119,8 +120,8 @@ func (c cell) differs(ev *telemetryv1.ActivityEvent) string {
 		}
 	}
 	switch {
-	case ev.GetResult() != result || ev.GetCode() != c.want.code.String() || ev.GetReason() != reason:
-		return fmt.Sprintf("the record says %v %v %q, not %v %v %q", ev.GetResult(), ev.GetCode(), ev.GetReason(), result, c.want.code, reason)
+	case ev.GetResult() != result || ev.GetCode() != fault.CodeName(c.want.code) || ev.GetReason() != reason:
+		return fmt.Sprintf("the record says %v %v %q, not %v %v %q", ev.GetResult(), ev.GetCode(), ev.GetReason(), result, fault.CodeName(c.want.code), reason)
 	case c.c.uid != "" && ev.GetPrincipal() != c.c.uid:
 		return fmt.Sprintf("the record names %q, not %q", ev.GetPrincipal(), c.c.uid)
 	case ev.GetPeer() != c.c.peer:

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Takes one guard out at a time, by its build tag, and looks whether the matrix notices in the cells that are about this guard. A
+# mutant whose cells stay green is a hole in the tests: then this ends with 1. Other cells may go red too.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+tried=0 caught=0
+
+# mutant TAG CELL… : each CELL is an extended regular expression for the name of a failed test.
+mutant() {
+	local tag=$1 cell missed=0
+	shift
+	tried=$((tried + 1))
+	if go test -count=1 -timeout 5m -tags "$tag" -v ./test/e2e/matrix >"$out" 2>&1; then
+		echo "mutant $tag: NOT CAUGHT, everything is green"
+		return
+	fi
+	if ! grep -q -- '^--- FAIL' "$out"; then
+		echo "mutant $tag: did not run to its end:"
+		tail -20 "$out"
+		return
+	fi
+	for cell in "$@"; do
+		local n
+		n=$(grep -cE -- "--- FAIL: $cell \(" "$out")
+		echo "mutant $tag: $n red for $cell"
+		[ "$n" -gt 0 ] || missed=1
+	done
+	if [ $missed = 0 ]; then
+		caught=$((caught + 1))
+		echo "mutant $tag: caught"
+	else
+		echo "mutant $tag: NOT CAUGHT in all of its cells; what is red:"
+		grep -A2 -- '--- FAIL' "$out" | head -20
+	fi
+}
+
+echo "mutants: without any, the matrix is green"
+if ! go test -count=1 -timeout 5m ./test/e2e/matrix >"$out" 2>&1; then
+	echo "it is not: no mutant proves anything"
+	tail -40 "$out"
+	exit 1
+fi
+mutant redoubt_break_audience \
+	'TestMatrix/.*/token_for_another_service' 'TestMatrix/.*/token_for_this_service_from_outside' "TestMatrix/.*/service_with_the_caller's_own_token"
+mutant redoubt_break_authorize \
+	'TestMatrix/.*/stranger' 'TestMatrix/.*/reader' 'TestMatrix/.*/contributor' 'TestMatrix/.*/run_token_of_another_run' 'TestMatrix/uses/.*' 'TestTwelveOperations/.*/reader'
+mutant redoubt_break_peer \
+	'TestMatrix/.*/service_[a-z]+' 'TestMatrix/.*/operator'
+mutant redoubt_break_aad \
+	'TestSealedForOneThing/a_data_key_of_another_service' 'TestSealedForOneThing/a_page_of_.*'
+
+echo "mutants: $tried tried, $caught caught"
+[ "$tried" = "$caught" ]
