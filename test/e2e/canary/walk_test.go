@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -262,7 +263,7 @@ func (w *walk) measure() {
 	_, err = stream.Recv()
 	w.must(err)
 	w.must(stream.CloseSend())
-	if _, err := stream.Recv(); err != io.EOF {
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		w.t.Fatal(err)
 	}
 }

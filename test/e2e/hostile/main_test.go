@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 // start tries blocks of ports until one is free.
 func start() (err error) {
 	for range 20 {
-		listen := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(10000))) //nolint:gosec // which ports are free is no secret
+		listen := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(10000)))
 		if ports, err = node.Ports(listen); err != nil {
 			return err
 		}

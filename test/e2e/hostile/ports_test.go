@@ -135,10 +135,10 @@ func TestTransport(t *testing.T) {
 				}
 			}
 			for _, version := range []uint16{tls.VersionTLS10, tls.VersionTLS11, tls.VersionTLS12} {
-				_, err := handshake(t, p.Addr, &tls.Config{MinVersion: version, MaxVersion: version}) //nolint:gosec // to be refused
+				_, err := handshake(t, p.Addr, &tls.Config{MinVersion: version, MaxVersion: version})
 				if p.Name == "gateway" && version == tls.VersionTLS12 {
 					weak := []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA}
-					if _, err2 := handshake(t, p.Addr, &tls.Config{MinVersion: version, MaxVersion: version, CipherSuites: weak}); err != nil || err2 == nil { //nolint:gosec // to be refused
+					if _, err2 := handshake(t, p.Addr, &tls.Config{MinVersion: version, MaxVersion: version, CipherSuites: weak}); err != nil || err2 == nil {
 						t.Errorf("TLS 1.2: %v, with weak ciphers: %v", err, err2)
 					}
 					continue
@@ -191,7 +191,7 @@ func handshake(t *testing.T, addr string, cfg *tls.Config) (tls.ConnectionState,
 	}
 	defer func() { _ = raw.Close() }()
 	_ = raw.SetDeadline(time.Now().Add(5 * time.Second))
-	cfg.InsecureSkipVerify = true //nolint:forbidigo,gosec // which versions are spoken is asked, nothing is sent
+	cfg.InsecureSkipVerify = true //nolint:gosec // which versions are spoken is asked, nothing is sent
 	cfg.NextProtos = []string{"h2"}
 	c := tls.Client(raw, cfg)
 	if err := c.HandshakeContext(t.Context()); err != nil {
