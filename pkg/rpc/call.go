@@ -53,7 +53,6 @@ type Call struct {
 	span    trace.Span
 	event   *audit.Event // nil until something is recorded
 	details []string
-	opened  bool // past the audit link
 	denied  bool // refused by the engine, though it reads as absence
 	audited bool
 	who     string // set by Identify

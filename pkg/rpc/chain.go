@@ -136,14 +136,13 @@ func NewChain(cfg Config) (*Chain, error) {
 		addresses: newLimiters(cfg.Limits.PerAddress, cfg.Now),
 		callers:   newLimiters(cfg.Limits.PerPrincipal, cfg.Now),
 	}
-	// Log, fault mapping and recover stand around the rest: Call.finish does them.
+	// Log, fault mapping, recover and audit stand around the rest: Call.finish does them, so that a refusal by any link is recorded.
 	c.links = []link{
 		{"request id", (*Call).identify},
 		{"trace and metrics", (*Call).traced},
 		{"address limit", (*Call).limitAddress},
 		{"deadline", (*Call).bound},
 		{"peer identity", (*Call).peerIdentity},
-		{"audit", (*Call).openAudit},
 		{"token", (*Call).authenticate},
 		{"principal limit", (*Call).limitPrincipal},
 	}

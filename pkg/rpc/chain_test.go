@@ -98,7 +98,7 @@ func TestOrderOfLinks(t *testing.T) {
 	for _, l := range c.links {
 		names = append(names, l.name)
 	}
-	want := []string{"request id", "trace and metrics", "address limit", "deadline", "peer identity", "audit", "token", "principal limit"}
+	want := []string{"request id", "trace and metrics", "address limit", "deadline", "peer identity", "token", "principal limit"}
 	if !slices.Equal(names, want) {
 		t.Errorf("the links are %q, not %q", names, want)
 	}

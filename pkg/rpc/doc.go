@@ -2,7 +2,7 @@
 // with which services call each other.
 //
 // The links, in this order: request id, trace and metrics, log, fault mapping, recover, address limit, deadline, peer
-// identity, audit (opened here, closed at the end), token, principal limit, validate, authorize, handler. So a refusal by any
+// identity, token, principal limit, validate, authorize, handler. So a refusal by any
 // link is mapped, logged, counted and recorded. What needs only headers runs before the message is decoded.
 //
 // Trust boundary: everything before the handler. The peer's SPIFFE ID comes from the TLS handshake, the principal from a

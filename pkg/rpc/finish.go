@@ -24,12 +24,6 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
 
-// openAudit marks the point from which a refusal belongs into the activity log.
-func (c *Call) openAudit() error {
-	c.opened = !c.m.foreign
-	return nil
-}
-
 // finish closes the call: its record, its status, its log line, its numbers. Nothing is answered before it.
 func (c *Call) finish(err error) error {
 	if err != nil && errors.Is(err, io.EOF) {
