@@ -191,7 +191,7 @@ func handshake(t *testing.T, addr string, cfg *tls.Config) (tls.ConnectionState,
 	}
 	defer func() { _ = raw.Close() }()
 	_ = raw.SetDeadline(time.Now().Add(5 * time.Second))
-	cfg.InsecureSkipVerify = true //nolint:gosec // which versions are spoken is asked, nothing is sent
+	cfg.InsecureSkipVerify = true // which versions are spoken is asked, nothing is sent
 	cfg.NextProtos = []string{"h2"}
 	c := tls.Client(raw, cfg)
 	if err := c.HandshakeContext(t.Context()); err != nil {
