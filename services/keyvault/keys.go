@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"strconv"
 
 	"github.com/tink-crypto/tink-go/v2/aead/subtle"
@@ -126,6 +127,9 @@ func (h keys) Decrypt(ctx context.Context, req *keyvaultv1.DecryptRequest) (*key
 	}
 	call := rpc.From(ctx)
 	item, value, err := h.s.store.Open(ctx, call.Scope.WorkspaceUID, store.Key, call.Scope.Name.ID(), int64(version), faultv1.Reason_KEY_DISABLED)
+	if errors.Is(err, store.ErrNoVersion) { // the caller may know the key: it is the ciphertext that is wrong
+		return nil, bad
+	}
 	if err != nil {
 		return nil, absent(err, req.GetName())
 	}

@@ -41,6 +41,9 @@ const (
 	Key    = "key"
 )
 
+// ErrNoVersion is in the chain of the NOT_FOUND that Open gives for an item that is there, without that version.
+var ErrNoVersion = errors.New("no such version")
+
 // Item is one version of a secret or key, without its value.
 type Item struct {
 	UID         string
@@ -84,7 +87,8 @@ func (s *Store) CreateVault(ctx context.Context, workspace string, record Record
 	})
 }
 
-// DestroyVault removes all that the vault holds and destroys its key. It can be repeated.
+// DestroyVault removes all that the vault holds and destroys its key, in one transaction. It can be repeated, and must be until it
+// succeeds: what the database keeps of deleted rows is wiped last.
 func (s *Store) DestroyVault(ctx context.Context, workspace string, record Record) error {
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
@@ -102,13 +106,16 @@ func (s *Store) DestroyVault(ctx context.Context, workspace string, record Recor
 		if err := q.DeleteItemsOfWorkspace(ctx, workspace); err != nil {
 			return sqldb.Fault(err)
 		}
+		if err := s.keys.DestroyIn(ctx, tx, workspace); err != nil {
+			return err
+		}
 		return record(ctx, tx)
 	})
 	if err != nil {
 		return err
 	}
-	// After the row: until the key is gone too the caller gets an error, and repeats.
-	return s.keys.Destroy(ctx, workspace)
+	s.keys.Forget(workspace)
+	return s.db.Scrub(ctx)
 }
 
 // VaultKey is the key of a live vault.
@@ -226,6 +233,9 @@ func (s *Store) Open(ctx context.Context, workspace, kind, name string, version 
 		}
 	} else {
 		v, err = q.GetVersion(ctx, db.GetVersionParams{ItemUID: row.UID, Version: version})
+		if err = sqldb.Fault(err); fault.Is(err, codes.NotFound) {
+			return Item{}, redact.Secret{}, fault.Wrap(ErrNoVersion, codes.NotFound, faultv1.Reason_RESOURCE_NOT_FOUND, "the %s has no version %d", kind, version)
+		}
 	}
 	if err != nil {
 		return Item{}, redact.Secret{}, sqldb.Fault(err)
