@@ -69,9 +69,7 @@ type verdict struct {
 func TestHostileRun(t *testing.T) {
 	l := newLab(t, "attacked")
 	other := l.submit(t, nil, map[string]string{"wait.py": "import time\nprint('here', flush=True)\ntime.sleep(600)\n"}, "python3", "wait.py")
-	defer func() {
-		_, _ = l.Runs().CancelRun(context.WithoutCancel(t.Context()), &computev1.CancelRunRequest{Name: other.GetName()})
-	}()
+	defer l.end(t, other)
 	aim := surroundings(t, other)
 	free := outside(t, aim)
 	aim.Pids["a victim"] = sleeper(t)

@@ -111,6 +111,19 @@ func (l *lab) submit(t *testing.T, limits *computev1.RunLimits, files map[string
 	return r
 }
 
+// end cancels a run and waits until it has ended: its agent would outlive the test.
+func (l *lab) end(t *testing.T, r *computev1.Run) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
+	defer cancel()
+	if _, err := l.Runs().CancelRun(ctx, &computev1.CancelRunRequest{Name: r.GetName()}); err != nil {
+		t.Error(err)
+	}
+	if _, err := l.WaitRun(ctx, r.GetName(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // eventually repeats what becomes true soon.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()

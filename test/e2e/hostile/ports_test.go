@@ -4,7 +4,6 @@ package hostile
 
 import (
 	"bufio"
-	"context"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
@@ -18,8 +17,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 )
 
 // D10: the installation listens where it says, on loopback, and nowhere else; an agent and its run listen nowhere on the machine.
@@ -34,9 +31,7 @@ func TestPorts(t *testing.T) {
 	}
 	l := newLab(t, "ports")
 	r := l.submit(t, nil, map[string]string{"wait.py": "import time\ntime.sleep(600)\n"}, "python3", "wait.py")
-	defer func() {
-		_, _ = l.Runs().CancelRun(context.WithoutCancel(t.Context()), &computev1.CancelRunRequest{Name: r.GetName()})
-	}()
+	defer l.end(t, r)
 	agent := 0
 	eventually(t, "the run's command", func() error {
 		b, err := os.ReadFile(filepath.Join(mesh.Dir, "compute", "runs", r.GetUid(), "agent.pid"))
