@@ -36,6 +36,7 @@ type mesh struct {
 	registry  *discovery.Registry
 	rules     *rule.Table
 	exchanges *rpc.Exchanges
+	calls     string // the service config of every connection
 	conns     map[string]*grpc.ClientConn
 }
 
@@ -51,6 +52,9 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 		return nil, err
 	}
 	m := &mesh{td: td, rules: rules, conns: make(map[string]*grpc.ClientConn)}
+	if m.calls, err = callConfig(rules); err != nil {
+		return nil, err
+	}
 	if issue == nil {
 		issue = n.enrol(m)
 	}
@@ -112,7 +116,7 @@ func (n *Node) dial(m *mesh, service string) (*grpc.ClientConn, error) {
 		return nil, err
 	}
 	c, err := rpc.Dial(rpc.DialConfig{
-		Service: service, Target: discovery.Target(service), Options: m.registry.DialOptions(), Creds: m.source.ClientCredentials(id),
+		Service: service, Target: discovery.Target(service), Options: append(m.registry.DialOptions(), grpc.WithDefaultServiceConfig(m.calls)), Creds: m.source.ClientCredentials(id),
 		Rules: m.rules, Exchanges: m.exchanges, Logger: n.log,
 	})
 	if err != nil {
