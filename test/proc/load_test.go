@@ -29,7 +29,7 @@ import (
 // runSteps and runPause make a run of some seconds, which lives through several kills.
 const (
 	runSteps = 40
-	runPause = 150 * time.Millisecond
+	runPause = 100 * time.Millisecond
 )
 
 // load changes an installation without pause, and remembers what was acknowledged.
@@ -208,7 +208,7 @@ func (w *load) end(t *testing.T) {
 	close(w.stop)
 	w.wg.Wait()
 	defer func() { _ = w.conn.Close() }()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	failed := 0
 	for _, n := range w.failed {

@@ -276,18 +276,22 @@ func (in *Installation) WaitReady(t testing.TB) {
 	}
 }
 
-// poll tries until it works, a process of ours being on the other side.
+// poll tries until it works, a process being on the other side. Else it gives the last error that is not only that time is up.
 func poll(ctx context.Context, try func() error) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		err := try()
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return err
+			return last
 		case <-tick.C:
 		}
 	}

@@ -36,17 +36,23 @@ func TestColdStart(t *testing.T) {
 func TestWhole(t *testing.T) {
 	needSandbox(t)
 	in := New(t, false)
-	t.Run("walk", func(t *testing.T) {
-		calls, certificates := Walk(t, in.Access(), "walk", 4*time.Second)
-		t.Logf("%d calls, none failed; %d certificates", calls, certificates)
-	})
 	t.Run("second start", func(t *testing.T) {
 		code, out := Run(t, Environment(in.base), "up", "--data", in.Data, "--listen", freePorts(t))
 		if code != 1 && code != 2 || !strings.Contains(out, "another redoubt runs on "+in.Data) {
 			t.Errorf("ends with %d: %s", code, out)
 		}
 	})
-	t.Run("agent killed", func(t *testing.T) { agentKilled(t, in) })
+	t.Run("together", func(t *testing.T) {
+		t.Run("walk", func(t *testing.T) {
+			t.Parallel()
+			calls, certificates := Walk(t, in.Access(), "walk", 4*time.Second)
+			t.Logf("%d calls, none failed; %d certificates", calls, certificates)
+		})
+		t.Run("agent killed", func(t *testing.T) {
+			t.Parallel()
+			agentKilled(t, in)
+		})
+	})
 	t.Run("kills", func(t *testing.T) { killsOn(t, in, "kills", 2, 0) })
 	in.WantNothingLeft(t)
 	t.Run("damage", func(t *testing.T) { damaged(t, in) })

@@ -131,8 +131,9 @@ func (l *Lab) History(ctx context.Context, run, key string) (steps []int64, err 
 // WantActivity waits until every change stands in the activity log once, with its method, as succeeded.
 func (l *Lab) WantActivity(ctx context.Context, t testing.TB, changes map[string]string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	begin, events := time.Now(), 0
 	err := poll(ctx, func() error {
 		found := make(map[string]int)
 		uids := make(map[string]bool)
@@ -146,6 +147,7 @@ func (l *Lab) WantActivity(ctx context.Context, t testing.TB, changes map[string
 					t.Errorf("the event %s stands twice", e.GetUid())
 				}
 				uids[e.GetUid()] = true
+				events = len(uids)
 				if m, ok := changes[e.GetRequestId()]; ok && strings.HasSuffix(e.GetMethod(), "/"+m) && e.GetCode() == codes.OK.String() {
 					found[e.GetRequestId()]++
 				}
@@ -167,8 +169,10 @@ func (l *Lab) WantActivity(ctx context.Context, t testing.TB, changes map[string
 		return nil
 	})
 	if err != nil {
-		t.Errorf("activity: %v", err)
+		t.Errorf("activity: %v, after %d events and %s", err, events, time.Since(begin).Round(time.Millisecond))
+		return
 	}
+	t.Logf("all of %d changes stand in the activity log of %d events, looked for %s", len(changes), events, time.Since(begin).Round(time.Millisecond))
 }
 
 // Walk goes the whole walk on an installation: sign in, workspace, snapshot, a run on the local target for at least that long, its
