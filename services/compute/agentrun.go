@@ -30,9 +30,21 @@ func runEnded() error {
 	return fault.New(codes.FailedPrecondition, faultv1.Reason_RUN_ENDED, "the run has ended")
 }
 
-// carried finds the run of the calling agent: the chain has matched the token with the run's name; here the token's run and key are
-// matched with the run's own.
+// carried finds the run that the calling agent carries, which is the one that has got its assignment.
 func (h agents) carried(ctx context.Context, name string) (*store.Run, error) {
+	r, err := h.meant(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if r.AgentKey == "" {
+		return nil, fault.FailedPrecondition("ask for the assignment first")
+	}
+	return r, nil
+}
+
+// meant finds the run of the calling agent: the chain has matched the token with the run's name; here the token's run and key are
+// matched with the run's own.
+func (h agents) meant(ctx context.Context, name string) (*store.Run, error) {
 	r, err := h.s.run(ctx, name)
 	if err != nil {
 		return nil, err
@@ -52,7 +64,7 @@ func (h agents) carried(ctx context.Context, name string) (*store.Run, error) {
 
 // GetAssignment implements computev1.AgentRunServiceServer. The first key that asks carries the run from then on.
 func (h agents) GetAssignment(ctx context.Context, req *computev1.GetAssignmentRequest) (*computev1.Assignment, error) {
-	r, err := h.carried(ctx, req.GetName())
+	r, err := h.meant(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}

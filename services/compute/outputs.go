@@ -77,7 +77,7 @@ func (h agents) UploadOutput(stream grpc.ClientStreamingServer[computev1.UploadO
 		return err
 	}
 	o := store.Output{Path: first.GetPath(), Size: first.GetSize(), Digest: first.GetDigest(), Blob: blob, Created: h.s.cfg.Now()}
-	replaced, err := h.s.store.PutOutput(ctx, r, o, h.s.cfg.MaxOutputs)
+	replaced, err := h.s.store.PutOutput(ctx, r, o, h.s.cfg.MaxOutputs, h.s.cfg.MaxOutputBytes)
 	if err != nil {
 		_ = h.s.cfg.Blobs.Delete(context.WithoutCancel(ctx), blob)
 		return err
@@ -88,7 +88,7 @@ func (h agents) UploadOutput(stream grpc.ClientStreamingServer[computev1.UploadO
 	return stream.SendAndClose(outputMessage(o))
 }
 
-// room holds the sum of a run's outputs to its limit.
+// room refuses before the content is sent what has no place in the limit; PutOutput decides.
 func (h agents) room(ctx context.Context, r *store.Run, first *computev1.UploadOutputRequest) error {
 	list, err := h.s.store.Outputs(ctx, r)
 	if err != nil {

@@ -56,53 +56,71 @@ func (s *Service) Run(ctx context.Context) error {
 // adopt takes up, after a start, the runs whose agents have gone on meanwhile. An agent that is there gets the time of a heartbeat to
 // say so.
 func (s *Service) adopt(ctx context.Context) error {
-	active, err := s.store.Active(ctx)
+	active, err := s.store.ActiveUIDs(ctx) // the key of a workspace may not be there yet: its agents are not to be swept away for that
 	if err != nil {
 		return err
 	}
 	keep := make(map[string]bool, len(active))
 	now := s.cfg.Now()
-	for _, r := range active {
-		keep[r.UID] = true
-		if err := s.store.Touch(ctx, r.UID, now); err != nil {
+	for _, uid := range active {
+		keep[uid] = true
+		if err := s.store.Touch(ctx, uid, now); err != nil {
 			return err
 		}
-		s.cfg.Logger.Info("a run goes on from before", "run_uid", r.UID, "state", r.State.String(), "agent_alive", s.driver.Alive(r.UID))
+		s.cfg.Logger.Info("a run goes on from before", "run_uid", uid, "agent_alive", s.driver.Alive(uid))
 	}
 	s.driver.Sweep(keep)
 	return nil
 }
 
-// startQueued starts what waits for local targets, oldest first, as far as there is room.
+// startQueued starts what waits for local targets, oldest first, as far as there is room. Each target is worked on by itself: what
+// is wrong with the runs of one, or how many wait for it, holds up no other.
 func (s *Service) startQueued(ctx context.Context) error {
-	queued, err := s.store.Queued(ctx, 256)
+	targets, err := s.store.WaitedFor(ctx)
 	if err != nil {
 		return err
 	}
+	var failed []error
+	for _, uid := range targets {
+		failed = append(failed, s.startOn(ctx, uid))
+	}
+	return errors.Join(failed...)
+}
+
+// lookahead is how many runs more than there is room for are looked at, should the first ones not be startable.
+const lookahead = 16
+
+func (s *Service) startOn(ctx context.Context, uid string) error {
+	c, err := s.store.ComputeByUID(ctx, uid)
+	gone := fault.Is(err, codes.NotFound)
+	if err != nil && !gone || !gone && c.Kind != computev1.Compute_KIND_LOCAL {
+		return err
+	}
+	queued, err := s.store.QueuedOn(ctx, uid, c.MaxRuns+lookahead)
+	if err != nil {
+		return err
+	}
+	var failed []error
 	for _, r := range queued {
-		c, err := s.store.ComputeByUID(ctx, r.Compute)
-		if fault.Is(err, codes.NotFound) {
+		if gone {
 			s.endRun(ctx, r.UID, computev1.Run_STATE_FAILED, "the compute was deleted", faultv1.Reason_RESOURCE_NOT_FOUND)
 			continue
 		}
-		if err != nil {
-			return err
-		}
-		if c.Kind != computev1.Compute_KIND_LOCAL {
-			continue
-		}
-		active, err := s.store.ActiveOn(ctx, c.UID)
+		active, err := s.store.ActiveOn(ctx, uid)
 		if err != nil {
 			return err
 		}
 		if active >= int64(c.MaxRuns) {
-			continue
+			break
 		}
 		if err := s.startLocal(ctx, r); err != nil {
-			return err
+			if ctx.Err() != nil {
+				return err
+			}
+			failed = append(failed, err)
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // startLocal hands a run to the driver.
@@ -234,11 +252,18 @@ func (s *Service) watchActive(ctx context.Context) error {
 
 // timeOut asks a run to stop that has had its time.
 func (s *Service) timeOut(ctx context.Context, uid string, timeout time.Duration) {
+	errOver := errors.New("ended or cancelled meanwhile")
 	_, err := s.store.Update(ctx, uid, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
+		if r.HasEnded() || r.Cancel {
+			return errOver
+		}
 		r.Cancel, r.CanceledAt = true, s.cfg.Now()
 		r.Outcome.Message, r.Outcome.Reason = "the run took longer than its timeout of "+timeout.String(), faultv1.Reason_DEADLINE_PASSED.String()
 		return nil
 	}, nil)
+	if errors.Is(err, errOver) {
+		return
+	}
 	if err != nil {
 		s.cfg.Logger.Warn("a run's timeout could not be noted", "run_uid", uid, "error", err)
 		return

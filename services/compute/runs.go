@@ -2,6 +2,7 @@ package compute
 
 import (
 	"context"
+	"errors"
 	"strconv"
 
 	"google.golang.org/grpc"
@@ -112,9 +113,13 @@ func (h runs) CancelRun(ctx context.Context, req *computev1.CancelRunRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	var as *store.Run
+	errNothing := errors.New("nothing to cancel")
 	r, err = h.s.store.Update(ctx, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
 		switch {
 		case r.HasEnded() || r.Cancel:
+			as = r
+			return errNothing
 		case r.State == computev1.Run_STATE_QUEUED:
 			end(r, computev1.Run_STATE_CANCELED, "cancelled before it started", faultv1.Reason_REASON_UNSPECIFIED, h.s.cfg.Now())
 		default:
@@ -122,6 +127,9 @@ func (h runs) CancelRun(ctx context.Context, req *computev1.CancelRunRequest) (*
 		}
 		return nil
 	}, record())
+	if errors.Is(err, errNothing) {
+		return runMessage(as), nil
+	}
 	if err != nil {
 		return nil, absent(err, req.GetName())
 	}

@@ -105,7 +105,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, errors.New("compute: the peers, Dir, Gateway, PublicURL and CA are required")
 	}
 	cfg.defaults()
-	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys), driver: cfg.Driver, news: newNews(), queue: make(chan struct{}, 1)}
+	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys, cfg.Logger), driver: cfg.Driver, news: newNews(), queue: make(chan struct{}, 1)}
 	if s.driver == nil {
 		d, err := newLocal(localConfig{Dir: filepath.Join(cfg.Dir, "runs"), Command: cfg.AgentCommand, Logger: cfg.Logger})
 		if err != nil {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/hex"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -68,7 +69,7 @@ func (s *Store) AppendLog(ctx context.Context, r *Run, start int64, data []byte,
 	return stored, full, err
 }
 
-// ReadLog gives the log from offset, at most n pieces.
+// ReadLog gives the log from offset, at most n pieces. A piece that is gone from between others is DATA_DAMAGED.
 func (s *Store) ReadLog(ctx context.Context, r *Run, offset int64, n int) ([]*computev1.LogChunk, error) {
 	key, err := s.keys.Key(ctx, r.Workspace)
 	if err != nil {
@@ -83,6 +84,9 @@ func (s *Store) ReadLog(ctx context.Context, r *Run, offset int64, n int) ([]*co
 		data, err := key.Open(logAAD(r.Workspace, r.UID, row.Start), row.Data)
 		if err != nil {
 			return nil, err
+		}
+		if row.Start > offset || int64(len(data)) != row.Length {
+			return nil, fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "a piece of the stored log is missing")
 		}
 		if row.Start < offset {
 			data = data[offset-row.Start:]
@@ -103,19 +107,24 @@ type Output struct {
 	Created time.Time
 }
 
+// outputAAD binds an entry to its path and to its blob, so that two outputs of a run cannot be exchanged.
+func outputAAD(r *Run, mac []byte, blob string) envelope.AAD {
+	return runAAD(r.Workspace, r.UID, "output/"+hex.EncodeToString(mac)+"/"+blob)
+}
+
 // PutOutput notes an output whose blob is stored. The same path again takes the place of the earlier one, whose blob is given back
-// if it is another.
-func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most int64) (replaced string, err error) {
+// if it is another. A run has at most most outputs, of at most mostBytes in all.
+func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most, mostBytes int64) (replaced string, err error) {
 	key, err := s.keys.Key(ctx, r.Workspace)
 	if err != nil {
 		return "", err
 	}
 	mac := key.MAC("output", r.UID, o.Path)
-	b, err := proto.Marshal(&computev1.Output{Path: o.Path, Digest: o.Digest})
+	b, err := proto.Marshal(&computev1.Output{Path: o.Path, Digest: o.Digest, Size: o.Size})
 	if err != nil {
 		return "", fault.Internal(err, "the output cannot be stored")
 	}
-	entry, err := key.Seal(runAAD(r.Workspace, r.UID, "output/"+string(mac)), b)
+	entry, err := key.Seal(outputAAD(r, mac, o.Blob), b)
 	if err != nil {
 		return "", err
 	}
@@ -128,6 +137,13 @@ func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most int64) (re
 		}
 		if row.State >= int64(computev1.Run_STATE_COMPLETED) {
 			return fault.New(codes.FailedPrecondition, faultv1.Reason_RUN_ENDED, "the run has ended; it takes no more outputs")
+		}
+		total, err := q.SumOtherOutputs(ctx, db.SumOtherOutputsParams{RunUID: r.UID, PathMac: mac})
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		if o.Size > mostBytes-total {
+			return fault.ResourceExhausted("the outputs of a run have at most %d bytes in all", mostBytes)
 		}
 		old, err := q.GetOutput(ctx, db.GetOutputParams{RunUID: r.UID, PathMac: mac})
 		switch err = sqldb.Fault(err); {
@@ -184,7 +200,7 @@ func (s *Store) output(ctx context.Context, r *Run, row db.Output) (Output, erro
 	if err != nil {
 		return Output{}, err
 	}
-	b, err := key.Open(runAAD(r.Workspace, r.UID, "output/"+string(row.PathMac)), row.Entry)
+	b, err := key.Open(outputAAD(r, row.PathMac, row.Blob), row.Entry)
 	if err != nil {
 		return Output{}, err
 	}
@@ -192,7 +208,7 @@ func (s *Store) output(ctx context.Context, r *Run, row db.Output) (Output, erro
 	if err := proto.Unmarshal(b, &e); err != nil {
 		return Output{}, fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "the stored output cannot be read")
 	}
-	return Output{Path: e.GetPath(), Size: row.Size, Digest: e.GetDigest(), Blob: row.Blob, Created: instant(row.CreateTime)}, nil
+	return Output{Path: e.GetPath(), Size: e.GetSize(), Digest: e.GetDigest(), Blob: row.Blob, Created: instant(row.CreateTime)}, nil
 }
 
 // CountOutputs counts what a run has left, in the transaction that ends it.

@@ -14,9 +14,6 @@ SELECT uid, workspace_uid, name, name_mac, kind, max_runs, create_time, created_
 WHERE workspace_uid = $1 AND (create_time > $2 OR (create_time = $2 AND uid > $3))
 ORDER BY create_time, uid LIMIT CAST($4 AS BIGINT);
 
--- name: ComputeRuns :one
-SELECT COUNT(*) FROM runs WHERE compute_uid = $1;
-
 -- name: ComputeRunsNotEnded :one
 SELECT COUNT(*) FROM runs WHERE compute_uid = $1 AND state < $2;
 
@@ -48,8 +45,8 @@ SELECT * FROM runs
 WHERE workspace_uid = $1 AND state = $2 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($5 AS BIGINT);
 
--- name: RunsByState :many
-SELECT * FROM runs WHERE state = $1 ORDER BY create_time, uid LIMIT CAST($2 AS BIGINT);
+-- name: ComputesInState :many
+SELECT DISTINCT compute_uid FROM runs WHERE state = $1 ORDER BY compute_uid;
 
 -- name: QueuedOnCompute :many
 SELECT * FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT);
@@ -96,6 +93,9 @@ SELECT run_uid, path_mac, entry, size, blob, create_time FROM outputs WHERE run_
 
 -- name: CountOutputs :one
 SELECT COUNT(*) FROM outputs WHERE run_uid = $1;
+
+-- name: SumOtherOutputs :one
+SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) AS size FROM outputs WHERE run_uid = $1 AND path_mac <> $2;
 
 -- name: DeleteLogsOfWorkspace :exec
 DELETE FROM log_chunks WHERE run_uid IN (SELECT uid FROM runs WHERE workspace_uid = $1);

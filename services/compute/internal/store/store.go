@@ -13,6 +13,7 @@ import (
 	"context"
 	"embed"
 	"encoding/binary"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -41,10 +42,13 @@ type Record func(ctx context.Context, tx *sqldb.Tx) error
 type Store struct {
 	db   *sqldb.DB
 	keys *envelope.Keyring
+	log  *slog.Logger
 }
 
 // New makes a store. keys are the data keys of workspaces.
-func New(d *sqldb.DB, keys *envelope.Keyring) *Store { return &Store{db: d, keys: keys} }
+func New(d *sqldb.DB, keys *envelope.Keyring, log *slog.Logger) *Store {
+	return &Store{db: d, keys: keys, log: log}
+}
 
 // Compute is a target.
 type Compute struct {
@@ -351,6 +355,20 @@ func (s *Store) runs(ctx context.Context, rows []db.Run) ([]*Run, error) {
 	return out, nil
 }
 
+// readable is for lists that span workspaces: a row that is damaged, or whose workspace has lost its key, must not stop the others.
+func (s *Store) readable(ctx context.Context, rows []db.Run) []*Run {
+	out := make([]*Run, 0, len(rows))
+	for _, row := range rows {
+		r, err := s.run(ctx, row)
+		if err != nil {
+			s.log.Warn("a run cannot be read and is passed over", "run_uid", row.UID, "error", err)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
 // Run finds a run by its id.
 func (s *Store) Run(ctx context.Context, workspace, id string) (*Run, error) {
 	key, err := s.keys.Key(ctx, workspace)
@@ -396,31 +414,38 @@ func (s *Store) ListRuns(ctx context.Context, workspace string, state computev1.
 	return out, after, err
 }
 
-// Queued gives the runs that wait, oldest first.
-func (s *Store) Queued(ctx context.Context, limit int) ([]*Run, error) {
-	rows, err := db.New(s.db.Reader()).RunsByState(ctx, db.RunsByStateParams{State: int64(computev1.Run_STATE_QUEUED), Column2: int64(limit)})
-	if err != nil {
-		return nil, sqldb.Fault(err)
-	}
-	return s.runs(ctx, rows)
+// WaitedFor gives the uids of the targets that runs wait for.
+func (s *Store) WaitedFor(ctx context.Context) ([]string, error) {
+	uids, err := db.New(s.db.Reader()).ComputesInState(ctx, int64(computev1.Run_STATE_QUEUED))
+	return uids, sqldb.Fault(err)
 }
 
-// QueuedOn gives the runs that wait for one target, oldest first.
+// QueuedOn gives the runs that wait for one target, oldest first; one that does not open is passed over.
 func (s *Store) QueuedOn(ctx context.Context, compute string, limit int) ([]*Run, error) {
 	rows, err := db.New(s.db.Reader()).QueuedOnCompute(ctx, db.QueuedOnComputeParams{ComputeUID: compute, State: int64(computev1.Run_STATE_QUEUED), Column3: int64(limit)})
 	if err != nil {
 		return nil, sqldb.Fault(err)
 	}
-	return s.runs(ctx, rows)
+	return s.readable(ctx, rows), nil
 }
 
-// Active gives every run that an agent has or is on its way to.
+// Active gives every run that an agent has or is on its way to; one that does not open is passed over.
 func (s *Store) Active(ctx context.Context) ([]*Run, error) {
 	rows, err := db.New(s.db.Reader()).RunsInStates(ctx, db.RunsInStatesParams{State: int64(computev1.Run_STATE_STARTING), State_2: int64(computev1.Run_STATE_FINALIZING)})
 	if err != nil {
 		return nil, sqldb.Fault(err)
 	}
-	return s.runs(ctx, rows)
+	return s.readable(ctx, rows), nil
+}
+
+// ActiveUIDs gives the uids of the runs that an agent has or is on its way to, readable or not.
+func (s *Store) ActiveUIDs(ctx context.Context) ([]string, error) {
+	rows, err := db.New(s.db.Reader()).RunsInStates(ctx, db.RunsInStatesParams{State: int64(computev1.Run_STATE_STARTING), State_2: int64(computev1.Run_STATE_FINALIZING)})
+	uids := make([]string, 0, len(rows))
+	for _, row := range rows {
+		uids = append(uids, row.UID)
+	}
+	return uids, sqldb.Fault(err)
 }
 
 // ActiveOn counts the runs that take up room on a target.
@@ -429,13 +454,13 @@ func (s *Store) ActiveOn(ctx context.Context, compute string) (int64, error) {
 	return n, sqldb.Fault(err)
 }
 
-// NotRevoked gives ended runs whose tokens identity has not been told to kill.
+// NotRevoked gives ended runs whose tokens identity has not been told to kill; one that does not open is passed over.
 func (s *Store) NotRevoked(ctx context.Context) ([]*Run, error) {
 	rows, err := db.New(s.db.Reader()).NotRevoked(ctx, int64(computev1.Run_STATE_COMPLETED))
 	if err != nil {
 		return nil, sqldb.Fault(err)
 	}
-	return s.runs(ctx, rows)
+	return s.readable(ctx, rows), nil
 }
 
 // Update reads a run in a transaction, lets change alter it, and stores it if nobody else has in between. A change that returns
@@ -504,7 +529,7 @@ func (s *Store) OfWorkspace(ctx context.Context, workspace string) ([]*Run, erro
 	return s.runs(ctx, rows)
 }
 
-// Purge removes every row of a workspace, and its data key, for good.
+// Purge removes every row of a workspace, and its data key, for good. It can be repeated, and must be until it succeeds.
 func (s *Store) Purge(ctx context.Context, workspace string, record Record) error {
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
@@ -513,10 +538,14 @@ func (s *Store) Purge(ctx context.Context, workspace string, record Record) erro
 				return sqldb.Fault(err)
 			}
 		}
+		if err := s.keys.DestroyIn(ctx, tx, workspace); err != nil {
+			return err
+		}
 		return record(ctx, tx)
 	})
 	if err != nil {
 		return err
 	}
-	return s.keys.Destroy(ctx, workspace)
+	s.keys.Forget(workspace)
+	return s.db.Scrub(ctx)
 }

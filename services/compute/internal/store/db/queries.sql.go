@@ -26,17 +26,6 @@ func (q *Queries) ActiveOnCompute(ctx context.Context, arg ActiveOnComputeParams
 	return count, err
 }
 
-const computeRuns = `-- name: ComputeRuns :one
-SELECT COUNT(*) FROM runs WHERE compute_uid = $1
-`
-
-func (q *Queries) ComputeRuns(ctx context.Context, computeUid string) (int64, error) {
-	row := q.db.QueryRowContext(ctx, computeRuns, computeUid)
-	var count int64
-	err := row.Scan(&count)
-	return count, err
-}
-
 const computeRunsNotEnded = `-- name: ComputeRunsNotEnded :one
 SELECT COUNT(*) FROM runs WHERE compute_uid = $1 AND state < $2
 `
@@ -51,6 +40,33 @@ func (q *Queries) ComputeRunsNotEnded(ctx context.Context, arg ComputeRunsNotEnd
 	var count int64
 	err := row.Scan(&count)
 	return count, err
+}
+
+const computesInState = `-- name: ComputesInState :many
+SELECT DISTINCT compute_uid FROM runs WHERE state = $1 ORDER BY compute_uid
+`
+
+func (q *Queries) ComputesInState(ctx context.Context, state int64) ([]string, error) {
+	rows, err := q.db.QueryContext(ctx, computesInState, state)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var compute_uid string
+		if err := rows.Scan(&compute_uid); err != nil {
+			return nil, err
+		}
+		items = append(items, compute_uid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const countOutputs = `-- name: CountOutputs :one
@@ -758,59 +774,6 @@ func (q *Queries) ReadLog(ctx context.Context, arg ReadLogParams) ([]LogChunk, e
 	return items, nil
 }
 
-const runsByState = `-- name: RunsByState :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs WHERE state = $1 ORDER BY create_time, uid LIMIT CAST($2 AS BIGINT)
-`
-
-type RunsByStateParams struct {
-	State   int64
-	Column2 int64
-}
-
-func (q *Queries) RunsByState(ctx context.Context, arg RunsByStateParams) ([]Run, error) {
-	rows, err := q.db.QueryContext(ctx, runsByState, arg.State, arg.Column2)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	items := []Run{}
-	for rows.Next() {
-		var i Run
-		if err := rows.Scan(
-			&i.UID,
-			&i.WorkspaceUID,
-			&i.ComputeUID,
-			&i.IDMac,
-			&i.RequestMac,
-			&i.Spec,
-			&i.Outcome,
-			&i.Submitter,
-			&i.State,
-			&i.Generation,
-			&i.AgentKey,
-			&i.Cancel,
-			&i.Version,
-			&i.CreateTime,
-			&i.StartTime,
-			&i.EndTime,
-			&i.HeartbeatTime,
-			&i.CancelTime,
-			&i.LogBytes,
-			&i.Revoked,
-		); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Close(); err != nil {
-		return nil, err
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const runsInStates = `-- name: RunsInStates :many
 SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs WHERE state >= $1 AND state <= $2 ORDER BY create_time, uid
 `
@@ -936,6 +899,22 @@ func (q *Queries) SetLogBytes(ctx context.Context, arg SetLogBytesParams) (int64
 		return 0, err
 	}
 	return result.RowsAffected()
+}
+
+const sumOtherOutputs = `-- name: SumOtherOutputs :one
+SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) AS size FROM outputs WHERE run_uid = $1 AND path_mac <> $2
+`
+
+type SumOtherOutputsParams struct {
+	RunUID  string
+	PathMac []byte
+}
+
+func (q *Queries) SumOtherOutputs(ctx context.Context, arg SumOtherOutputsParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, sumOtherOutputs, arg.RunUID, arg.PathMac)
+	var size int64
+	err := row.Scan(&size)
+	return size, err
 }
 
 const touchRun = `-- name: TouchRun :execrows
