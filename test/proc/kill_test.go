@@ -27,7 +27,7 @@ func seed(t *testing.T) *rand.Rand {
 		}
 	}
 	t.Logf("PROC_SEED=%d", n)
-	return rand.New(rand.NewPCG(n, 0)) //nolint:gosec // it must be repeatable
+	return rand.New(rand.NewPCG(n, 0))
 }
 
 // killing kills processes with SIGKILL at random moments, at least so often and at least so long, each in turn; and starts each again at

@@ -72,7 +72,7 @@ func (p *Process) Start() error {
 		return err
 	}
 	defer func() { _ = out.Close() }()
-	cmd := exec.Command(Binary(), p.Args...) //nolint:noctx,gosec // our own program; ended by Kill and Stop
+	cmd := exec.Command(Binary(), p.Args...) //nolint:noctx // our own program; ended by Kill and Stop
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = p.dir, p.env, out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -156,7 +156,7 @@ type Installation struct {
 // New makes an installation and starts it: in several processes, or in one.
 func New(t testing.TB, several bool) *Installation {
 	t.Helper()
-	base, err := os.MkdirTemp("", "proc")
+	base, err := os.MkdirTemp("", "proc") //nolint:usetesting // a socket's path is short
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func Run(t testing.TB, env []string, args ...string) (code int, output string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, Binary(), args...) //nolint:gosec // our own program
+	cmd := exec.CommandContext(ctx, Binary(), args...)
 	cmd.Env = env
 	b, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
@@ -331,7 +331,7 @@ func (in *Installation) Access() Access {
 func freePorts(t testing.TB) string {
 	t.Helper()
 	for range 200 {
-		base := 10000 + 10*rand.IntN(2000) //nolint:gosec // not a secret
+		base := 10000 + 10*rand.IntN(2000)
 		free := true
 		for i := range 10 {
 			l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:"+strconv.Itoa(base+i))

@@ -65,10 +65,12 @@ func (in *Installation) remains() []string {
 		out = append(out, fmt.Sprintf("agent %d", pid))
 	}
 	for _, dir := range []string{in.Data, in.Temp} {
-		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
 			name := filepath.Base(path)
 			switch {
-			case err != nil:
 			case path == in.Temp:
 			case dir == in.Temp:
 				out = append(out, path)
@@ -77,6 +79,9 @@ func (in *Installation) remains() []string {
 			}
 			return nil
 		})
+		if err != nil {
+			out = append(out, "what cannot be read: "+err.Error())
+		}
 	}
 	return out
 }
@@ -101,15 +106,20 @@ func (in *Installation) WantNothingLeft(t testing.TB) {
 	}
 }
 
-// digests of all files below a folder, by path.
+// digests of all files below a folder, by their path in it.
 func digests(t testing.TB, dir string) map[string]string {
 	t.Helper()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
 	out := make(map[string]string)
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(root.FS(), ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
-		b, err := os.ReadFile(path)
+		b, err := root.ReadFile(path)
 		out[path] = fmt.Sprintf("%x %d", sha256.Sum256(b), len(b))
 		return err
 	})

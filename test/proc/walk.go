@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -92,7 +91,7 @@ func NewLab(ctx context.Context, a Access, id string) (_ *Lab, err error) {
 
 // change names the request, which the activity log must show later.
 func (l *Lab) change(ctx context.Context, method string) context.Context {
-	id := fmt.Sprintf("proc-%d-%016x", len(l.Changes), rand.Uint64()) //nolint:gosec // a name, not a secret
+	id := fmt.Sprintf("proc-%d-%016x", len(l.Changes), rand.Uint64())
 	l.Changes[id] = method
 	return metadata.AppendToOutgoingContext(ctx, "x-request-id", id)
 }
@@ -328,8 +327,8 @@ func (l *Lab) callAll(ctx context.Context, t *testing.T, run string) (calls int)
 // handshakes notes the certificates that the gateway shows, each of which must be believable and valid.
 func (l *Lab) handshakes(ctx context.Context, t *testing.T, seen map[string]bool) {
 	d := tls.Dialer{Config: l.Access.TLS()}
-	d.Config.VerifyPeerCertificate = func(raw [][]byte, _ [][]*x509.Certificate) error {
-		seen[string(raw[0])] = true
+	d.Config.VerifyConnection = func(state tls.ConnectionState) error {
+		seen[string(state.PeerCertificates[0].Raw)] = true
 		return nil
 	}
 	for ctx.Err() == nil {
