@@ -17,6 +17,9 @@ import (
 // pace is the wait before a stream is started again: first, doubled with each failure, last at most.
 type pace struct{ first, last time.Duration }
 
+// acknowledgeWithin bounds how long the sender of a stream is told that its message is applied.
+const acknowledgeWithin = time.Second
+
 var errStreamSilent = errors.New("authz: nothing was heard for too long")
 
 // Follow keeps the engine's two streams up until ctx ends, and returns then. A stream that ends, fails, falls silent for
@@ -45,6 +48,20 @@ func follow(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationS
 		})
 	}
 	wg.Wait()
+}
+
+// acknowledging applies a message and tells the sender so, who may be waiting with a change. A sender that does not hear it waits
+// for a while and goes on.
+func acknowledging(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationStateServiceClient) func(*workspacev1.WatchAuthorizationResponse) error {
+	return func(m *workspacev1.WatchAuthorizationResponse) error {
+		if err := e.ApplyAuthorization(m); err != nil || m.GetHeartbeat() || m.GetStream() == "" {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, acknowledgeWithin)
+		defer cancel()
+		_, _ = workspace.AcknowledgeAuthorization(ctx, &workspacev1.AcknowledgeAuthorizationRequest{Stream: m.GetStream(), Seq: m.GetSeq()})
+		return nil
+	}
 }
 
 // keep runs one stream over and over. A stream that lasted for longer than the longest wait makes the next wait short again.

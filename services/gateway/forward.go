@@ -100,16 +100,15 @@ func up(in grpc.ServerStream, out grpc.ClientStream) {
 
 // down takes the service's answers to the caller.
 func down(in grpc.ServerStream, out grpc.ClientStream) error {
-	for first := true; ; first = false {
+	// Headers go on as soon as they come, also before the first message: a watch says with them that it has begun.
+	if h, err := out.Header(); err == nil && h != nil {
+		if err := in.SendHeader(outward(h)); err != nil {
+			return err
+		}
+	}
+	for {
 		f := &frame{}
 		err := out.RecvMsg(f)
-		if first {
-			if h, herr := out.Header(); herr == nil && len(h) > 0 {
-				if h = outward(h); len(h) > 0 {
-					_ = in.SetHeader(h)
-				}
-			}
-		}
 		if errors.Is(err, io.EOF) {
 			return nil
 		}

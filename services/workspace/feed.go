@@ -7,11 +7,14 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/services/workspace/internal/store"
 )
 
@@ -32,18 +35,23 @@ type feed struct {
 	seq      uint64
 
 	mu     sync.Mutex
-	woken  chan struct{}            // closed and replaced by wake
-	moved  chan struct{}            // closed and replaced when a stream was sent something, or ended
-	sent   map[*subscriber]struct{} // the open streams
+	woken  chan struct{}          // closed and replaced by wake
+	moved  chan struct{}          // closed and replaced when a stream was sent something, or ended
+	sent   map[string]*subscriber // the open streams, by name
 	closed chan struct{}
 	once   sync.Once
 }
 
-// subscriber is an open stream; seq is up to where it was sent changes, guarded by feed.mu.
-type subscriber struct{ seq uint64 }
+// subscriber is an open stream. seq is up to where it was sent changes and, once it has acknowledged any, up to where it has applied
+// them. Guarded by feed.mu.
+type subscriber struct {
+	name, peer   string
+	seq          uint64
+	acknowledges bool
+}
 
 func newFeed(s *Service) *feed {
-	return &feed{s: s, woken: make(chan struct{}), moved: make(chan struct{}), sent: make(map[*subscriber]struct{}), closed: make(chan struct{})}
+	return &feed{s: s, woken: make(chan struct{}), moved: make(chan struct{}), sent: make(map[string]*subscriber), closed: make(chan struct{})}
 }
 
 func (f *feed) close() { f.once.Do(func() { close(f.closed) }) }
@@ -67,23 +75,44 @@ func (f *feed) note(sub *subscriber, seq uint64, ended bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if ended {
-		delete(f.sent, sub)
-	} else {
+		delete(f.sent, sub.name)
+	} else if f.sent[sub.name] = sub; !sub.acknowledges {
 		sub.seq = seq
-		f.sent[sub] = struct{}{}
 	}
+	f.move()
+}
+
+// acknowledged remembers what the receiver of a stream says that it has applied. Only the peer at the other end of it is believed.
+func (f *feed) acknowledged(name, peer string, seq uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	sub, ok := f.sent[name]
+	if !ok || sub.peer != peer {
+		return fault.NotFound("there is no such stream of yours; watch again")
+	}
+	if !sub.acknowledges {
+		sub.acknowledges, sub.seq = true, 0
+	}
+	sub.seq = max(sub.seq, seq)
+	f.move()
+	return nil
+}
+
+// move tells who waits that a stream got further; the caller holds mu.
+func (f *feed) move() {
 	close(f.moved)
 	f.moved = make(chan struct{})
 }
 
-// told waits until every stream that is connected now has been sent the change, or sentWithin has passed. It says nothing of whether
-// a receiver has applied it: a call elsewhere may still be decided with the state before.
+// told waits until every stream that is connected now has applied the change (or, where it does not acknowledge, was sent it), or
+// sentWithin has passed. It is no promise: after that time, or at a service that was not connected, a call may still be decided
+// with the state before.
 func (f *feed) told(ctx context.Context, seq uint64) {
 	limit := time.NewTimer(sentWithin)
 	defer limit.Stop()
 	f.mu.Lock()
 	waiting := make([]*subscriber, 0, len(f.sent))
-	for sub := range f.sent {
+	for _, sub := range f.sent {
 		waiting = append(waiting, sub)
 	}
 	f.mu.Unlock()
@@ -91,7 +120,7 @@ func (f *feed) told(ctx context.Context, seq uint64) {
 		f.mu.Lock()
 		behind := false
 		for _, sub := range waiting {
-			if _, open := f.sent[sub]; open && sub.seq < seq {
+			if open := f.sent[sub.name] == sub; open && sub.seq < seq {
 				behind = true
 			}
 		}
@@ -182,7 +211,7 @@ func (s *Service) WatchAuthorization(_ *workspacev1.WatchAuthorizationRequest, s
 	ctx := stream.Context()
 	beat := time.NewTicker(s.cfg.Heartbeat)
 	defer beat.Stop()
-	sub := new(subscriber)
+	sub := &subscriber{name: resource.NewUID("str"), peer: rpc.From(ctx).Peer}
 	s.feed.note(sub, 0, false)
 	defer s.feed.note(sub, 0, true)
 	var seq uint64
@@ -196,6 +225,7 @@ func (s *Service) WatchAuthorization(_ *workspacev1.WatchAuthorizationRequest, s
 			batch = []*workspacev1.WatchAuthorizationResponse{{Seq: seq, Heartbeat: true}}
 		}
 		for _, m := range batch {
+			m.Stream = sub.name
 			if err := send(ctx, stream, m); err != nil {
 				return err
 			}
@@ -218,6 +248,11 @@ func (s *Service) WatchAuthorization(_ *workspacev1.WatchAuthorizationRequest, s
 			return fault.Unavailable("workspace is stopping; watch again")
 		}
 	}
+}
+
+// AcknowledgeAuthorization implements AuthorizationStateService.
+func (s *Service) AcknowledgeAuthorization(ctx context.Context, req *workspacev1.AcknowledgeAuthorizationRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, s.feed.acknowledged(req.GetStream(), rpc.From(ctx).Peer, req.GetSeq())
 }
 
 // send gives up on a subscriber that does not read. The message that hangs ends with the stream.

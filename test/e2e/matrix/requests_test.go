@@ -169,6 +169,14 @@ func init() {
 		workspacev1.AuthorizationStateService_WatchAuthorization_FullMethodName: forPeers(func(*testing.T, *fixture, string) proto.Message {
 			return &workspacev1.WatchAuthorizationRequest{}
 		}),
+		workspacev1.AuthorizationStateService_AcknowledgeAuthorization_FullMethodName: forPeers(func(t *testing.T, f *fixture, service string) proto.Message {
+			// The stream stays open until the test ends: only the peer at its other end may acknowledge it.
+			s, err := workspacev1.NewAuthorizationStateServiceClient(f.service(t, service, nothing).conn(t, "workspace")).WatchAuthorization(t.Context(), &workspacev1.WatchAuthorizationRequest{})
+			must(t, err)
+			m, err := s.Recv()
+			must(t, err)
+			return &workspacev1.AcknowledgeAuthorizationRequest{Stream: m.GetStream(), Seq: 1 << 62}
+		}),
 
 		inferencev1.EndpointService_ListEndpointKinds_FullMethodName: about(func(_ *fixture, p *place) proto.Message {
 			return &inferencev1.ListEndpointKindsRequest{Parent: p.ws}

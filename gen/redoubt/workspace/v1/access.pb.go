@@ -711,7 +711,9 @@ type WatchAuthorizationResponse struct {
 	Roles       []*RoleDefinition   `protobuf:"bytes,6,rep,name=roles,proto3" json:"roles,omitempty"`
 	Assignments []*AssignmentRecord `protobuf:"bytes,7,rep,name=assignments,proto3" json:"assignments,omitempty"`
 	// uids of scopes and assignments that are gone
-	Removed       []string `protobuf:"bytes,8,rep,name=removed,proto3" json:"removed,omitempty"`
+	Removed []string `protobuf:"bytes,8,rep,name=removed,proto3" json:"removed,omitempty"`
+	// Names this stream, for AcknowledgeAuthorization.
+	Stream        string `protobuf:"bytes,9,opt,name=stream,proto3" json:"stream,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -802,6 +804,65 @@ func (x *WatchAuthorizationResponse) GetRemoved() []string {
 	return nil
 }
 
+func (x *WatchAuthorizationResponse) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+type AcknowledgeAuthorizationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stream        string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeAuthorizationRequest) Reset() {
+	*x = AcknowledgeAuthorizationRequest{}
+	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeAuthorizationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeAuthorizationRequest) ProtoMessage() {}
+
+func (x *AcknowledgeAuthorizationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeAuthorizationRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeAuthorizationRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_workspace_v1_access_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AcknowledgeAuthorizationRequest) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+func (x *AcknowledgeAuthorizationRequest) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
 // ScopeRecord is one node of the tree that assignments stand at.
 type ScopeRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -818,7 +879,7 @@ type ScopeRecord struct {
 
 func (x *ScopeRecord) Reset() {
 	*x = ScopeRecord{}
-	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[12]
+	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +891,7 @@ func (x *ScopeRecord) String() string {
 func (*ScopeRecord) ProtoMessage() {}
 
 func (x *ScopeRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[12]
+	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +904,7 @@ func (x *ScopeRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeRecord.ProtoReflect.Descriptor instead.
 func (*ScopeRecord) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_access_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_workspace_v1_access_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ScopeRecord) GetUid() string {
@@ -887,7 +948,7 @@ type AssignmentRecord struct {
 
 func (x *AssignmentRecord) Reset() {
 	*x = AssignmentRecord{}
-	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[13]
+	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +960,7 @@ func (x *AssignmentRecord) String() string {
 func (*AssignmentRecord) ProtoMessage() {}
 
 func (x *AssignmentRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[13]
+	mi := &file_redoubt_workspace_v1_access_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +973,7 @@ func (x *AssignmentRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentRecord.ProtoReflect.Descriptor instead.
 func (*AssignmentRecord) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_access_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_workspace_v1_access_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AssignmentRecord) GetUid() string {
@@ -999,7 +1060,7 @@ const file_redoubt_workspace_v1_access_proto_rawDesc = "" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12F\n" +
 	"\vassignments\x18\x02 \x03(\v2$.redoubt.workspace.v1.RoleAssignmentR\vassignments\x12 \n" +
 	"\vexplanation\x18\x03 \x01(\tR\vexplanation\"\x1b\n" +
-	"\x19WatchAuthorizationRequest\"\xd9\x02\n" +
+	"\x19WatchAuthorizationRequest\"\xf1\x02\n" +
 	"\x1aWatchAuthorizationResponse\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05reset\x18\x02 \x01(\bR\x05reset\x12\x1a\n" +
@@ -1008,7 +1069,11 @@ const file_redoubt_workspace_v1_access_proto_rawDesc = "" +
 	"\x06scopes\x18\x05 \x03(\v2!.redoubt.workspace.v1.ScopeRecordR\x06scopes\x12:\n" +
 	"\x05roles\x18\x06 \x03(\v2$.redoubt.workspace.v1.RoleDefinitionR\x05roles\x12H\n" +
 	"\vassignments\x18\a \x03(\v2&.redoubt.workspace.v1.AssignmentRecordR\vassignments\x12\x18\n" +
-	"\aremoved\x18\b \x03(\tR\aremoved\"j\n" +
+	"\aremoved\x18\b \x03(\tR\aremoved\x12\x16\n" +
+	"\x06stream\x18\t \x01(\tR\x06stream\"V\n" +
+	"\x1fAcknowledgeAuthorizationRequest\x12!\n" +
+	"\x06stream\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x06stream\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"j\n" +
 	"\vScopeRecord\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -1028,9 +1093,10 @@ const file_redoubt_workspace_v1_access_proto_rawDesc = "" +
 	"\"authorization/roleAssignments/read\x12\x05scope(\x02\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/roleAssignments\x12\xbb\x01\n" +
 	"\x14DeleteRoleAssignment\x121.redoubt.workspace.v1.DeleteRoleAssignmentRequest\x1a\x16.google.protobuf.Empty\"X\xb2\xe1\x18/\n" +
 	"$authorization/roleAssignments/delete\x12\x05scope(\x01\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/roleAssignments:delete\x12z\n" +
-	"\aExplain\x12$.redoubt.workspace.v1.ExplainRequest\x1a%.redoubt.workspace.v1.ExplainResponse\"\"\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/access:explain2\xa2\x01\n" +
+	"\aExplain\x12$.redoubt.workspace.v1.ExplainRequest\x1a%.redoubt.workspace.v1.ExplainResponse\"\"\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/access:explain2\x98\x02\n" +
 	"\x19AuthorizationStateService\x12\x84\x01\n" +
-	"\x12WatchAuthorization\x12/.redoubt.workspace.v1.WatchAuthorizationRequest\x1a0.redoubt.workspace.v1.WatchAuthorizationResponse\"\t\xb2\xe1\x18\x05\"\x01*(\x020\x01BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1;workspacev1b\x06proto3"
+	"\x12WatchAuthorization\x12/.redoubt.workspace.v1.WatchAuthorizationRequest\x1a0.redoubt.workspace.v1.WatchAuthorizationResponse\"\t\xb2\xe1\x18\x05\"\x01*(\x020\x01\x12t\n" +
+	"\x18AcknowledgeAuthorization\x125.redoubt.workspace.v1.AcknowledgeAuthorizationRequest\x1a\x16.google.protobuf.Empty\"\t\xb2\xe1\x18\x05\"\x01*(\x02BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1;workspacev1b\x06proto3"
 
 var (
 	file_redoubt_workspace_v1_access_proto_rawDescOnce sync.Once
@@ -1044,47 +1110,50 @@ func file_redoubt_workspace_v1_access_proto_rawDescGZIP() []byte {
 	return file_redoubt_workspace_v1_access_proto_rawDescData
 }
 
-var file_redoubt_workspace_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_redoubt_workspace_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_redoubt_workspace_v1_access_proto_goTypes = []any{
-	(*RoleDefinition)(nil),              // 0: redoubt.workspace.v1.RoleDefinition
-	(*ListRoleDefinitionsRequest)(nil),  // 1: redoubt.workspace.v1.ListRoleDefinitionsRequest
-	(*ListRoleDefinitionsResponse)(nil), // 2: redoubt.workspace.v1.ListRoleDefinitionsResponse
-	(*RoleAssignment)(nil),              // 3: redoubt.workspace.v1.RoleAssignment
-	(*CreateRoleAssignmentRequest)(nil), // 4: redoubt.workspace.v1.CreateRoleAssignmentRequest
-	(*ListRoleAssignmentsRequest)(nil),  // 5: redoubt.workspace.v1.ListRoleAssignmentsRequest
-	(*ListRoleAssignmentsResponse)(nil), // 6: redoubt.workspace.v1.ListRoleAssignmentsResponse
-	(*DeleteRoleAssignmentRequest)(nil), // 7: redoubt.workspace.v1.DeleteRoleAssignmentRequest
-	(*ExplainRequest)(nil),              // 8: redoubt.workspace.v1.ExplainRequest
-	(*ExplainResponse)(nil),             // 9: redoubt.workspace.v1.ExplainResponse
-	(*WatchAuthorizationRequest)(nil),   // 10: redoubt.workspace.v1.WatchAuthorizationRequest
-	(*WatchAuthorizationResponse)(nil),  // 11: redoubt.workspace.v1.WatchAuthorizationResponse
-	(*ScopeRecord)(nil),                 // 12: redoubt.workspace.v1.ScopeRecord
-	(*AssignmentRecord)(nil),            // 13: redoubt.workspace.v1.AssignmentRecord
-	(*timestamppb.Timestamp)(nil),       // 14: google.protobuf.Timestamp
-	(*emptypb.Empty)(nil),               // 15: google.protobuf.Empty
+	(*RoleDefinition)(nil),                  // 0: redoubt.workspace.v1.RoleDefinition
+	(*ListRoleDefinitionsRequest)(nil),      // 1: redoubt.workspace.v1.ListRoleDefinitionsRequest
+	(*ListRoleDefinitionsResponse)(nil),     // 2: redoubt.workspace.v1.ListRoleDefinitionsResponse
+	(*RoleAssignment)(nil),                  // 3: redoubt.workspace.v1.RoleAssignment
+	(*CreateRoleAssignmentRequest)(nil),     // 4: redoubt.workspace.v1.CreateRoleAssignmentRequest
+	(*ListRoleAssignmentsRequest)(nil),      // 5: redoubt.workspace.v1.ListRoleAssignmentsRequest
+	(*ListRoleAssignmentsResponse)(nil),     // 6: redoubt.workspace.v1.ListRoleAssignmentsResponse
+	(*DeleteRoleAssignmentRequest)(nil),     // 7: redoubt.workspace.v1.DeleteRoleAssignmentRequest
+	(*ExplainRequest)(nil),                  // 8: redoubt.workspace.v1.ExplainRequest
+	(*ExplainResponse)(nil),                 // 9: redoubt.workspace.v1.ExplainResponse
+	(*WatchAuthorizationRequest)(nil),       // 10: redoubt.workspace.v1.WatchAuthorizationRequest
+	(*WatchAuthorizationResponse)(nil),      // 11: redoubt.workspace.v1.WatchAuthorizationResponse
+	(*AcknowledgeAuthorizationRequest)(nil), // 12: redoubt.workspace.v1.AcknowledgeAuthorizationRequest
+	(*ScopeRecord)(nil),                     // 13: redoubt.workspace.v1.ScopeRecord
+	(*AssignmentRecord)(nil),                // 14: redoubt.workspace.v1.AssignmentRecord
+	(*timestamppb.Timestamp)(nil),           // 15: google.protobuf.Timestamp
+	(*emptypb.Empty)(nil),                   // 16: google.protobuf.Empty
 }
 var file_redoubt_workspace_v1_access_proto_depIdxs = []int32{
 	0,  // 0: redoubt.workspace.v1.ListRoleDefinitionsResponse.role_definitions:type_name -> redoubt.workspace.v1.RoleDefinition
-	14, // 1: redoubt.workspace.v1.RoleAssignment.create_time:type_name -> google.protobuf.Timestamp
+	15, // 1: redoubt.workspace.v1.RoleAssignment.create_time:type_name -> google.protobuf.Timestamp
 	3,  // 2: redoubt.workspace.v1.ListRoleAssignmentsResponse.role_assignments:type_name -> redoubt.workspace.v1.RoleAssignment
 	3,  // 3: redoubt.workspace.v1.ExplainResponse.assignments:type_name -> redoubt.workspace.v1.RoleAssignment
-	12, // 4: redoubt.workspace.v1.WatchAuthorizationResponse.scopes:type_name -> redoubt.workspace.v1.ScopeRecord
+	13, // 4: redoubt.workspace.v1.WatchAuthorizationResponse.scopes:type_name -> redoubt.workspace.v1.ScopeRecord
 	0,  // 5: redoubt.workspace.v1.WatchAuthorizationResponse.roles:type_name -> redoubt.workspace.v1.RoleDefinition
-	13, // 6: redoubt.workspace.v1.WatchAuthorizationResponse.assignments:type_name -> redoubt.workspace.v1.AssignmentRecord
+	14, // 6: redoubt.workspace.v1.WatchAuthorizationResponse.assignments:type_name -> redoubt.workspace.v1.AssignmentRecord
 	1,  // 7: redoubt.workspace.v1.AccessService.ListRoleDefinitions:input_type -> redoubt.workspace.v1.ListRoleDefinitionsRequest
 	4,  // 8: redoubt.workspace.v1.AccessService.CreateRoleAssignment:input_type -> redoubt.workspace.v1.CreateRoleAssignmentRequest
 	5,  // 9: redoubt.workspace.v1.AccessService.ListRoleAssignments:input_type -> redoubt.workspace.v1.ListRoleAssignmentsRequest
 	7,  // 10: redoubt.workspace.v1.AccessService.DeleteRoleAssignment:input_type -> redoubt.workspace.v1.DeleteRoleAssignmentRequest
 	8,  // 11: redoubt.workspace.v1.AccessService.Explain:input_type -> redoubt.workspace.v1.ExplainRequest
 	10, // 12: redoubt.workspace.v1.AuthorizationStateService.WatchAuthorization:input_type -> redoubt.workspace.v1.WatchAuthorizationRequest
-	2,  // 13: redoubt.workspace.v1.AccessService.ListRoleDefinitions:output_type -> redoubt.workspace.v1.ListRoleDefinitionsResponse
-	3,  // 14: redoubt.workspace.v1.AccessService.CreateRoleAssignment:output_type -> redoubt.workspace.v1.RoleAssignment
-	6,  // 15: redoubt.workspace.v1.AccessService.ListRoleAssignments:output_type -> redoubt.workspace.v1.ListRoleAssignmentsResponse
-	15, // 16: redoubt.workspace.v1.AccessService.DeleteRoleAssignment:output_type -> google.protobuf.Empty
-	9,  // 17: redoubt.workspace.v1.AccessService.Explain:output_type -> redoubt.workspace.v1.ExplainResponse
-	11, // 18: redoubt.workspace.v1.AuthorizationStateService.WatchAuthorization:output_type -> redoubt.workspace.v1.WatchAuthorizationResponse
-	13, // [13:19] is the sub-list for method output_type
-	7,  // [7:13] is the sub-list for method input_type
+	12, // 13: redoubt.workspace.v1.AuthorizationStateService.AcknowledgeAuthorization:input_type -> redoubt.workspace.v1.AcknowledgeAuthorizationRequest
+	2,  // 14: redoubt.workspace.v1.AccessService.ListRoleDefinitions:output_type -> redoubt.workspace.v1.ListRoleDefinitionsResponse
+	3,  // 15: redoubt.workspace.v1.AccessService.CreateRoleAssignment:output_type -> redoubt.workspace.v1.RoleAssignment
+	6,  // 16: redoubt.workspace.v1.AccessService.ListRoleAssignments:output_type -> redoubt.workspace.v1.ListRoleAssignmentsResponse
+	16, // 17: redoubt.workspace.v1.AccessService.DeleteRoleAssignment:output_type -> google.protobuf.Empty
+	9,  // 18: redoubt.workspace.v1.AccessService.Explain:output_type -> redoubt.workspace.v1.ExplainResponse
+	11, // 19: redoubt.workspace.v1.AuthorizationStateService.WatchAuthorization:output_type -> redoubt.workspace.v1.WatchAuthorizationResponse
+	16, // 20: redoubt.workspace.v1.AuthorizationStateService.AcknowledgeAuthorization:output_type -> google.protobuf.Empty
+	14, // [14:21] is the sub-list for method output_type
+	7,  // [7:14] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1101,7 +1170,7 @@ func file_redoubt_workspace_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_workspace_v1_access_proto_rawDesc), len(file_redoubt_workspace_v1_access_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

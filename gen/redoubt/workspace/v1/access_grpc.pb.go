@@ -286,7 +286,8 @@ var AccessService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	AuthorizationStateService_WatchAuthorization_FullMethodName = "/redoubt.workspace.v1.AuthorizationStateService/WatchAuthorization"
+	AuthorizationStateService_WatchAuthorization_FullMethodName       = "/redoubt.workspace.v1.AuthorizationStateService/WatchAuthorization"
+	AuthorizationStateService_AcknowledgeAuthorization_FullMethodName = "/redoubt.workspace.v1.AuthorizationStateService/AcknowledgeAuthorization"
 )
 
 // AuthorizationStateServiceClient is the client API for AuthorizationStateService service.
@@ -297,6 +298,9 @@ const (
 type AuthorizationStateServiceClient interface {
 	// WatchAuthorization streams the full state first, then each change, and a heartbeat at least every two seconds.
 	WatchAuthorization(ctx context.Context, in *WatchAuthorizationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAuthorizationResponse], error)
+	// AcknowledgeAuthorization says up to where the receiver of a stream has applied it. A change of the tree or of the assignments
+	// returns when the streams that acknowledge have applied it, or half a second has passed.
+	AcknowledgeAuthorization(ctx context.Context, in *AcknowledgeAuthorizationRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
 type authorizationStateServiceClient struct {
@@ -326,6 +330,16 @@ func (c *authorizationStateServiceClient) WatchAuthorization(ctx context.Context
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AuthorizationStateService_WatchAuthorizationClient = grpc.ServerStreamingClient[WatchAuthorizationResponse]
 
+func (c *authorizationStateServiceClient) AcknowledgeAuthorization(ctx context.Context, in *AcknowledgeAuthorizationRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, AuthorizationStateService_AcknowledgeAuthorization_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AuthorizationStateServiceServer is the server API for AuthorizationStateService service.
 // All implementations must embed UnimplementedAuthorizationStateServiceServer
 // for forward compatibility.
@@ -334,6 +348,9 @@ type AuthorizationStateService_WatchAuthorizationClient = grpc.ServerStreamingCl
 type AuthorizationStateServiceServer interface {
 	// WatchAuthorization streams the full state first, then each change, and a heartbeat at least every two seconds.
 	WatchAuthorization(*WatchAuthorizationRequest, grpc.ServerStreamingServer[WatchAuthorizationResponse]) error
+	// AcknowledgeAuthorization says up to where the receiver of a stream has applied it. A change of the tree or of the assignments
+	// returns when the streams that acknowledge have applied it, or half a second has passed.
+	AcknowledgeAuthorization(context.Context, *AcknowledgeAuthorizationRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedAuthorizationStateServiceServer()
 }
 
@@ -346,6 +363,9 @@ type UnimplementedAuthorizationStateServiceServer struct{}
 
 func (UnimplementedAuthorizationStateServiceServer) WatchAuthorization(*WatchAuthorizationRequest, grpc.ServerStreamingServer[WatchAuthorizationResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchAuthorization not implemented")
+}
+func (UnimplementedAuthorizationStateServiceServer) AcknowledgeAuthorization(context.Context, *AcknowledgeAuthorizationRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcknowledgeAuthorization not implemented")
 }
 func (UnimplementedAuthorizationStateServiceServer) mustEmbedUnimplementedAuthorizationStateServiceServer() {
 }
@@ -380,13 +400,36 @@ func _AuthorizationStateService_WatchAuthorization_Handler(srv interface{}, stre
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AuthorizationStateService_WatchAuthorizationServer = grpc.ServerStreamingServer[WatchAuthorizationResponse]
 
+func _AuthorizationStateService_AcknowledgeAuthorization_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcknowledgeAuthorizationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthorizationStateServiceServer).AcknowledgeAuthorization(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuthorizationStateService_AcknowledgeAuthorization_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthorizationStateServiceServer).AcknowledgeAuthorization(ctx, req.(*AcknowledgeAuthorizationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AuthorizationStateService_ServiceDesc is the grpc.ServiceDesc for AuthorizationStateService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var AuthorizationStateService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "redoubt.workspace.v1.AuthorizationStateService",
 	HandlerType: (*AuthorizationStateServiceServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "AcknowledgeAuthorization",
+			Handler:    _AuthorizationStateService_AcknowledgeAuthorization_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "WatchAuthorization",
