@@ -29,7 +29,7 @@ func (s *Service) SignIn(ctx context.Context, req *identityv1.SignInRequest) (*i
 	}
 	pw := redact.FromString(req.GetPassword())
 	defer pw.Wipe()
-	user, again, err := s.checkPassword(ctx, account, pw)
+	user, checked, again, err := s.checkPassword(ctx, account, pw)
 	if err != nil {
 		return nil, err
 	}
@@ -52,6 +52,10 @@ func (s *Service) SignIn(ctx context.Context, req *identityv1.SignInRequest) (*i
 		// Between the check and here he may have been disabled.
 		if user, ok, err := s.store.Principal(ctx, tx, user.UID); err != nil || !ok || user.Disabled {
 			return orElse(err, signInFailed())
+		}
+		// Or his password was changed, which ends the sessions that the old one gave: it must not give another, nor be stored again.
+		if stored, _, err := s.store.Password(ctx, tx, user.UID); err != nil || stored != checked {
+			return orElse(err, fault.Aborted("the password was changed meanwhile; sign in again"))
 		}
 		if stronger != "" {
 			if err := s.store.SetPassword(ctx, tx, user.UID, stronger, now); err != nil {
@@ -100,28 +104,28 @@ type hasher interface {
 }
 
 // checkPassword finds the user that the canonical id names and checks the password, in the same steps for every outcome: two look-ups
-// and one hash.
-func (s *Service) checkPassword(ctx context.Context, account string, pw redact.Secret) (user store.Principal, again bool, err error) {
+// and one hash. stored is the hash that it was checked against.
+func (s *Service) checkPassword(ctx context.Context, account string, pw redact.Secret) (user store.Principal, stored string, again bool, err error) {
 	q := s.cfg.DB.Reader()
 	user, known, err := s.store.Find(ctx, q, store.User, account)
 	if err != nil {
-		return store.Principal{}, false, err
+		return store.Principal{}, "", false, err
 	}
 	stored, has, err := s.store.Password(ctx, q, user.UID)
 	if err != nil {
-		return store.Principal{}, false, err
+		return store.Principal{}, "", false, err
 	}
 	if !known || !has {
-		return store.Principal{}, false, orElse(s.hasher.Dummy(ctx, pw), signInFailed())
+		return store.Principal{}, "", false, orElse(s.hasher.Dummy(ctx, pw), signInFailed())
 	}
 	ok, again, err := s.hasher.Verify(ctx, stored, pw)
 	if err != nil {
-		return store.Principal{}, false, err
+		return store.Principal{}, "", false, err
 	}
 	if !ok {
-		return store.Principal{}, false, signInFailed()
+		return store.Principal{}, "", false, signInFailed()
 	}
-	return user, again, nil
+	return user, stored, again, nil
 }
 
 // ContinueSignIn implements SignInService. SignIn asks for no factor yet, so there is no state that could be continued.

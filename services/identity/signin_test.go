@@ -15,6 +15,7 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/seal"
 )
@@ -100,6 +101,38 @@ func TestEachTryCostsOneHash(t *testing.T) { // A1: an unknown user cannot be to
 			t.Errorf("%q: %d verified, %d dummies", step.user, c.verified.Load(), c.dummies.Load())
 		}
 	}
+}
+
+// during does something while a password is being checked.
+type during struct {
+	hasher
+	do func()
+}
+
+func (d *during) Verify(ctx context.Context, stored string, pw redact.Secret) (bool, bool, error) {
+	ok, _, err := d.hasher.Verify(ctx, stored, pw)
+	d.do()
+	return ok, true, err // as if the cost had been raised, so that the password would be stored again
+}
+
+// A1, A3: a sign-in that began before the password was changed gives no session after it, and does not bring the old one back.
+func TestPasswordChangedDuringSignIn(t *testing.T) {
+	l := newLab(t)
+	l.addUser("alice")
+	ctx, directory := l.asAdmin()
+	plain := l.s.hasher
+	l.s.hasher = &during{plain, func() {
+		_, err := directory.SetUserPassword(ctx, &identityv1.SetUserPasswordRequest{Name: "users/alice", NewPassword: "a new password"})
+		must(t, err)
+	}}
+	_, err := l.try("alice", "password of alice", "192.0.2.30")
+	if fault.Code(err) != codes.Aborted {
+		t.Errorf("the old password: %v", err)
+	}
+	l.s.hasher = plain
+	_, err = l.try("alice", "password of alice", "192.0.2.31")
+	want(t, "the old password, later", err, codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED)
+	l.signIn("alice", "a new password")
 }
 
 func TestSignInLocksAnAccount(t *testing.T) { // A1
