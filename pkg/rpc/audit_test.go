@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -173,6 +175,15 @@ func codeAndText(err error, name string) string {
 }
 
 // TestAuditInTheTransaction holds that change and record are stored together, with the real outbox on SQLite.
+// A detail that is cut stays text: what is none cannot be stored, and would take the record with it (G2).
+func TestLongDetail(t *testing.T) {
+	var c Call
+	c.Detail("k", "x"+strings.Repeat("é", 400))
+	if v := c.details[1]; !utf8.ValidString(v) || len(v) > 512 || len(v) < 510 {
+		t.Errorf("%d bytes, text: %v", len(v), utf8.ValidString(v))
+	}
+}
+
 func TestAuditInTheTransaction(t *testing.T) {
 	db := sqldbtest.Open(t, audit.Migrations(), envelope.Migrations())
 	key, err := seal.OpenFile(filepath.Join(t.TempDir(), "seal.key"), true)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -83,7 +84,7 @@ func From(ctx context.Context) *Call {
 // Detail adds to the record of this call. Values are never secrets; they are cut at 512 bytes.
 func (c *Call) Detail(key, value string) {
 	if len(value) > 512 {
-		value = value[:512]
+		value = strings.ToValidUTF8(value[:512], "") // half a character could not be stored, and would cost the call its record
 	}
 	c.details = append(c.details, key, value)
 }

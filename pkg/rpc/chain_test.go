@@ -381,6 +381,12 @@ func TestLimits(t *testing.T) {
 		ok(t, call("192.0.2.2"))
 		l.advance(10 * time.Second)
 		ok(t, call("192.0.2.1"))
+		// Of IPv6 a client has a whole /64 to call from.
+		ok(t, call("2001:db8::1"))
+		refusedAs(t, call("2001:db8::ffff:2"), codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED)
+		ok(t, call("2001:db8:0:1::1"))
+		ok(t, call("::ffff:192.0.2.3"))
+		ok(t, call("::ffff:192.0.2.4"))
 	})
 	t.Run("a rule's own, of a public method", func(t *testing.T) {
 		l := newLab(t)

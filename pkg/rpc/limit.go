@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"hash/maphash"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,6 +54,19 @@ func (l *limiters) allowRate(key string, each float64, now time.Time) time.Durat
 		return 0
 	}
 	return time.Duration(float64(time.Second) / each)
+}
+
+// network is what one client can choose his addresses in: of IPv4 the address, of IPv6 the /64.
+func network(address string) string {
+	ip, err := netip.ParseAddr(address)
+	if err != nil || ip.Unmap().Is4() {
+		return address
+	}
+	p, err := ip.WithZone("").Prefix(64)
+	if err != nil {
+		return address
+	}
+	return p.String()
 }
 
 // sweep forgets the buckets that have filled up again; if none has, all of them: a flood of keys costs their rates, not memory.

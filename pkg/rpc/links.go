@@ -84,12 +84,13 @@ func (c *Call) limitAddress() error {
 	if c.Address == "" {
 		return nil
 	}
-	if wait := c.m.chain.addresses.allow(c.Address, c.start); wait > 0 {
+	from := network(c.Address)
+	if wait := c.m.chain.addresses.allow(from, c.start); wait > 0 {
 		return limited("address", wait)
 	}
 	// A public method has no principal: its own rate holds for the address.
 	if r := c.Method.Rule.GetRate(); r > 0 && c.Method.Rule.GetPublic() {
-		if wait := c.m.chain.addresses.allowRate(c.m.key+" "+c.Address, float64(r), c.start); wait > 0 {
+		if wait := c.m.chain.addresses.allowRate(c.m.key+" "+from, float64(r), c.start); wait > 0 {
 			return limited("address", wait)
 		}
 	}
