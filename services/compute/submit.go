@@ -106,9 +106,9 @@ func reserved(k string) bool {
 }
 
 // secretValues are the shapes in which credentials usually come.
-var secretValues = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\brdt_[A-Za-z0-9]{8,}|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.|\bghp_[A-Za-z0-9]{30,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|(?i)://[^/\s:@]+:[^/\s:@]+@|AccountKey=`)
+var secretValues = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----|\bA(KIA|SIA)[0-9A-Z]{16}\b|\brdt_[A-Za-z0-9]{8,}|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.|\bgh[opsur]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[A-Za-z0-9_-]{20,}|\bhf_[A-Za-z0-9]{30,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|(?i)://[^/\s:@]+:[^/\s:@]+@|AccountKey=`)
 
-var secretNames = regexp.MustCompile(`(?i)(^|_)(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIALS?)($|_)`)
+var secretNames = regexp.MustCompile(`(?i)(^|_)((PG)?PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIALS?)($|_)|_PWD$`)
 
 func looksSecret(k, v string) bool {
 	return secretValues.MatchString(v) || v != "" && secretNames.MatchString(k)
