@@ -59,6 +59,9 @@ func killing(t *testing.T, in *Installation, l *Lab, least int, long time.Durati
 				t.Fatal(err)
 			}
 			kills++
+			if r.IntN(4) == 0 {
+				time.Sleep(time.Duration(r.IntN(1500)) * time.Millisecond) // away for longer than a moment
+			}
 			if err := p.Start(); err != nil {
 				t.Fatal(err)
 			}

@@ -171,7 +171,7 @@ func (w *load) metric(ctx context.Context, i int) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	batch := &telemetryv1.LogRunDataRequest{Run: run, BatchId: fmt.Sprintf("b%d", i), Metrics: []*telemetryv1.Metric{{Key: "user", Value: float64(i), Step: int64(i), Time: timestamppb.Now()}}}
-	for {
+	for sent := 0; ; sent++ {
 		err := func() error {
 			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
@@ -190,7 +190,10 @@ func (w *load) metric(ctx context.Context, i int) {
 			w.mu.Lock()
 			w.logged[run] = append(w.logged[run], int64(i))
 			w.mu.Unlock()
-			return
+			if i%4 != 0 || sent > 0 {
+				return
+			}
+			continue // as if the answer had been lost
 		}
 		select {
 		case <-w.stop:
