@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Takes one guard out at a time, by its build tag, and looks whether the matrix notices in the cells that are about this guard. A
+# Takes one guard out at a time, by its build tag, and looks whether the matrix, or the search for canaries, notices in the cells that are about it. A
 # mutant whose cells stay green is a hole in the tests: then this ends with 1. Other cells may go red too.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -8,12 +8,12 @@ out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 tried=0 caught=0
 
-# mutant TAG CELL… : each CELL is an extended regular expression for the name of a failed test.
+# mutant TAG PACKAGE CELL… : each CELL is an extended regular expression for the name of a failed test of the package.
 mutant() {
-	local tag=$1 cell missed=0
-	shift
+	local tag=$1 package=$2 cell missed=0
+	shift 2
 	tried=$((tried + 1))
-	if go test -count=1 -timeout 5m -tags "$tag" -v ./test/e2e/matrix >"$out" 2>&1; then
+	if go test -count=1 -timeout 5m -tags "$tag" -v "./test/e2e/$package" >"$out" 2>&1; then
 		echo "mutant $tag: NOT CAUGHT, everything is green"
 		return
 	fi
@@ -37,20 +37,22 @@ mutant() {
 	fi
 }
 
-echo "mutants: without any, the matrix is green"
-if ! go test -count=1 -timeout 5m ./test/e2e/matrix >"$out" 2>&1; then
+echo "mutants: without any, all is green"
+if ! go test -count=1 -timeout 5m ./test/e2e/matrix ./test/e2e/canary >"$out" 2>&1; then
 	echo "it is not: no mutant proves anything"
 	tail -40 "$out"
 	exit 1
 fi
-mutant redoubt_break_audience \
+mutant redoubt_break_audience matrix \
 	'TestMatrix/.*/token_for_another_service' 'TestMatrix/.*/token_for_this_service_from_outside' "TestMatrix/.*/service_with_the_caller's_own_token"
-mutant redoubt_break_authorize \
+mutant redoubt_break_authorize matrix \
 	'TestMatrix/.*/stranger' 'TestMatrix/.*/reader' 'TestMatrix/.*/contributor' 'TestMatrix/.*/run_token_of_another_run' 'TestMatrix/uses/.*' 'TestTwelveOperations/.*/reader'
-mutant redoubt_break_peer \
+mutant redoubt_break_peer matrix \
 	'TestMatrix/.*/service_[a-z]+' 'TestMatrix/.*/operator'
-mutant redoubt_break_aad \
+mutant redoubt_break_aad matrix \
 	'TestSealedForOneThing/a_data_key_of_another_service' 'TestSealedForOneThing/a_page_of_.*'
+mutant redoubt_break_encryption canary \
+	'TestCanaries/secret_name' 'TestCanaries/metric_name' 'TestCanaries/script_line'
 
 echo "mutants: $tried tried, $caught caught"
 [ "$tried" = "$caught" ]

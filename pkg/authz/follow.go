@@ -33,7 +33,7 @@ func follow(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationS
 	var wg sync.WaitGroup
 	if workspace != nil {
 		wg.Go(func() {
-			keep(ctx, e, p, log.With("stream", "authorization"), e.ApplyAuthorization,
+			keep(ctx, e, p, log.With("stream", "authorization"), acknowledging(ctx, e, workspace),
 				func(ctx context.Context) (grpc.ServerStreamingClient[workspacev1.WatchAuthorizationResponse], error) {
 					return workspace.WatchAuthorization(ctx, &workspacev1.WatchAuthorizationRequest{})
 				})

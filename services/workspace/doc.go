@@ -13,7 +13,7 @@
 //     beginning of its removal, no call reaches anything in it.
 //   - A change of the authorization state takes the next number from one locked row, in its own transaction with its audit record. This
 //     service decides with it before the call returns. Each stream that is connected then has been sent it too, or
-//     half a second has passed; that a stream was sent something does not mean that its receiver has applied it.
+//     two seconds have passed: a service that was not connected meanwhile may still decide with the state before.
 //   - Someone is always Owner of the installation, once someone was.
 //   - A blob is visible once it is stored in full and its content has the digest that was announced; a snapshot once all of its blobs
 //     are. The same tree is the same snapshot.

@@ -22,7 +22,7 @@ const (
 	// slowSubscriber is how long one message may take to leave. Who is slower is cut, and starts over with the full state.
 	slowSubscriber = 5 * time.Second
 	// sentWithin is how long a change waits for the connected streams to have been sent it.
-	sentWithin = 500 * time.Millisecond
+	sentWithin = 2 * time.Second
 )
 
 // feed tells of changes of the authorization state: the service's own engine at once, the open streams by waking them. What is told
@@ -185,7 +185,7 @@ func (f *feed) apply(ctx context.Context) error {
 }
 
 // change runs a change of the tree or of the assignments. When it returns nil, this service decides with it, and the streams that
-// were connected have been sent it or half a second has passed.
+// were connected have been sent it or two seconds have passed.
 func (s *Service) change(ctx context.Context, fn func(ctx context.Context, t *store.Tx) error) error {
 	seq, err := s.store.Change(ctx, fn)
 	// Also after an error: of a commit whose result was lost, the database knows better.

@@ -299,7 +299,7 @@ type AuthorizationStateServiceClient interface {
 	// WatchAuthorization streams the full state first, then each change, and a heartbeat at least every two seconds.
 	WatchAuthorization(ctx context.Context, in *WatchAuthorizationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAuthorizationResponse], error)
 	// AcknowledgeAuthorization says up to where the receiver of a stream has applied it. A change of the tree or of the assignments
-	// returns when the streams that acknowledge have applied it, or half a second has passed.
+	// returns when the streams that acknowledge have applied it, or two seconds have passed.
 	AcknowledgeAuthorization(ctx context.Context, in *AcknowledgeAuthorizationRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
@@ -349,7 +349,7 @@ type AuthorizationStateServiceServer interface {
 	// WatchAuthorization streams the full state first, then each change, and a heartbeat at least every two seconds.
 	WatchAuthorization(*WatchAuthorizationRequest, grpc.ServerStreamingServer[WatchAuthorizationResponse]) error
 	// AcknowledgeAuthorization says up to where the receiver of a stream has applied it. A change of the tree or of the assignments
-	// returns when the streams that acknowledge have applied it, or half a second has passed.
+	// returns when the streams that acknowledge have applied it, or two seconds have passed.
 	AcknowledgeAuthorization(context.Context, *AcknowledgeAuthorizationRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedAuthorizationStateServiceServer()
 }
