@@ -63,6 +63,10 @@ func (s *Service) forward(_ any, in grpc.ServerStream) error {
 	}
 	ctx, cancel := context.WithCancel(outgoing(in.Context()))
 	defer cancel()
+	if s.public[full] {
+		ctx, cancel = context.WithTimeout(ctx, s.cfg.PublicTimeout)
+		defer cancel()
+	}
 	out, err := s.cfg.Peers[service].NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, full, grpc.ForceCodecV2(codec{}),
 		grpc.MaxCallRecvMsgSize(s.cfg.MaxMessageBytes), grpc.MaxCallSendMsgSize(s.cfg.MaxMessageBytes))
 	if err != nil {

@@ -39,8 +39,11 @@ type Config struct {
 	WriteTimeout time.Duration
 	// HandshakeTimeout is how long a TLS handshake may take. Default 10 s.
 	HandshakeTimeout time.Duration
-	Now              func() time.Time
-	Logger           *slog.Logger
+	// PublicTimeout is how long a call of a public method may take, its message included: nobody answers for a caller who has not
+	// signed in, and what he has sent of a message is kept until the rest has come. Default 30 s.
+	PublicTimeout time.Duration
+	Now           func() time.Time
+	Logger        *slog.Logger
 }
 
 // tooLargeBy is how far a message may be above the limit and still be refused with our reason. What is larger still is not read at
@@ -51,6 +54,7 @@ const tooLargeBy = 4 << 20
 type Service struct {
 	cfg    Config
 	routes map[string]string // full method → service
+	public map[string]bool   // of routes, those that need no caller
 	names  []string          // public gRPC services
 	grpc   *grpc.Server
 	http   *http.Server
@@ -68,13 +72,16 @@ func New(cfg Config) (*Service, error) {
 	if cfg.WriteTimeout == 0 {
 		cfg.WriteTimeout = 30 * time.Second
 	}
+	if cfg.PublicTimeout == 0 {
+		cfg.PublicTimeout = 30 * time.Second
+	}
 	if cfg.HandshakeTimeout == 0 {
 		cfg.HandshakeTimeout = 10 * time.Second
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Service{cfg: cfg, routes: make(map[string]string), health: health.NewServer()}
+	s := &Service{cfg: cfg, routes: make(map[string]string), public: make(map[string]bool), health: health.NewServer()}
 	if err := s.route(); err != nil {
 		return nil, err
 	}
@@ -123,7 +130,7 @@ func (s *Service) route() error {
 		if _, ok := s.cfg.Peers[service]; !ok {
 			return fmt.Errorf("gateway: %s belongs to service %q, for which there is no connection", full, service)
 		}
-		s.routes[full] = service
+		s.routes[full], s.public[full] = service, m.Rule.GetPublic()
 		name := strings.TrimPrefix(full[:strings.LastIndexByte(full, '/')], "/")
 		if len(s.names) == 0 || s.names[len(s.names)-1] != name {
 			s.names = append(s.names, name)
