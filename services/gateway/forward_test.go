@@ -337,18 +337,19 @@ func TestHealthAndReflection(t *testing.T) {
 // D10: a stranger cannot keep the gateway waiting for the rest of a message.
 func TestUnfinishedMessageIsCut(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.PublicTimeout = 300 * time.Millisecond })
-	open := func(method string) error {
+	lasts := func(method string) time.Duration {
+		began := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		s, err := l.dial().NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
 		ok(t, err)
 		_ = s.RecvMsg(&identityv1.TokenResponse{}) // nothing is sent
-		return ctx.Err()
+		return time.Since(began)
 	}
-	if err := open(identityv1.TokenService_IssueToken_FullMethodName); err != nil {
-		t.Errorf("a call of a public method was still open: %v", err)
+	if d := lasts(identityv1.TokenService_IssueToken_FullMethodName); d > 1500*time.Millisecond {
+		t.Errorf("a call of a public method was open for %v", d)
 	}
-	if err := open(telemetryv1.MetricService_GetRunData_FullMethodName); err == nil {
-		t.Error("a call of somebody who may be known was cut")
+	if d := lasts(telemetryv1.MetricService_GetRunData_FullMethodName); d < 1500*time.Millisecond {
+		t.Errorf("a call of somebody who may be known was cut after %v", d)
 	}
 }
