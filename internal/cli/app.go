@@ -67,7 +67,7 @@ func run(ctx context.Context, a *app, args []string) int {
 		}
 		if a.timeout > 0 {
 			var timed context.Context
-			timed, cancel = context.WithTimeout(cmd.Context(), a.timeout)
+			timed, cancel = context.WithTimeout(cmd.Context(), a.timeout) //nolint:gosec // called when the command has ended
 			cmd.SetContext(timed)
 		}
 		return nil

@@ -138,7 +138,7 @@ func pages[T any](limit int, fetch func(token string, size int32) ([]T, string, 
 		if limit > 0 {
 			size = min(size, limit-n)
 		}
-		items, next, err := fetch(token, int32(size)) //nolint:gosec // at most 200
+		items, next, err := fetch(token, int32(size))
 		if err != nil {
 			return "", err
 		}

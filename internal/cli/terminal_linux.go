@@ -9,13 +9,13 @@ import (
 )
 
 func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS) //nolint:gosec // a descriptor
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
 }
 
 // readHidden reads a line that is not shown, and puts the terminal back as it was, also when ctx ends first.
 func readHidden(ctx context.Context, f *os.File) ([]byte, error) {
-	fd := int(f.Fd()) //nolint:gosec // a descriptor
+	fd := int(f.Fd())
 	was, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func readHidden(ctx context.Context, f *os.File) ([]byte, error) {
 		var line []byte
 		for b := make([]byte, 1); len(line) <= maxPassword; {
 			n, err := f.Read(b)
-			if n == 1 && b[0] == '\n' || err == io.EOF { //nolint:errorlint // Read returns it bare
+			if n == 1 && b[0] == '\n' || err == io.EOF {
 				break
 			}
 			if err != nil {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+
 	"github.com/google/uuid"
 
 	"github.com/spf13/cobra"

@@ -326,7 +326,7 @@ func child() {
 	if err != nil {
 		panic(err)
 	}
-	conf := &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS13} //nolint:gosec // a test's child
+	conf := &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}
 	r, err := discovery.Open(discovery.Config{Endpoints: []string{f[0]}, TLS: conf, Prefix: f[1], LeaseTTL: time.Second})
 	if err != nil {
 		panic(err)
@@ -348,7 +348,7 @@ func TestKilledInstanceGoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0]) //nolint:gosec // our own binary
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s test/%s %s %s", registerEnv, shared.Endpoints()[0], t.Name(), files.Cert, files.Key))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

@@ -212,4 +212,4 @@ func Describe(err error) *Error {
 }
 
 // CodeName is a canonical code as people and contracts write it: "OK", "PERMISSION_DENIED" (google.rpc.Code).
-func CodeName(c codes.Code) string { return code.Code(c).String() } //nolint:gosec // 0 to 16
+func CodeName(c codes.Code) string { return code.Code(c).String() }

@@ -69,7 +69,7 @@ func secretKey(key string) bool {
 		}
 		if letter {
 			if n < len(buf) {
-				buf[n] = c
+				buf[n] = c //nolint:gosec // n < len(buf)
 			}
 			n++
 			if all < len(whole) {

@@ -201,12 +201,7 @@ func (s sampler) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingRe
 		a, ok := p.ParentContext.Value(accepted{}).(trace.SpanContext)
 		follow = ok && a.Equal(parent)
 	}
-	yes := false
-	if follow {
-		yes = parent.IsSampled()
-	} else {
-		yes = draw(s.ratio)
-	}
+	yes := follow && parent.IsSampled() || !follow && draw(s.ratio)
 	result := sdktrace.SamplingResult{Decision: sdktrace.Drop, Tracestate: parent.TraceState()}
 	if yes {
 		result.Decision = sdktrace.RecordAndSample

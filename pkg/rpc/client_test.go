@@ -81,7 +81,7 @@ func TestExchangesAskOnce(t *testing.T) {
 	first := make(chan error, 1)
 	go func() { _, err := x.Token(gone, "u", "s"); first <- err }()
 	for a.calls.Load() == 0 {
-		time.Sleep(time.Millisecond) //nolint:forbidigo // until the call is under way
+		time.Sleep(time.Millisecond)
 	}
 	var wg sync.WaitGroup
 	for range 20 {

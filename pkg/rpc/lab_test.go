@@ -486,7 +486,7 @@ func refusedAs(t testing.TB, err error, code codes.Code, reason faultv1.Reason) 
 type introduced struct{ as string }
 
 func (c introduced) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	_, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(c.as))), c.as...)) //nolint:gosec // short
+	_, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(c.as))), c.as...))
 	return conn, &svid.PeerInfo{}, err
 }
 

@@ -1,7 +1,6 @@
 package svid
 
 import (
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -269,7 +268,7 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 	type certs = []*x509.Certificate
 	by := func(a *Authority, change func(*x509.Certificate)) certs {
-		return certs{forge(t, a, crypto.PublicKey(key.Public()), good(change))}
+		return certs{forge(t, a, key.Public(), good(change))}
 	}
 	ok := by(a, func(*x509.Certificate) {})
 	if _, err := Verify(ok, td, bundleOf(a), x509.ExtKeyUsageClientAuth, now); err != nil {

@@ -205,7 +205,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case err == nil:
 			failures = 0
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was asked to stop
 		default:
 			failures++
 			k.failed(err, failures)

@@ -176,5 +176,5 @@ func serverKeeper(t *testing.T, s *Source) *Keeper {
 	if !ok {
 		t.Fatal("no keeper")
 	}
-	return k.(*Keeper) //nolint:errcheck,forcetypeassert // only Keepers are put in
+	return k.(*Keeper) //nolint:forcetypeassert // only Keepers are put in
 }

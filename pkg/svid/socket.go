@@ -96,7 +96,8 @@ func removeStale(path string) error {
 	if info.Mode()&fs.ModeSocket == 0 || !ok || int(st.Uid) != os.Geteuid() {
 		return fault.FailedPrecondition("in the place of the Workload API's socket is something else: remove it")
 	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.Dial("unix", path) //nolint:noctx // bounded by its own second
 	if err == nil {
 		_ = conn.Close()
 		return fault.FailedPrecondition("another process serves this workload already: stop it first")
@@ -152,7 +153,7 @@ func (c *peerCreds) admit(conn net.Conn) (peerInfo, error) {
 	if cerr != nil {
 		return peerInfo{}, cerr
 	}
-	if err := sameUser(cred, uint32(os.Geteuid())); err != nil { //nolint:gosec // a user id is not negative on Linux
+	if err := sameUser(cred, uint32(os.Geteuid())); err != nil {
 		return peerInfo{}, err
 	}
 	return peerInfo{

@@ -280,7 +280,7 @@ func TestWorkloadOtherUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can become another user")
 	}
-	dir, err := os.MkdirTemp("", "redoubt-test-") // t.TempDir's parents are closed to others
+	dir, err := os.MkdirTemp("", "redoubt-test-") //nolint:usetesting // t.TempDir's parents are closed to others
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,11 +297,11 @@ func TestWorkloadOtherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	bin := filepath.Join(dir, "client")
-	if err := os.WriteFile(bin, exe, 0o755); err != nil { //nolint:gosec // the other user runs it
+	if err := os.WriteFile(bin, exe, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	call := func(uid uint32) string {
-		cmd := exec.Command(bin) //nolint:gosec // our own binary
+		cmd := exec.Command(bin)
 		cmd.Env = []string{dialEnv + "=" + w.Addr()}
 		cmd.Dir = dir
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}

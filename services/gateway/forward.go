@@ -94,10 +94,10 @@ func up(in grpc.ServerStream, out grpc.ClientStream) {
 			return
 		}
 		if err != nil {
-			return //nolint:nilerr // the caller is gone: down sees its context end
+			return
 		}
 		if err := out.SendMsg(f); err != nil {
-			return //nolint:nilerr // down reads why; also of a message that is too large
+			return
 		}
 	}
 }

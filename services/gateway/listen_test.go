@@ -49,7 +49,7 @@ func TestProtocols(t *testing.T) {
 	}
 	t.Run("TLS 1.1", func(t *testing.T) {
 		conf := l.tls("h2")
-		conf.MinVersion, conf.MaxVersion = tls.VersionTLS11, tls.VersionTLS11 //nolint:gosec // what is to be refused
+		conf.MinVersion, conf.MaxVersion = tls.VersionTLS11, tls.VersionTLS11
 		if c, err := (&tls.Dialer{Config: conf}).DialContext(t.Context(), "tcp", l.addr); err == nil {
 			c.Close()
 			t.Error("it was taken")

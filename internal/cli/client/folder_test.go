@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 
@@ -94,7 +95,7 @@ func TestScanRefusesHostileTrees(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("got %v, want %q in it", err, c.want)
 			}
-			if strings.ContainsAny(Describe(err).Message, "\n\u202e\xff") {
+			if m := Describe(err).Message; strings.ContainsAny(m, "\n\u202e") || !utf8.ValidString(m) {
 				t.Errorf("the message steers the terminal: %q", Describe(err).Message)
 			}
 		})

@@ -31,9 +31,10 @@ import (
 )
 
 const (
-	// ConfigFile and TokenFile stand in the folder of settings.
+	// ConfigFile has the contexts, in the folder of settings.
 	ConfigFile = "config.yaml"
-	TokenFile  = "tokens.json"
+	// TokenFile has the sessions, beside it.
+	TokenFile = "tokens.json"
 
 	maxFile = 1 << 20
 )

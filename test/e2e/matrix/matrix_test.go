@@ -28,7 +28,6 @@ type cell struct {
 	c         caller
 	want      want
 	requestID string
-	gateway   bool // refused by the gateway, which keeps no records
 }
 
 // row asks one method.

@@ -41,7 +41,7 @@ func (f *fixture) join(t *testing.T) string {
 	return r.GetBootstrap().GetJoinToken()
 }
 
-func init() {
+func init() { //nolint:gochecknoinits // the registry of requests is filled from several files
 	register(map[string]spec{
 		identityv1.SignInService_SignIn_FullMethodName: {
 			build: func(*testing.T, *fixture, *place) request {

@@ -106,7 +106,7 @@ func agent(s spec) spec {
 	return s
 }
 
-func init() {
+func init() { //nolint:gochecknoinits // the registry of requests is filled from several files
 	register(map[string]spec{
 		workspacev1.ResourceService_CreateSubscription_FullMethodName: about(func(f *fixture, _ *place) proto.Message {
 			return &workspacev1.CreateSubscriptionRequest{SubscriptionId: f.id("sub"), Region: "here"}

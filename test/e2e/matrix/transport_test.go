@@ -43,7 +43,7 @@ func TestNoHandshakeWithoutCertificate(t *testing.T) {
 			"no certificate": func(c net.Conn) error { return speak(tls.Client(c, clientTLS(p.service, nil))) },
 			"TLS 1.2": func(c net.Conn) error {
 				cfg := clientTLS(p.service, own)
-				cfg.MinVersion, cfg.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 //nolint:gosec // which must be refused
+				cfg.MinVersion, cfg.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 				return speak(tls.Client(c, cfg))
 			},
 			"plain text": speak,
