@@ -69,11 +69,11 @@ func secretKey(key string) bool {
 		}
 		if letter {
 			if n < len(buf) {
-				buf[n] = c //nolint:gosec // n < len(buf)
+				buf[n] = c
 			}
 			n++
 			if all < len(whole) {
-				whole[all] = c
+				whole[all] = c //nolint:gosec // all < len(whole), one line above
 			}
 			all++
 		}

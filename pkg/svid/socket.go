@@ -97,7 +97,7 @@ func removeStale(path string) error {
 		return fault.FailedPrecondition("in the place of the Workload API's socket is something else: remove it")
 	}
 	d := net.Dialer{Timeout: time.Second}
-	conn, err := d.Dial("unix", path) //nolint:noctx // bounded by its own second
+	conn, err := d.Dial("unix", path)
 	if err == nil {
 		_ = conn.Close()
 		return fault.FailedPrecondition("another process serves this workload already: stop it first")
