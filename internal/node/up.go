@@ -38,6 +38,10 @@ type UpConfig struct {
 	Admin string
 	// AgentCommand starts the agent of a local target. Empty is this binary with "agent".
 	AgentCommand []string
+	// TraceEndpoint takes OTLP traces over gRPC, host:port on this machine; empty exports none. TraceRatio is the share of calls that
+	// are traced, 0 to 1.
+	TraceEndpoint string
+	TraceRatio    float64
 	// EtcdUnsafe leaves out etcd's fsync: for tests.
 	EtcdUnsafe bool
 	Log        Log
@@ -145,7 +149,7 @@ func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
 	}
 	mesh := Mesh{
 		TrustDomain: cfg.TrustDomain, PublicURL: "https://" + listeners["gateway"].Addr().String(), Etcd: in.etcd.Endpoints(),
-		EnrolAddress: listeners["identity-enrol"].Addr().String(), LeafLife: cfg.LeafLife,
+		EnrolAddress: listeners["identity-enrol"].Addr().String(), LeafLife: cfg.LeafLife, TraceEndpoint: cfg.TraceEndpoint, TraceRatio: cfg.TraceRatio,
 	}
 	if mesh.PublicURL, err = publicURL(cfg.Listen, listeners["gateway"].Addr()); err != nil {
 		return err
