@@ -170,13 +170,16 @@ func (s *Service) RevokeRun(ctx context.Context, req *identityv1.RevokeRunReques
 	return &emptypb.Empty{}, nil
 }
 
+// actsAt is the service that ActAs makes tokens for.
+const actsAt = "workspace"
+
 // ActAs implements TokenService. The token speaks for the principal without the limits of a run, for it is compute's and not the
 // agent's: what is done with it is authorized as the principal's own doing, at that moment.
 func (s *Service) ActAs(ctx context.Context, req *identityv1.ActAsRequest) (*identityv1.TokenResponse, error) {
 	call := rpc.From(ctx)
-	audience, err := s.next(call, req.GetAudience())
-	if err != nil {
-		return nil, err
+	// The one service that a queued run's start asks in its submitter's name. Compute can become nobody anywhere else.
+	if req.GetAudience() != actsAt {
+		return nil, fault.InvalidArgument("a token for background work is for %s alone", actsAt).Field("audience", "not "+actsAt).With(oauthError, "invalid_target")
 	}
 	q := s.cfg.DB.Reader()
 	p, err := s.acting(ctx, q, req.GetPrincipal())
@@ -184,7 +187,7 @@ func (s *Service) ActAs(ctx context.Context, req *identityv1.ActAsRequest) (*ide
 		return nil, err
 	}
 	token, claims, err := s.mint(ctx, q, authn.Claims{
-		Audience: []string{audience}, Subject: p.UID, PrincipalType: principalTypes[p.Kind], ClientID: firstParty,
+		Audience: []string{s.serviceID(actsAt)}, Subject: p.UID, PrincipalType: principalTypes[p.Kind], ClientID: firstParty,
 		Actor: &authn.Actor{Subject: call.Peer},
 	}, exchangedLife)
 	if err != nil {

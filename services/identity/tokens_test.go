@@ -374,6 +374,7 @@ func TestActAs(t *testing.T) {
 		{"a group", "compute", group.GetUid(), "workspace", codes.FailedPrecondition, faultv1.Reason_RUN_SUBMITTER_DENIED},
 		{"by name", "compute", "users/alice", "workspace", codes.FailedPrecondition, faultv1.Reason_RUN_SUBMITTER_DENIED},
 		{"for the gateway", "compute", alice.GetUid(), "gateway", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
+		{"for the vault", "compute", alice.GetUid(), "keyvault", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"for itself", "compute", alice.GetUid(), "compute", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"by workspace", "workspace", alice.GetUid(), "keyvault", codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED},
 		{"by the gateway", "gateway", alice.GetUid(), "keyvault", codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED},
