@@ -2,6 +2,7 @@ package envelope
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 
 	"google.golang.org/grpc/codes"
 
@@ -43,3 +44,25 @@ func (k *Key) OpenPage(query, token string) ([]byte, error) {
 }
 
 func pageAAD(owner, query string) AAD { return AAD{Owner: owner, Kind: "page", ID: query} }
+
+// Cursor is the place in a list in the order of creation after which the next page starts: the time in microseconds and the uid of
+// the last row that was given. The zero value is the beginning.
+type Cursor struct {
+	Time int64
+	UID  string
+}
+
+// Bytes is the cursor as SealPage takes it.
+func (c Cursor) Bytes() []byte {
+	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...)
+}
+
+// ParseCursor reads what Bytes wrote.
+//
+// Errors: PAGE_TOKEN_INVALID for anything shorter.
+func ParseCursor(b []byte) (Cursor, error) {
+	if len(b) < 8 {
+		return Cursor{}, fault.New(codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID, "the page token is not one of ours")
+	}
+	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil
+}

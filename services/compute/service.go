@@ -166,7 +166,7 @@ func (s *Service) page(ctx context.Context, workspace, query, token string) (sto
 	if err != nil {
 		return store.Cursor{}, nil, err
 	}
-	cur, err := store.ParseCursor(b)
+	cur, err := envelope.ParseCursor(b)
 	return cur, next, err
 }
 

@@ -110,7 +110,7 @@ func (p *pager) open(token string) (store.Cursor, error) {
 	if err != nil {
 		return store.Cursor{}, err
 	}
-	return store.ParseCursor(b)
+	return envelope.ParseCursor(b)
 }
 
 // next is the token of the following page, or "" where this one was the last.

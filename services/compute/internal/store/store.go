@@ -12,7 +12,6 @@ package store
 import (
 	"context"
 	"embed"
-	"encoding/binary"
 	"log/slog"
 	"time"
 
@@ -87,23 +86,7 @@ func (r *Run) Name() string { return r.Spec.GetParent() + "/runs/" + r.Spec.GetR
 func (r *Run) HasEnded() bool { return r.State >= computev1.Run_STATE_COMPLETED }
 
 // Cursor is the place in a list after which the next page starts.
-type Cursor struct {
-	Time int64
-	UID  string
-}
-
-// Bytes is the cursor as it goes into a page token.
-func (c Cursor) Bytes() []byte {
-	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...)
-}
-
-// ParseCursor reads what Bytes wrote.
-func ParseCursor(b []byte) (Cursor, error) {
-	if len(b) < 8 {
-		return Cursor{}, fault.New(codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID, "the page token is not one of ours")
-	}
-	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil
-}
+type Cursor = envelope.Cursor
 
 // Key is the workspace's data key.
 func (s *Store) Key(ctx context.Context, workspace string) (*envelope.Key, error) {
@@ -217,7 +200,7 @@ func (s *Store) ListComputes(ctx context.Context, workspace string, after Cursor
 			return nil, after, err
 		}
 		out = append(out, c)
-		after = Cursor{row.CreateTime, row.UID}
+		after = Cursor{Time: row.CreateTime, UID: row.UID}
 	}
 	return out, after, nil
 }
@@ -409,7 +392,7 @@ func (s *Store) ListRuns(ctx context.Context, workspace string, state computev1.
 	}
 	out, err := s.runs(ctx, rows)
 	if n := len(rows); n > 0 {
-		after = Cursor{rows[n-1].CreateTime, rows[n-1].UID}
+		after = Cursor{Time: rows[n-1].CreateTime, UID: rows[n-1].UID}
 	}
 	return out, after, err
 }

@@ -12,7 +12,6 @@ package store
 import (
 	"context"
 	"embed"
-	"encoding/binary"
 	"errors"
 	"time"
 
@@ -278,7 +277,7 @@ func (s *Store) List(ctx context.Context, workspace, kind string, after Cursor, 
 				return err
 			}
 			items = append(items, item)
-			after = Cursor{row.CreateTime, row.UID}
+			after = Cursor{Time: row.CreateTime, UID: row.UID}
 		}
 		return nil
 	})
@@ -286,10 +285,7 @@ func (s *Store) List(ctx context.Context, workspace, kind string, after Cursor, 
 }
 
 // Cursor is the place in a list after which the next page starts.
-type Cursor struct {
-	Time int64
-	UID  string
-}
+type Cursor = envelope.Cursor
 
 // SetDisabled disables or enables one version.
 func (s *Store) SetDisabled(ctx context.Context, workspace, kind, name string, version int64, disabled bool, record Record) (Item, error) {
@@ -377,17 +373,4 @@ func valueAAD(workspace, uid string, version int64) envelope.AAD {
 
 func contentTypeAAD(workspace, uid string, version int64) envelope.AAD {
 	return envelope.AAD{Owner: workspace, Kind: "item", ID: uid, Field: "content_type", Version: version}
-}
-
-// Bytes is the cursor as it goes into a page token.
-func (c Cursor) Bytes() []byte {
-	return append(binary.BigEndian.AppendUint64(nil, uint64(c.Time)), c.UID...)
-}
-
-// ParseCursor reads what Bytes wrote.
-func ParseCursor(b []byte) (Cursor, error) {
-	if len(b) < 8 {
-		return Cursor{}, fault.New(codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID, "the page token is not one of ours")
-	}
-	return Cursor{int64(binary.BigEndian.Uint64(b)), string(b[8:])}, nil
 }

@@ -379,9 +379,9 @@ func TestCanaries(t *testing.T) {
 
 func TestCursor(t *testing.T) {
 	c := Cursor{Time: 1 << 50, UID: "sec_x"}
-	if got, err := ParseCursor(c.Bytes()); got != c || err != nil {
+	if got, err := envelope.ParseCursor(c.Bytes()); got != c || err != nil {
 		t.Errorf("%v, %v", got, err)
 	}
-	_, err := ParseCursor([]byte("short"))
+	_, err := envelope.ParseCursor([]byte("short"))
 	want(t, "short", err, codes.InvalidArgument, faultv1.Reason_PAGE_TOKEN_INVALID)
 }
