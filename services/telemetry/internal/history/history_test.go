@@ -525,6 +525,9 @@ func TestClosedStore(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		_, err := w.Next(t.Context(), nil)
+		for err == nil { // what was stored before the end comes first
+			_, err = w.Next(t.Context(), nil)
+		}
 		want(t, err, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE)
 	})
 	for range 50 {
