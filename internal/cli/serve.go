@@ -107,7 +107,7 @@ func (a *app) up() *cobra.Command {
 			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.err},
 		})
 		if err != nil {
-			return err
+			return a.unlessAsked(ctx, err)
 		}
 		if err := a.welcome(data, in, begin); err != nil {
 			in.Stop()
@@ -268,12 +268,21 @@ func (a *app) serve() *cobra.Command {
 		a.tune()
 		n, err := node.Start(cmd.Context(), cfg, node.Options{LogWriter: a.err})
 		if err != nil {
-			return err
+			return a.unlessAsked(cmd.Context(), err)
 		}
 		a.say("%s listens on %s", args[0], n.Addr())
 		return a.untilStopped(cmd.Context(), n.Failed(), n.Stop)
 	}
 	return c
+}
+
+// unlessAsked is the error of a start, or none where the start was given up because somebody asked to stop.
+func (a *app) unlessAsked(ctx context.Context, err error) error {
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		return err
+	}
+	a.say("stopped before it was ready")
+	return nil
 }
 
 func (a *app) serviceConfig(name, file string) (node.Config, error) {

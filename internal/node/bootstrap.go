@@ -115,7 +115,7 @@ func bootstrap(ctx context.Context, cfg UpConfig) (*Bootstrapped, error) {
 			return nil, err
 		}
 	}
-	return out, nil
+	return out, passwordGiven(cfg.Data)
 }
 
 // joinFor writes a join token that is good for a week: the processes may be started later.

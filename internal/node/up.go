@@ -177,7 +177,10 @@ func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
 		return err
 	}
 	in.CA = pemOf(ids.roots())
-	return in.ready(ctx)
+	if err := in.ready(ctx); err != nil {
+		return err
+	}
+	return passwordGiven(cfg.Data)
 }
 
 // startRest starts every service but identity, at once.
@@ -240,18 +243,40 @@ func join(ctx context.Context, data string, ids *identity.Service, name string) 
 	return writeSecret(filepath.Join(dir, "join.token"), token)
 }
 
-// firstAdmin makes the first administrator, and keeps his first password in a file until he is told it.
+// unseen holds the first password from before the administrator is made until the start that made him is through, so that a start
+// that is cut off loses nothing: the next one gives the same.
+const unseen = "first.password"
+
+// firstAdmin makes the first administrator, if there is none.
 func (in *Installation) firstAdmin(ctx context.Context, cfg UpConfig, ids *identity.Service) (uid string, err error) {
-	password := newPassword()
+	path := filepath.Join(cfg.Data, unseen)
+	password, err := readSecret(path)
+	cutOff := err == nil
+	if errors.Is(err, fs.ErrNotExist) {
+		password = newPassword()
+		err = writeSecret(path, password)
+	}
+	if err != nil {
+		return "", err
+	}
 	p, created, err := ids.Bootstrap(ctx, identity.BootstrapRequest{User: cfg.Admin, Password: password})
 	if err != nil {
 		return "", err
 	}
 	in.Admin = p.Name
-	if created {
+	if created || cutOff {
 		in.FirstPassword = password
+		return p.UID, nil
 	}
-	return p.UID, nil
+	return p.UID, os.Remove(path)
+}
+
+// passwordGiven removes the file: whoever started the installation has the first password now.
+func passwordGiven(data string) error {
+	if err := os.Remove(filepath.Join(data, unseen)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // newPassword is 130 bits in words that can be typed: five groups of lower-case letters and digits.

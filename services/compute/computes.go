@@ -111,16 +111,20 @@ func (h computes) ClaimRun(ctx context.Context, req *computev1.ClaimRunRequest) 
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
-		changed := h.s.news.next(c.UID)
+		changed, leave := h.s.news.next(c.UID)
 		b, err := h.s.claim(ctx, c)
 		if err != nil || b != nil {
+			leave()
 			return &computev1.ClaimRunResponse{Bootstrap: b}, err
 		}
 		select {
 		case <-changed:
+			leave()
 		case <-timer.C:
+			leave()
 			return &computev1.ClaimRunResponse{}, nil
 		case <-ctx.Done():
+			leave()
 			return nil, ctx.Err()
 		}
 	}

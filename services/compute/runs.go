@@ -85,26 +85,19 @@ func (h runs) WatchRun(req *computev1.WatchRunRequest, stream grpc.ServerStreami
 		return err
 	}
 	uid, sent := r.UID, int64(0)
-	for {
-		changed := h.s.news.next(uid)
-		if r, err = h.s.store.RunByUID(ctx, uid); err != nil {
-			return absent(err, req.GetName())
+	return h.s.news.each(ctx, uid, func() (bool, error) {
+		r, err := h.s.store.RunByUID(ctx, uid)
+		if err != nil {
+			return false, absent(err, req.GetName())
 		}
 		if r.Version != sent {
 			if err := stream.Send(runMessage(r)); err != nil {
-				return err
+				return false, err
 			}
 			sent = r.Version
 		}
-		if r.HasEnded() {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		return r.HasEnded(), nil
+	})
 }
 
 // CancelRun implements computev1.RunServiceServer.
@@ -149,35 +142,26 @@ func (h runs) StreamLogs(req *computev1.StreamLogsRequest, stream grpc.ServerStr
 		return err
 	}
 	offset := req.GetOffset()
-	for {
-		changed := h.s.news.next(r.UID)
+	return h.s.news.each(ctx, r.UID, func() (bool, error) {
 		if r, err = h.s.store.RunByUID(ctx, r.UID); err != nil {
-			return absent(err, req.GetName())
+			return false, absent(err, req.GetName())
 		}
 		for {
 			pieces, err := h.s.store.ReadLog(ctx, r, offset, logPieces)
 			if err != nil {
-				return err
+				return false, err
 			}
 			for _, p := range pieces {
 				if err := stream.Send(p); err != nil {
-					return err
+					return false, err
 				}
 				offset = p.GetOffset() + int64(len(p.GetData()))
 			}
 			if len(pieces) < logPieces {
-				break
+				return !req.GetFollow() || r.HasEnded(), nil
 			}
 		}
-		if !req.GetFollow() || r.HasEnded() {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	})
 }
 
 // ListOutputs implements computev1.RunServiceServer.

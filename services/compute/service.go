@@ -170,32 +170,65 @@ func (s *Service) page(ctx context.Context, workspace, query, token string) (sto
 	return cur, next, err
 }
 
-// news tells waiting streams that something about a run has changed. It holds nothing but the waiting.
+// news tells waiting streams that something about a run or a target has changed. It holds an entry only while somebody waits.
 type news struct {
 	mu sync.Mutex
-	m  map[string]chan struct{}
+	m  map[string]*waiters
 }
 
-func newNews() *news { return &news{m: make(map[string]chan struct{})} }
+// waiters are those who wait for one change.
+type waiters struct {
+	changed chan struct{}
+	n       int
+}
 
-// next is closed at the next change of the run. Take it before reading, so that no change is missed.
-func (n *news) next(uid string) <-chan struct{} {
+func newNews() *news { return &news{m: make(map[string]*waiters)} }
+
+// next gives a channel that is closed at the next change. Take it before reading, so that no change is missed, and leave when it is
+// not waited for any more.
+func (n *news) next(uid string) (changed <-chan struct{}, leave func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c, ok := n.m[uid]
+	w, ok := n.m[uid]
 	if !ok {
-		c = make(chan struct{})
-		n.m[uid] = c
+		w = &waiters{changed: make(chan struct{})}
+		n.m[uid] = w
 	}
-	return c
+	w.n++
+	return w.changed, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if w.n--; w.n == 0 && n.m[uid] == w {
+			delete(n.m, uid)
+		}
+	}
 }
 
 func (n *news) changed(uid string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if c, ok := n.m[uid]; ok {
-		close(c)
+	if w, ok := n.m[uid]; ok {
+		close(w.changed)
 		delete(n.m, uid)
+	}
+}
+
+// each calls look now and after each change, until it is done or fails, or ctx ends.
+func (n *news) each(ctx context.Context, uid string, look func() (done bool, err error)) error {
+	for {
+		changed, leave := n.next(uid)
+		done, err := look()
+		if !done && err == nil {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+		}
+		leave()
+		if done || err != nil {
+			return err
+		}
 	}
 }
 
