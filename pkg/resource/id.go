@@ -11,6 +11,8 @@ const (
 	MaxIDBytes         = 63
 	MaxRunIDBytes      = 256
 	MaxSnapshotIDBytes = 128
+	MaxModelIDBytes    = 255
+	MaxVersionIDBytes  = 255
 )
 
 // ValidID checks an id that a caller chose: [a-z]([a-z0-9-]{0,61}[a-z0-9])?, which also makes a DNS label.
@@ -25,6 +27,13 @@ func ValidRunID(id string) error { return refuse("run_id", badRunID(id)) }
 
 // ValidSnapshotID checks the id of a snapshot, which the platform makes from its digest: [a-z0-9-]{1,128}.
 func ValidSnapshotID(id string) error { return refuse("snapshot_id", badSnapshotID(id)) }
+
+// ValidModelID checks the id of a model, in which MLflow's users expect dots and underscores: [a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}.
+// The case of letters counts.
+func ValidModelID(id string) error { return ValidModelIDField("model_id", id) }
+
+// ValidModelIDField is ValidModelID for a request whose field is called otherwise.
+func ValidModelIDField(field, id string) error { return refuse(field, badModelID(id)) }
 
 func refuse(field, wrong string) error {
 	if wrong == "" {
@@ -82,6 +91,36 @@ func badSnapshotID(id string) string {
 	for i := range len(id) {
 		if c := id[i]; !lower(c) && !digit(c) && c != '-' {
 			return "must have only a to z, 0 to 9 and hyphens"
+		}
+	}
+	return ""
+}
+
+func badModelID(id string) string {
+	if id != "" && !lower(id[0]|0x20) && !digit(id[0]) {
+		return wrongModelID
+	}
+	return badWord(id, MaxModelIDBytes, ".", wrongModelID)
+}
+
+const wrongModelID = "must have only letters of ASCII, 0 to 9, dots, hyphens and underscores, and start with a letter or digit"
+
+// badVersionID takes a number, an alias, or "latest": which of them it is, and whether there is one, its service says.
+func badVersionID(id string) string {
+	return badWord(id, MaxVersionIDBytes, "", "must be a number, or an alias of letters of ASCII, 0 to 9, hyphens and underscores")
+}
+
+// badWord takes letters of ASCII, digits, hyphens, underscores and what else is named.
+func badWord(id string, most int, also, wrong string) string {
+	switch {
+	case id == "":
+		return "is empty"
+	case len(id) > most:
+		return "is longer than 255 bytes"
+	}
+	for i := range len(id) {
+		if c := id[i]; !lower(c|0x20) && !digit(c) && c != '-' && c != '_' && strings.IndexByte(also, c) < 0 {
+			return wrong
 		}
 	}
 	return ""

@@ -20,6 +20,11 @@ const (
 	KindGroup                 // groups/{id}
 	KindServicePrincipal      // servicePrincipals/{id}
 	KindManagedIdentity       // managedIdentities/{uid}
+	KindExperiment            // …/workspaces/{workspace}/experiments/{id}
+	KindModel                 // …/workspaces/{workspace}/models/{id}
+	KindModelVersion          // …/models/{model}/versions/{number or alias}
+	KindEndpoint              // …/workspaces/{workspace}/endpoints/{id}
+	KindDeployment            // …/endpoints/{endpoint}/deployments/{id}
 	kinds
 )
 
@@ -47,6 +52,11 @@ var shapes = [kinds]shape{
 	KindGroup:            {"group", "groups", KindRoot, badID},
 	KindServicePrincipal: {"service_principal", "servicePrincipals", KindRoot, badID},
 	KindManagedIdentity:  {"managed_identity", "managedIdentities", KindRoot, badUID},
+	KindExperiment:       {"experiment", "experiments", KindWorkspace, badSnapshotID},
+	KindModel:            {"model", "models", KindWorkspace, badModelID},
+	KindModelVersion:     {"model_version", "versions", KindModel, badVersionID},
+	KindEndpoint:         {"endpoint", "endpoints", KindWorkspace, badID},
+	KindDeployment:       {"deployment", "deployments", KindEndpoint, badID},
 }
 
 // String is the kind's name as the reference option of a request's field has it: "resource_group".

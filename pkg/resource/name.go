@@ -7,7 +7,7 @@ import (
 )
 
 // MaxNameBytes is the most bytes that a name may have. The longest that the grammar can make has fewer.
-const MaxNameBytes = 512
+const MaxNameBytes = 1024
 
 // Root is the name of the installation.
 const Root = "/"
@@ -45,7 +45,7 @@ func parse(s string) (Kind, string) {
 	case s == "":
 		return KindUnknown, "it is empty; " + form
 	case len(s) > MaxNameBytes:
-		return KindUnknown, "it is longer than 512 bytes"
+		return KindUnknown, "it is longer than 1024 bytes"
 	}
 	kind := KindRoot
 	for rest := s; ; {

@@ -18,7 +18,7 @@ import (
 
 // Service is the inference service.
 type Service struct {
-	inferencev1.UnsafeEndpointServiceServer
+	inferencev1.UnimplementedEndpointServiceServer
 }
 
 var _ inferencev1.EndpointServiceServer = (*Service)(nil)

@@ -21,7 +21,7 @@ import (
 
 // metricServer keeps what runs measure.
 type metricServer struct {
-	telemetryv1.UnsafeMetricServiceServer
+	telemetryv1.UnimplementedMetricServiceServer
 	s *Service
 }
 

@@ -83,8 +83,10 @@ type Assignment struct {
 	// How often to send a heartbeat; silent for three times that, the run is lost.
 	Heartbeat *durationpb.Duration `protobuf:"bytes,9,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// How much of the log is stored already.
-	LogOffset     int64                  `protobuf:"varint,10,opt,name=log_offset,json=logOffset,proto3" json:"log_offset,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	LogOffset  int64                  `protobuf:"varint,10,opt,name=log_offset,json=logOffset,proto3" json:"log_offset,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Of a replica: what it serves, in place of a command of the user's.
+	Serve         *ServeSpec `protobuf:"bytes,12,opt,name=serve,proto3" json:"serve,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -196,6 +198,109 @@ func (x *Assignment) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Assignment) GetServe() *ServeSpec {
+	if x != nil {
+		return x.Serve
+	}
+	return nil
+}
+
+// ServeSpec is what a replica serves.
+type ServeSpec struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Versions of models, by their full names with their numbers, that the replica downloads before it starts.
+	Models []string `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	// Relative path of the entry script in the snapshot.
+	EntryScript    string               `protobuf:"bytes,2,opt,name=entry_script,json=entryScript,proto3" json:"entry_script,omitempty"`
+	Workers        int32                `protobuf:"varint,3,opt,name=workers,proto3" json:"workers,omitempty"`
+	RequestTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=request_timeout,json=requestTimeout,proto3" json:"request_timeout,omitempty"`
+	StartTimeout   *durationpb.Duration `protobuf:"bytes,5,opt,name=start_timeout,json=startTimeout,proto3" json:"start_timeout,omitempty"`
+	// host:port at which inference waits for the connections of workers.
+	Address       string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	MaxBodyBytes  int64  `protobuf:"varint,7,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServeSpec) Reset() {
+	*x = ServeSpec{}
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServeSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServeSpec) ProtoMessage() {}
+
+func (x *ServeSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServeSpec.ProtoReflect.Descriptor instead.
+func (*ServeSpec) Descriptor() ([]byte, []int) {
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ServeSpec) GetModels() []string {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *ServeSpec) GetEntryScript() string {
+	if x != nil {
+		return x.EntryScript
+	}
+	return ""
+}
+
+func (x *ServeSpec) GetWorkers() int32 {
+	if x != nil {
+		return x.Workers
+	}
+	return 0
+}
+
+func (x *ServeSpec) GetRequestTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.RequestTimeout
+	}
+	return nil
+}
+
+func (x *ServeSpec) GetStartTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.StartTimeout
+	}
+	return nil
+}
+
+func (x *ServeSpec) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ServeSpec) GetMaxBodyBytes() int64 {
+	if x != nil {
+		return x.MaxBodyBytes
+	}
+	return 0
+}
+
 type HeartbeatRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -207,7 +312,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[2]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -219,7 +324,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[2]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -232,7 +337,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *HeartbeatRequest) GetName() string {
@@ -258,7 +363,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[3]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +375,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[3]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +388,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *HeartbeatResponse) GetCancel() bool {
@@ -306,7 +411,7 @@ type AppendLogsRequest struct {
 
 func (x *AppendLogsRequest) Reset() {
 	*x = AppendLogsRequest{}
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[4]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -318,7 +423,7 @@ func (x *AppendLogsRequest) String() string {
 func (*AppendLogsRequest) ProtoMessage() {}
 
 func (x *AppendLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[4]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -331,7 +436,7 @@ func (x *AppendLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendLogsRequest.ProtoReflect.Descriptor instead.
 func (*AppendLogsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AppendLogsRequest) GetName() string {
@@ -367,7 +472,7 @@ type AppendLogsResponse struct {
 
 func (x *AppendLogsResponse) Reset() {
 	*x = AppendLogsResponse{}
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[5]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +484,7 @@ func (x *AppendLogsResponse) String() string {
 func (*AppendLogsResponse) ProtoMessage() {}
 
 func (x *AppendLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[5]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +497,7 @@ func (x *AppendLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendLogsResponse.ProtoReflect.Descriptor instead.
 func (*AppendLogsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AppendLogsResponse) GetStored() int64 {
@@ -424,7 +529,7 @@ type UploadOutputRequest struct {
 
 func (x *UploadOutputRequest) Reset() {
 	*x = UploadOutputRequest{}
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[6]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -436,7 +541,7 @@ func (x *UploadOutputRequest) String() string {
 func (*UploadOutputRequest) ProtoMessage() {}
 
 func (x *UploadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[6]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -449,7 +554,7 @@ func (x *UploadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadOutputRequest.ProtoReflect.Descriptor instead.
 func (*UploadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UploadOutputRequest) GetName() string {
@@ -506,7 +611,7 @@ type ReportRunRequest struct {
 
 func (x *ReportRunRequest) Reset() {
 	*x = ReportRunRequest{}
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[7]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +623,7 @@ func (x *ReportRunRequest) String() string {
 func (*ReportRunRequest) ProtoMessage() {}
 
 func (x *ReportRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[7]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +636,7 @@ func (x *ReportRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRunRequest.ProtoReflect.Descriptor instead.
 func (*ReportRunRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReportRunRequest) GetName() string {
@@ -593,7 +698,7 @@ type DescribeRunRequest struct {
 
 func (x *DescribeRunRequest) Reset() {
 	*x = DescribeRunRequest{}
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[8]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +710,7 @@ func (x *DescribeRunRequest) String() string {
 func (*DescribeRunRequest) ProtoMessage() {}
 
 func (x *DescribeRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[8]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +723,7 @@ func (x *DescribeRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRunRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRunRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DescribeRunRequest) GetWorkspaceUid() string {
@@ -645,7 +750,7 @@ type DescribeRunResponse struct {
 
 func (x *DescribeRunResponse) Reset() {
 	*x = DescribeRunResponse{}
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[9]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +762,7 @@ func (x *DescribeRunResponse) String() string {
 func (*DescribeRunResponse) ProtoMessage() {}
 
 func (x *DescribeRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[9]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +775,7 @@ func (x *DescribeRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRunResponse.ProtoReflect.Descriptor instead.
 func (*DescribeRunResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DescribeRunResponse) GetRunUid() string {
@@ -696,7 +801,7 @@ type PurgeWorkspaceRequest struct {
 
 func (x *PurgeWorkspaceRequest) Reset() {
 	*x = PurgeWorkspaceRequest{}
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[10]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +813,7 @@ func (x *PurgeWorkspaceRequest) String() string {
 func (*PurgeWorkspaceRequest) ProtoMessage() {}
 
 func (x *PurgeWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[10]
+	mi := &file_redoubt_compute_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +826,7 @@ func (x *PurgeWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*PurgeWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_compute_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PurgeWorkspaceRequest) GetWorkspaceUid() string {
@@ -737,7 +842,7 @@ const file_redoubt_compute_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x1eredoubt/compute/v1/agent.proto\x12\x12redoubt.compute.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a redoubt/compute/v1/compute.proto\x1a\x1aredoubt/rule/v1/rule.proto\"=\n" +
 	"\x14GetAssignmentRequest\x12%\n" +
-	"\x04name\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x04name\"\x91\x04\n" +
+	"\x04name\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x04name\"\xc6\x04\n" +
 	"\n" +
 	"Assignment\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x17\n" +
@@ -755,10 +860,19 @@ const file_redoubt_compute_v1_agent_proto_rawDesc = "" +
 	"log_offset\x18\n" +
 	" \x01(\x03R\tlogOffset\x12;\n" +
 	"\vcreate_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x1a>\n" +
+	"createTime\x123\n" +
+	"\x05serve\x18\f \x01(\v2\x1d.redoubt.compute.v1.ServeSpecR\x05serve\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa4\x02\n" +
+	"\tServeSpec\x12\x16\n" +
+	"\x06models\x18\x01 \x03(\tR\x06models\x12!\n" +
+	"\fentry_script\x18\x02 \x01(\tR\ventryScript\x12\x18\n" +
+	"\aworkers\x18\x03 \x01(\x05R\aworkers\x12B\n" +
+	"\x0frequest_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0erequestTimeout\x12>\n" +
+	"\rstart_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\fstartTimeout\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12$\n" +
+	"\x0emax_body_bytes\x18\a \x01(\x03R\fmaxBodyBytes\"S\n" +
 	"\x10HeartbeatRequest\x12%\n" +
 	"\x04name\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x04name\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\bR\arunning\"+\n" +
@@ -822,54 +936,58 @@ func file_redoubt_compute_v1_agent_proto_rawDescGZIP() []byte {
 	return file_redoubt_compute_v1_agent_proto_rawDescData
 }
 
-var file_redoubt_compute_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_redoubt_compute_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_redoubt_compute_v1_agent_proto_goTypes = []any{
 	(*GetAssignmentRequest)(nil),  // 0: redoubt.compute.v1.GetAssignmentRequest
 	(*Assignment)(nil),            // 1: redoubt.compute.v1.Assignment
-	(*HeartbeatRequest)(nil),      // 2: redoubt.compute.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),     // 3: redoubt.compute.v1.HeartbeatResponse
-	(*AppendLogsRequest)(nil),     // 4: redoubt.compute.v1.AppendLogsRequest
-	(*AppendLogsResponse)(nil),    // 5: redoubt.compute.v1.AppendLogsResponse
-	(*UploadOutputRequest)(nil),   // 6: redoubt.compute.v1.UploadOutputRequest
-	(*ReportRunRequest)(nil),      // 7: redoubt.compute.v1.ReportRunRequest
-	(*DescribeRunRequest)(nil),    // 8: redoubt.compute.v1.DescribeRunRequest
-	(*DescribeRunResponse)(nil),   // 9: redoubt.compute.v1.DescribeRunResponse
-	(*PurgeWorkspaceRequest)(nil), // 10: redoubt.compute.v1.PurgeWorkspaceRequest
-	nil,                           // 11: redoubt.compute.v1.Assignment.EnvironmentEntry
-	(*RunLimits)(nil),             // 12: redoubt.compute.v1.RunLimits
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(Run_State)(0),                // 15: redoubt.compute.v1.Run.State
-	(*Output)(nil),                // 16: redoubt.compute.v1.Output
-	(*Run)(nil),                   // 17: redoubt.compute.v1.Run
-	(*emptypb.Empty)(nil),         // 18: google.protobuf.Empty
+	(*ServeSpec)(nil),             // 2: redoubt.compute.v1.ServeSpec
+	(*HeartbeatRequest)(nil),      // 3: redoubt.compute.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),     // 4: redoubt.compute.v1.HeartbeatResponse
+	(*AppendLogsRequest)(nil),     // 5: redoubt.compute.v1.AppendLogsRequest
+	(*AppendLogsResponse)(nil),    // 6: redoubt.compute.v1.AppendLogsResponse
+	(*UploadOutputRequest)(nil),   // 7: redoubt.compute.v1.UploadOutputRequest
+	(*ReportRunRequest)(nil),      // 8: redoubt.compute.v1.ReportRunRequest
+	(*DescribeRunRequest)(nil),    // 9: redoubt.compute.v1.DescribeRunRequest
+	(*DescribeRunResponse)(nil),   // 10: redoubt.compute.v1.DescribeRunResponse
+	(*PurgeWorkspaceRequest)(nil), // 11: redoubt.compute.v1.PurgeWorkspaceRequest
+	nil,                           // 12: redoubt.compute.v1.Assignment.EnvironmentEntry
+	(*RunLimits)(nil),             // 13: redoubt.compute.v1.RunLimits
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(Run_State)(0),                // 16: redoubt.compute.v1.Run.State
+	(*Output)(nil),                // 17: redoubt.compute.v1.Output
+	(*Run)(nil),                   // 18: redoubt.compute.v1.Run
+	(*emptypb.Empty)(nil),         // 19: google.protobuf.Empty
 }
 var file_redoubt_compute_v1_agent_proto_depIdxs = []int32{
-	11, // 0: redoubt.compute.v1.Assignment.environment:type_name -> redoubt.compute.v1.Assignment.EnvironmentEntry
-	12, // 1: redoubt.compute.v1.Assignment.limits:type_name -> redoubt.compute.v1.RunLimits
-	13, // 2: redoubt.compute.v1.Assignment.heartbeat:type_name -> google.protobuf.Duration
-	14, // 3: redoubt.compute.v1.Assignment.create_time:type_name -> google.protobuf.Timestamp
-	15, // 4: redoubt.compute.v1.ReportRunRequest.state:type_name -> redoubt.compute.v1.Run.State
-	15, // 5: redoubt.compute.v1.DescribeRunResponse.state:type_name -> redoubt.compute.v1.Run.State
-	0,  // 6: redoubt.compute.v1.AgentRunService.GetAssignment:input_type -> redoubt.compute.v1.GetAssignmentRequest
-	2,  // 7: redoubt.compute.v1.AgentRunService.Heartbeat:input_type -> redoubt.compute.v1.HeartbeatRequest
-	4,  // 8: redoubt.compute.v1.AgentRunService.AppendLogs:input_type -> redoubt.compute.v1.AppendLogsRequest
-	6,  // 9: redoubt.compute.v1.AgentRunService.UploadOutput:input_type -> redoubt.compute.v1.UploadOutputRequest
-	7,  // 10: redoubt.compute.v1.AgentRunService.ReportRun:input_type -> redoubt.compute.v1.ReportRunRequest
-	8,  // 11: redoubt.compute.v1.RunInternalService.DescribeRun:input_type -> redoubt.compute.v1.DescribeRunRequest
-	10, // 12: redoubt.compute.v1.RunInternalService.PurgeWorkspace:input_type -> redoubt.compute.v1.PurgeWorkspaceRequest
-	1,  // 13: redoubt.compute.v1.AgentRunService.GetAssignment:output_type -> redoubt.compute.v1.Assignment
-	3,  // 14: redoubt.compute.v1.AgentRunService.Heartbeat:output_type -> redoubt.compute.v1.HeartbeatResponse
-	5,  // 15: redoubt.compute.v1.AgentRunService.AppendLogs:output_type -> redoubt.compute.v1.AppendLogsResponse
-	16, // 16: redoubt.compute.v1.AgentRunService.UploadOutput:output_type -> redoubt.compute.v1.Output
-	17, // 17: redoubt.compute.v1.AgentRunService.ReportRun:output_type -> redoubt.compute.v1.Run
-	9,  // 18: redoubt.compute.v1.RunInternalService.DescribeRun:output_type -> redoubt.compute.v1.DescribeRunResponse
-	18, // 19: redoubt.compute.v1.RunInternalService.PurgeWorkspace:output_type -> google.protobuf.Empty
-	13, // [13:20] is the sub-list for method output_type
-	6,  // [6:13] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	12, // 0: redoubt.compute.v1.Assignment.environment:type_name -> redoubt.compute.v1.Assignment.EnvironmentEntry
+	13, // 1: redoubt.compute.v1.Assignment.limits:type_name -> redoubt.compute.v1.RunLimits
+	14, // 2: redoubt.compute.v1.Assignment.heartbeat:type_name -> google.protobuf.Duration
+	15, // 3: redoubt.compute.v1.Assignment.create_time:type_name -> google.protobuf.Timestamp
+	2,  // 4: redoubt.compute.v1.Assignment.serve:type_name -> redoubt.compute.v1.ServeSpec
+	14, // 5: redoubt.compute.v1.ServeSpec.request_timeout:type_name -> google.protobuf.Duration
+	14, // 6: redoubt.compute.v1.ServeSpec.start_timeout:type_name -> google.protobuf.Duration
+	16, // 7: redoubt.compute.v1.ReportRunRequest.state:type_name -> redoubt.compute.v1.Run.State
+	16, // 8: redoubt.compute.v1.DescribeRunResponse.state:type_name -> redoubt.compute.v1.Run.State
+	0,  // 9: redoubt.compute.v1.AgentRunService.GetAssignment:input_type -> redoubt.compute.v1.GetAssignmentRequest
+	3,  // 10: redoubt.compute.v1.AgentRunService.Heartbeat:input_type -> redoubt.compute.v1.HeartbeatRequest
+	5,  // 11: redoubt.compute.v1.AgentRunService.AppendLogs:input_type -> redoubt.compute.v1.AppendLogsRequest
+	7,  // 12: redoubt.compute.v1.AgentRunService.UploadOutput:input_type -> redoubt.compute.v1.UploadOutputRequest
+	8,  // 13: redoubt.compute.v1.AgentRunService.ReportRun:input_type -> redoubt.compute.v1.ReportRunRequest
+	9,  // 14: redoubt.compute.v1.RunInternalService.DescribeRun:input_type -> redoubt.compute.v1.DescribeRunRequest
+	11, // 15: redoubt.compute.v1.RunInternalService.PurgeWorkspace:input_type -> redoubt.compute.v1.PurgeWorkspaceRequest
+	1,  // 16: redoubt.compute.v1.AgentRunService.GetAssignment:output_type -> redoubt.compute.v1.Assignment
+	4,  // 17: redoubt.compute.v1.AgentRunService.Heartbeat:output_type -> redoubt.compute.v1.HeartbeatResponse
+	6,  // 18: redoubt.compute.v1.AgentRunService.AppendLogs:output_type -> redoubt.compute.v1.AppendLogsResponse
+	17, // 19: redoubt.compute.v1.AgentRunService.UploadOutput:output_type -> redoubt.compute.v1.Output
+	18, // 20: redoubt.compute.v1.AgentRunService.ReportRun:output_type -> redoubt.compute.v1.Run
+	10, // 21: redoubt.compute.v1.RunInternalService.DescribeRun:output_type -> redoubt.compute.v1.DescribeRunResponse
+	19, // 22: redoubt.compute.v1.RunInternalService.PurgeWorkspace:output_type -> google.protobuf.Empty
+	16, // [16:23] is the sub-list for method output_type
+	9,  // [9:16] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_compute_v1_agent_proto_init() }
@@ -884,7 +1002,7 @@ func file_redoubt_compute_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_compute_v1_agent_proto_rawDesc), len(file_redoubt_compute_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -154,6 +154,62 @@ func (Run_State) EnumDescriptor() ([]byte, []int) {
 	return file_redoubt_compute_v1_compute_proto_rawDescGZIP(), []int{9, 0}
 }
 
+// Kind says what the run is.
+type Run_Kind int32
+
+const (
+	Run_KIND_UNSPECIFIED Run_Kind = 0
+	// A command on a compute target.
+	Run_KIND_JOB Run_Kind = 1
+	// Tracked only: what runs elsewhere and logs here, as MLflow's clients do. Its state is what the client says.
+	Run_KIND_TRACKED Run_Kind = 2
+	// A replica of a deployment. Not in lists.
+	Run_KIND_REPLICA Run_Kind = 3
+)
+
+// Enum value maps for Run_Kind.
+var (
+	Run_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_JOB",
+		2: "KIND_TRACKED",
+		3: "KIND_REPLICA",
+	}
+	Run_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"KIND_JOB":         1,
+		"KIND_TRACKED":     2,
+		"KIND_REPLICA":     3,
+	}
+)
+
+func (x Run_Kind) Enum() *Run_Kind {
+	p := new(Run_Kind)
+	*p = x
+	return p
+}
+
+func (x Run_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Run_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_redoubt_compute_v1_compute_proto_enumTypes[2].Descriptor()
+}
+
+func (Run_Kind) Type() protoreflect.EnumType {
+	return &file_redoubt_compute_v1_compute_proto_enumTypes[2]
+}
+
+func (x Run_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Run_Kind.Descriptor instead.
+func (Run_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_redoubt_compute_v1_compute_proto_rawDescGZIP(), []int{9, 1}
+}
+
 // Compute is a place where runs happen.
 type Compute struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -708,8 +764,15 @@ type Run struct {
 	Limits          *RunLimits        `protobuf:"bytes,18,opt,name=limits,proto3" json:"limits,omitempty"`
 	LogBytes        int64             `protobuf:"varint,19,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	Etag            string            `protobuf:"bytes,20,opt,name=etag,proto3" json:"etag,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	Kind            Run_Kind          `protobuf:"varint,21,opt,name=kind,proto3,enum=redoubt.compute.v1.Run_Kind" json:"kind,omitempty"`
+	// The experiment that it belongs to: …/experiments/{experiment}. "experiment" above is its display name.
+	ExperimentName string `protobuf:"bytes,22,opt,name=experiment_name,json=experimentName,proto3" json:"experiment_name,omitempty"`
+	// Deleted, and can be restored. Not in lists unless they ask.
+	Deleted bool `protobuf:"varint,23,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// What the client that made a tracked run said of its user.
+	User          string `protobuf:"bytes,24,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
@@ -878,6 +941,34 @@ func (x *Run) GetLogBytes() int64 {
 func (x *Run) GetEtag() string {
 	if x != nil {
 		return x.Etag
+	}
+	return ""
+}
+
+func (x *Run) GetKind() Run_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Run_KIND_UNSPECIFIED
+}
+
+func (x *Run) GetExperimentName() string {
+	if x != nil {
+		return x.ExperimentName
+	}
+	return ""
+}
+
+func (x *Run) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *Run) GetUser() string {
+	if x != nil {
+		return x.User
 	}
 	return ""
 }
@@ -1129,7 +1220,9 @@ type ListRunsRequest struct {
 	PageSize  int32                  `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	PageToken string                 `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// STATE_UNSPECIFIED for all.
-	State         Run_State `protobuf:"varint,4,opt,name=state,proto3,enum=redoubt.compute.v1.Run_State" json:"state,omitempty"`
+	State Run_State `protobuf:"varint,4,opt,name=state,proto3,enum=redoubt.compute.v1.Run_State" json:"state,omitempty"`
+	// Also those that are deleted.
+	ShowDeleted   bool `protobuf:"varint,5,opt,name=show_deleted,json=showDeleted,proto3" json:"show_deleted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1190,6 +1283,13 @@ func (x *ListRunsRequest) GetState() Run_State {
 		return x.State
 	}
 	return Run_STATE_UNSPECIFIED
+}
+
+func (x *ListRunsRequest) GetShowDeleted() bool {
+	if x != nil {
+		return x.ShowDeleted
+	}
+	return false
 }
 
 type ListRunsResponse struct {
@@ -1747,7 +1847,7 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\n" +
 	"join_token\x18\x03 \x01(\tB\x04\xb0\xe1\x18\x01R\tjoinToken\x12;\n" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xe9\a\n" +
+	"expireTime\"\xc2\t\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x123\n" +
@@ -1773,7 +1873,11 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\venvironment\x18\x11 \x03(\v2(.redoubt.compute.v1.Run.EnvironmentEntryR\venvironment\x125\n" +
 	"\x06limits\x18\x12 \x01(\v2\x1d.redoubt.compute.v1.RunLimitsR\x06limits\x12\x1b\n" +
 	"\tlog_bytes\x18\x13 \x01(\x03R\blogBytes\x12\x12\n" +
-	"\x04etag\x18\x14 \x01(\tR\x04etag\x1a>\n" +
+	"\x04etag\x18\x14 \x01(\tR\x04etag\x120\n" +
+	"\x04kind\x18\x15 \x01(\x0e2\x1c.redoubt.compute.v1.Run.KindR\x04kind\x12'\n" +
+	"\x0fexperiment_name\x18\x16 \x01(\tR\x0eexperimentName\x12\x18\n" +
+	"\adeleted\x18\x17 \x01(\bR\adeleted\x12\x12\n" +
+	"\x04user\x18\x18 \x01(\tR\x04user\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb8\x01\n" +
@@ -1787,7 +1891,12 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\fSTATE_FAILED\x10\x06\x12\x12\n" +
 	"\x0eSTATE_CANCELED\x10\a\x12\x0e\n" +
 	"\n" +
-	"STATE_LOST\x10\b\"\xff\x01\n" +
+	"STATE_LOST\x10\b\"N\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bKIND_JOB\x10\x01\x12\x10\n" +
+	"\fKIND_TRACKED\x10\x02\x12\x10\n" +
+	"\fKIND_REPLICA\x10\x03\"\xff\x01\n" +
 	"\tRunLimits\x121\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x03B\x0e\xbaH\v\"\t\x18\x80\x80\x80\x80\x80 (\x00R\vmemoryBytes\x12)\n" +
 	"\tprocesses\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80\x04(\x00R\tprocesses\x123\n" +
@@ -1814,13 +1923,14 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
 	"\rGetRunRequest\x12%\n" +
-	"\x04name\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x04name\"\xc7\x01\n" +
+	"\x04name\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x04name\"\xea\x01\n" +
 	"\x0fListRunsRequest\x12/\n" +
 	"\x06parent\x18\x01 \x01(\tB\x17\xbaH\ar\x05\x10\x01(\x80\x04\xba\xe1\x18\tworkspaceR\x06parent\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12'\n" +
 	"\n" +
 	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12=\n" +
-	"\x05state\x18\x04 \x01(\x0e2\x1d.redoubt.compute.v1.Run.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\"g\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1d.redoubt.compute.v1.Run.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12!\n" +
+	"\fshow_deleted\x18\x05 \x01(\bR\vshowDeleted\"g\n" +
 	"\x10ListRunsResponse\x12+\n" +
 	"\x04runs\x18\x01 \x03(\v2\x17.redoubt.compute.v1.RunR\x04runs\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"8\n" +
@@ -1897,93 +2007,95 @@ func file_redoubt_compute_v1_compute_proto_rawDescGZIP() []byte {
 	return file_redoubt_compute_v1_compute_proto_rawDescData
 }
 
-var file_redoubt_compute_v1_compute_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_redoubt_compute_v1_compute_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_redoubt_compute_v1_compute_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_redoubt_compute_v1_compute_proto_goTypes = []any{
 	(Compute_Kind)(0),              // 0: redoubt.compute.v1.Compute.Kind
 	(Run_State)(0),                 // 1: redoubt.compute.v1.Run.State
-	(*Compute)(nil),                // 2: redoubt.compute.v1.Compute
-	(*CreateComputeRequest)(nil),   // 3: redoubt.compute.v1.CreateComputeRequest
-	(*GetComputeRequest)(nil),      // 4: redoubt.compute.v1.GetComputeRequest
-	(*ListComputesRequest)(nil),    // 5: redoubt.compute.v1.ListComputesRequest
-	(*ListComputesResponse)(nil),   // 6: redoubt.compute.v1.ListComputesResponse
-	(*DeleteComputeRequest)(nil),   // 7: redoubt.compute.v1.DeleteComputeRequest
-	(*ClaimRunRequest)(nil),        // 8: redoubt.compute.v1.ClaimRunRequest
-	(*ClaimRunResponse)(nil),       // 9: redoubt.compute.v1.ClaimRunResponse
-	(*AgentBootstrap)(nil),         // 10: redoubt.compute.v1.AgentBootstrap
-	(*Run)(nil),                    // 11: redoubt.compute.v1.Run
-	(*RunLimits)(nil),              // 12: redoubt.compute.v1.RunLimits
-	(*SubmitRunRequest)(nil),       // 13: redoubt.compute.v1.SubmitRunRequest
-	(*GetRunRequest)(nil),          // 14: redoubt.compute.v1.GetRunRequest
-	(*ListRunsRequest)(nil),        // 15: redoubt.compute.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),       // 16: redoubt.compute.v1.ListRunsResponse
-	(*WatchRunRequest)(nil),        // 17: redoubt.compute.v1.WatchRunRequest
-	(*CancelRunRequest)(nil),       // 18: redoubt.compute.v1.CancelRunRequest
-	(*StreamLogsRequest)(nil),      // 19: redoubt.compute.v1.StreamLogsRequest
-	(*LogChunk)(nil),               // 20: redoubt.compute.v1.LogChunk
-	(*Output)(nil),                 // 21: redoubt.compute.v1.Output
-	(*ListOutputsRequest)(nil),     // 22: redoubt.compute.v1.ListOutputsRequest
-	(*ListOutputsResponse)(nil),    // 23: redoubt.compute.v1.ListOutputsResponse
-	(*DownloadOutputRequest)(nil),  // 24: redoubt.compute.v1.DownloadOutputRequest
-	(*DownloadOutputResponse)(nil), // 25: redoubt.compute.v1.DownloadOutputResponse
-	nil,                            // 26: redoubt.compute.v1.Run.EnvironmentEntry
-	nil,                            // 27: redoubt.compute.v1.SubmitRunRequest.EnvironmentEntry
-	(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 29: google.protobuf.Duration
-	(*emptypb.Empty)(nil),          // 30: google.protobuf.Empty
+	(Run_Kind)(0),                  // 2: redoubt.compute.v1.Run.Kind
+	(*Compute)(nil),                // 3: redoubt.compute.v1.Compute
+	(*CreateComputeRequest)(nil),   // 4: redoubt.compute.v1.CreateComputeRequest
+	(*GetComputeRequest)(nil),      // 5: redoubt.compute.v1.GetComputeRequest
+	(*ListComputesRequest)(nil),    // 6: redoubt.compute.v1.ListComputesRequest
+	(*ListComputesResponse)(nil),   // 7: redoubt.compute.v1.ListComputesResponse
+	(*DeleteComputeRequest)(nil),   // 8: redoubt.compute.v1.DeleteComputeRequest
+	(*ClaimRunRequest)(nil),        // 9: redoubt.compute.v1.ClaimRunRequest
+	(*ClaimRunResponse)(nil),       // 10: redoubt.compute.v1.ClaimRunResponse
+	(*AgentBootstrap)(nil),         // 11: redoubt.compute.v1.AgentBootstrap
+	(*Run)(nil),                    // 12: redoubt.compute.v1.Run
+	(*RunLimits)(nil),              // 13: redoubt.compute.v1.RunLimits
+	(*SubmitRunRequest)(nil),       // 14: redoubt.compute.v1.SubmitRunRequest
+	(*GetRunRequest)(nil),          // 15: redoubt.compute.v1.GetRunRequest
+	(*ListRunsRequest)(nil),        // 16: redoubt.compute.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),       // 17: redoubt.compute.v1.ListRunsResponse
+	(*WatchRunRequest)(nil),        // 18: redoubt.compute.v1.WatchRunRequest
+	(*CancelRunRequest)(nil),       // 19: redoubt.compute.v1.CancelRunRequest
+	(*StreamLogsRequest)(nil),      // 20: redoubt.compute.v1.StreamLogsRequest
+	(*LogChunk)(nil),               // 21: redoubt.compute.v1.LogChunk
+	(*Output)(nil),                 // 22: redoubt.compute.v1.Output
+	(*ListOutputsRequest)(nil),     // 23: redoubt.compute.v1.ListOutputsRequest
+	(*ListOutputsResponse)(nil),    // 24: redoubt.compute.v1.ListOutputsResponse
+	(*DownloadOutputRequest)(nil),  // 25: redoubt.compute.v1.DownloadOutputRequest
+	(*DownloadOutputResponse)(nil), // 26: redoubt.compute.v1.DownloadOutputResponse
+	nil,                            // 27: redoubt.compute.v1.Run.EnvironmentEntry
+	nil,                            // 28: redoubt.compute.v1.SubmitRunRequest.EnvironmentEntry
+	(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 30: google.protobuf.Duration
+	(*emptypb.Empty)(nil),          // 31: google.protobuf.Empty
 }
 var file_redoubt_compute_v1_compute_proto_depIdxs = []int32{
 	0,  // 0: redoubt.compute.v1.Compute.kind:type_name -> redoubt.compute.v1.Compute.Kind
-	28, // 1: redoubt.compute.v1.Compute.create_time:type_name -> google.protobuf.Timestamp
+	29, // 1: redoubt.compute.v1.Compute.create_time:type_name -> google.protobuf.Timestamp
 	0,  // 2: redoubt.compute.v1.CreateComputeRequest.kind:type_name -> redoubt.compute.v1.Compute.Kind
-	2,  // 3: redoubt.compute.v1.ListComputesResponse.computes:type_name -> redoubt.compute.v1.Compute
-	29, // 4: redoubt.compute.v1.ClaimRunRequest.wait:type_name -> google.protobuf.Duration
-	10, // 5: redoubt.compute.v1.ClaimRunResponse.bootstrap:type_name -> redoubt.compute.v1.AgentBootstrap
-	28, // 6: redoubt.compute.v1.AgentBootstrap.expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 3: redoubt.compute.v1.ListComputesResponse.computes:type_name -> redoubt.compute.v1.Compute
+	30, // 4: redoubt.compute.v1.ClaimRunRequest.wait:type_name -> google.protobuf.Duration
+	11, // 5: redoubt.compute.v1.ClaimRunResponse.bootstrap:type_name -> redoubt.compute.v1.AgentBootstrap
+	29, // 6: redoubt.compute.v1.AgentBootstrap.expire_time:type_name -> google.protobuf.Timestamp
 	1,  // 7: redoubt.compute.v1.Run.state:type_name -> redoubt.compute.v1.Run.State
-	28, // 8: redoubt.compute.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	28, // 9: redoubt.compute.v1.Run.start_time:type_name -> google.protobuf.Timestamp
-	28, // 10: redoubt.compute.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	26, // 11: redoubt.compute.v1.Run.environment:type_name -> redoubt.compute.v1.Run.EnvironmentEntry
-	12, // 12: redoubt.compute.v1.Run.limits:type_name -> redoubt.compute.v1.RunLimits
-	29, // 13: redoubt.compute.v1.RunLimits.timeout:type_name -> google.protobuf.Duration
-	27, // 14: redoubt.compute.v1.SubmitRunRequest.environment:type_name -> redoubt.compute.v1.SubmitRunRequest.EnvironmentEntry
-	12, // 15: redoubt.compute.v1.SubmitRunRequest.limits:type_name -> redoubt.compute.v1.RunLimits
-	1,  // 16: redoubt.compute.v1.ListRunsRequest.state:type_name -> redoubt.compute.v1.Run.State
-	11, // 17: redoubt.compute.v1.ListRunsResponse.runs:type_name -> redoubt.compute.v1.Run
-	28, // 18: redoubt.compute.v1.Output.create_time:type_name -> google.protobuf.Timestamp
-	21, // 19: redoubt.compute.v1.ListOutputsResponse.outputs:type_name -> redoubt.compute.v1.Output
-	3,  // 20: redoubt.compute.v1.ComputeService.CreateCompute:input_type -> redoubt.compute.v1.CreateComputeRequest
-	4,  // 21: redoubt.compute.v1.ComputeService.GetCompute:input_type -> redoubt.compute.v1.GetComputeRequest
-	5,  // 22: redoubt.compute.v1.ComputeService.ListComputes:input_type -> redoubt.compute.v1.ListComputesRequest
-	7,  // 23: redoubt.compute.v1.ComputeService.DeleteCompute:input_type -> redoubt.compute.v1.DeleteComputeRequest
-	8,  // 24: redoubt.compute.v1.ComputeService.ClaimRun:input_type -> redoubt.compute.v1.ClaimRunRequest
-	13, // 25: redoubt.compute.v1.RunService.SubmitRun:input_type -> redoubt.compute.v1.SubmitRunRequest
-	14, // 26: redoubt.compute.v1.RunService.GetRun:input_type -> redoubt.compute.v1.GetRunRequest
-	15, // 27: redoubt.compute.v1.RunService.ListRuns:input_type -> redoubt.compute.v1.ListRunsRequest
-	17, // 28: redoubt.compute.v1.RunService.WatchRun:input_type -> redoubt.compute.v1.WatchRunRequest
-	18, // 29: redoubt.compute.v1.RunService.CancelRun:input_type -> redoubt.compute.v1.CancelRunRequest
-	19, // 30: redoubt.compute.v1.RunService.StreamLogs:input_type -> redoubt.compute.v1.StreamLogsRequest
-	22, // 31: redoubt.compute.v1.RunService.ListOutputs:input_type -> redoubt.compute.v1.ListOutputsRequest
-	24, // 32: redoubt.compute.v1.RunService.DownloadOutput:input_type -> redoubt.compute.v1.DownloadOutputRequest
-	2,  // 33: redoubt.compute.v1.ComputeService.CreateCompute:output_type -> redoubt.compute.v1.Compute
-	2,  // 34: redoubt.compute.v1.ComputeService.GetCompute:output_type -> redoubt.compute.v1.Compute
-	6,  // 35: redoubt.compute.v1.ComputeService.ListComputes:output_type -> redoubt.compute.v1.ListComputesResponse
-	30, // 36: redoubt.compute.v1.ComputeService.DeleteCompute:output_type -> google.protobuf.Empty
-	9,  // 37: redoubt.compute.v1.ComputeService.ClaimRun:output_type -> redoubt.compute.v1.ClaimRunResponse
-	11, // 38: redoubt.compute.v1.RunService.SubmitRun:output_type -> redoubt.compute.v1.Run
-	11, // 39: redoubt.compute.v1.RunService.GetRun:output_type -> redoubt.compute.v1.Run
-	16, // 40: redoubt.compute.v1.RunService.ListRuns:output_type -> redoubt.compute.v1.ListRunsResponse
-	11, // 41: redoubt.compute.v1.RunService.WatchRun:output_type -> redoubt.compute.v1.Run
-	11, // 42: redoubt.compute.v1.RunService.CancelRun:output_type -> redoubt.compute.v1.Run
-	20, // 43: redoubt.compute.v1.RunService.StreamLogs:output_type -> redoubt.compute.v1.LogChunk
-	23, // 44: redoubt.compute.v1.RunService.ListOutputs:output_type -> redoubt.compute.v1.ListOutputsResponse
-	25, // 45: redoubt.compute.v1.RunService.DownloadOutput:output_type -> redoubt.compute.v1.DownloadOutputResponse
-	33, // [33:46] is the sub-list for method output_type
-	20, // [20:33] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	29, // 8: redoubt.compute.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	29, // 9: redoubt.compute.v1.Run.start_time:type_name -> google.protobuf.Timestamp
+	29, // 10: redoubt.compute.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	27, // 11: redoubt.compute.v1.Run.environment:type_name -> redoubt.compute.v1.Run.EnvironmentEntry
+	13, // 12: redoubt.compute.v1.Run.limits:type_name -> redoubt.compute.v1.RunLimits
+	2,  // 13: redoubt.compute.v1.Run.kind:type_name -> redoubt.compute.v1.Run.Kind
+	30, // 14: redoubt.compute.v1.RunLimits.timeout:type_name -> google.protobuf.Duration
+	28, // 15: redoubt.compute.v1.SubmitRunRequest.environment:type_name -> redoubt.compute.v1.SubmitRunRequest.EnvironmentEntry
+	13, // 16: redoubt.compute.v1.SubmitRunRequest.limits:type_name -> redoubt.compute.v1.RunLimits
+	1,  // 17: redoubt.compute.v1.ListRunsRequest.state:type_name -> redoubt.compute.v1.Run.State
+	12, // 18: redoubt.compute.v1.ListRunsResponse.runs:type_name -> redoubt.compute.v1.Run
+	29, // 19: redoubt.compute.v1.Output.create_time:type_name -> google.protobuf.Timestamp
+	22, // 20: redoubt.compute.v1.ListOutputsResponse.outputs:type_name -> redoubt.compute.v1.Output
+	4,  // 21: redoubt.compute.v1.ComputeService.CreateCompute:input_type -> redoubt.compute.v1.CreateComputeRequest
+	5,  // 22: redoubt.compute.v1.ComputeService.GetCompute:input_type -> redoubt.compute.v1.GetComputeRequest
+	6,  // 23: redoubt.compute.v1.ComputeService.ListComputes:input_type -> redoubt.compute.v1.ListComputesRequest
+	8,  // 24: redoubt.compute.v1.ComputeService.DeleteCompute:input_type -> redoubt.compute.v1.DeleteComputeRequest
+	9,  // 25: redoubt.compute.v1.ComputeService.ClaimRun:input_type -> redoubt.compute.v1.ClaimRunRequest
+	14, // 26: redoubt.compute.v1.RunService.SubmitRun:input_type -> redoubt.compute.v1.SubmitRunRequest
+	15, // 27: redoubt.compute.v1.RunService.GetRun:input_type -> redoubt.compute.v1.GetRunRequest
+	16, // 28: redoubt.compute.v1.RunService.ListRuns:input_type -> redoubt.compute.v1.ListRunsRequest
+	18, // 29: redoubt.compute.v1.RunService.WatchRun:input_type -> redoubt.compute.v1.WatchRunRequest
+	19, // 30: redoubt.compute.v1.RunService.CancelRun:input_type -> redoubt.compute.v1.CancelRunRequest
+	20, // 31: redoubt.compute.v1.RunService.StreamLogs:input_type -> redoubt.compute.v1.StreamLogsRequest
+	23, // 32: redoubt.compute.v1.RunService.ListOutputs:input_type -> redoubt.compute.v1.ListOutputsRequest
+	25, // 33: redoubt.compute.v1.RunService.DownloadOutput:input_type -> redoubt.compute.v1.DownloadOutputRequest
+	3,  // 34: redoubt.compute.v1.ComputeService.CreateCompute:output_type -> redoubt.compute.v1.Compute
+	3,  // 35: redoubt.compute.v1.ComputeService.GetCompute:output_type -> redoubt.compute.v1.Compute
+	7,  // 36: redoubt.compute.v1.ComputeService.ListComputes:output_type -> redoubt.compute.v1.ListComputesResponse
+	31, // 37: redoubt.compute.v1.ComputeService.DeleteCompute:output_type -> google.protobuf.Empty
+	10, // 38: redoubt.compute.v1.ComputeService.ClaimRun:output_type -> redoubt.compute.v1.ClaimRunResponse
+	12, // 39: redoubt.compute.v1.RunService.SubmitRun:output_type -> redoubt.compute.v1.Run
+	12, // 40: redoubt.compute.v1.RunService.GetRun:output_type -> redoubt.compute.v1.Run
+	17, // 41: redoubt.compute.v1.RunService.ListRuns:output_type -> redoubt.compute.v1.ListRunsResponse
+	12, // 42: redoubt.compute.v1.RunService.WatchRun:output_type -> redoubt.compute.v1.Run
+	12, // 43: redoubt.compute.v1.RunService.CancelRun:output_type -> redoubt.compute.v1.Run
+	21, // 44: redoubt.compute.v1.RunService.StreamLogs:output_type -> redoubt.compute.v1.LogChunk
+	24, // 45: redoubt.compute.v1.RunService.ListOutputs:output_type -> redoubt.compute.v1.ListOutputsResponse
+	26, // 46: redoubt.compute.v1.RunService.DownloadOutput:output_type -> redoubt.compute.v1.DownloadOutputResponse
+	34, // [34:47] is the sub-list for method output_type
+	21, // [21:34] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_compute_v1_compute_proto_init() }
@@ -1996,7 +2108,7 @@ func file_redoubt_compute_v1_compute_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_compute_v1_compute_proto_rawDesc), len(file_redoubt_compute_v1_compute_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   2,

@@ -137,6 +137,17 @@ const (
 	Reason_METRIC_INVALID Reason = 93
 	// The run's command does not exist on the target, or cannot be executed there.
 	Reason_RUN_COMMAND_MISSING Reason = 94
+	// --- scoring
+	// The endpoint takes another form of credential, or this one is not, or no longer, the endpoint's.
+	Reason_ENDPOINT_CREDENTIAL_INVALID Reason = 95
+	// The endpoint has no deployment that traffic goes to, or not the one that was asked for.
+	Reason_DEPLOYMENT_MISSING Reason = 96
+	// No replica of the deployment answers.
+	Reason_REPLICA_UNAVAILABLE Reason = 97
+	// As many requests wait for the deployment as may.
+	Reason_QUEUE_FULL Reason = 98
+	// The model's code failed, or answered what cannot be passed on.
+	Reason_MODEL_FAILED Reason = 99
 	// --- audit
 	// The record of this call could not be stored, so the call was not carried out.
 	Reason_AUDIT_UNAVAILABLE Reason = 100
@@ -196,61 +207,71 @@ var (
 		92:  "RUN_SUBMITTER_DENIED",
 		93:  "METRIC_INVALID",
 		94:  "RUN_COMMAND_MISSING",
+		95:  "ENDPOINT_CREDENTIAL_INVALID",
+		96:  "DEPLOYMENT_MISSING",
+		97:  "REPLICA_UNAVAILABLE",
+		98:  "QUEUE_FULL",
+		99:  "MODEL_FAILED",
 		100: "AUDIT_UNAVAILABLE",
 	}
 	Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED":      0,
-		"RESOURCE_NOT_FOUND":      1,
-		"RESOURCE_ALREADY_EXISTS": 2,
-		"REQUEST_INVALID":         3,
-		"PRECONDITION_FAILED":     4,
-		"LIMIT_EXCEEDED":          5,
-		"CONFLICT":                6,
-		"SERVICE_UNAVAILABLE":     7,
-		"INTERNAL_FAULT":          8,
-		"ACCESS_DENIED":           9,
-		"CREDENTIAL_INVALID":      10,
-		"DEADLINE_PASSED":         11,
-		"CALL_CANCELED":           12,
-		"METHOD_UNKNOWN":          13,
-		"DATA_DAMAGED":            14,
-		"TOKEN_MISSING":           20,
-		"TOKEN_INVALID":           21,
-		"TOKEN_EXPIRED":           22,
-		"TOKEN_AUDIENCE":          23,
-		"TOKEN_REVOKED":           24,
-		"TOKEN_PROOF_INVALID":     25,
-		"TOKEN_TOO_LARGE":         26,
-		"PEER_NOT_ALLOWED":        27,
-		"PEER_UNKNOWN":            28,
-		"PEER_MAY_NOT_FORWARD":    29,
-		"SIGN_IN_FAILED":          30,
-		"ACCOUNT_DISABLED":        31,
-		"JOIN_TOKEN_INVALID":      32,
-		"FACTOR_REQUIRED":         33,
-		"AUTHZ_ACTION_MISSING":    40,
-		"AUTHZ_LOCKED":            41,
-		"AUTHZ_OUTSIDE_RUN":       42,
-		"AUTHZ_STATE_STALE":       43,
-		"AUTHZ_LAST_OWNER":        44,
-		"MESSAGE_TOO_LARGE":       60,
-		"RATE_LIMITED":            61,
-		"PAGE_TOKEN_INVALID":      62,
-		"ETAG_MISMATCH":           63,
-		"REQUEST_ID_REUSED":       64,
-		"RESOURCE_IN_USE":         65,
-		"STORAGE_FULL":            66,
-		"PATH_INVALID":            67,
-		"DIGEST_MISMATCH":         68,
-		"KEY_DISABLED":            80,
-		"KEY_NOT_YOURS":           81,
-		"SECRET_DISABLED":         82,
-		"RUN_ENDED":               90,
-		"TARGET_NO_ISOLATION":     91,
-		"RUN_SUBMITTER_DENIED":    92,
-		"METRIC_INVALID":          93,
-		"RUN_COMMAND_MISSING":     94,
-		"AUDIT_UNAVAILABLE":       100,
+		"REASON_UNSPECIFIED":          0,
+		"RESOURCE_NOT_FOUND":          1,
+		"RESOURCE_ALREADY_EXISTS":     2,
+		"REQUEST_INVALID":             3,
+		"PRECONDITION_FAILED":         4,
+		"LIMIT_EXCEEDED":              5,
+		"CONFLICT":                    6,
+		"SERVICE_UNAVAILABLE":         7,
+		"INTERNAL_FAULT":              8,
+		"ACCESS_DENIED":               9,
+		"CREDENTIAL_INVALID":          10,
+		"DEADLINE_PASSED":             11,
+		"CALL_CANCELED":               12,
+		"METHOD_UNKNOWN":              13,
+		"DATA_DAMAGED":                14,
+		"TOKEN_MISSING":               20,
+		"TOKEN_INVALID":               21,
+		"TOKEN_EXPIRED":               22,
+		"TOKEN_AUDIENCE":              23,
+		"TOKEN_REVOKED":               24,
+		"TOKEN_PROOF_INVALID":         25,
+		"TOKEN_TOO_LARGE":             26,
+		"PEER_NOT_ALLOWED":            27,
+		"PEER_UNKNOWN":                28,
+		"PEER_MAY_NOT_FORWARD":        29,
+		"SIGN_IN_FAILED":              30,
+		"ACCOUNT_DISABLED":            31,
+		"JOIN_TOKEN_INVALID":          32,
+		"FACTOR_REQUIRED":             33,
+		"AUTHZ_ACTION_MISSING":        40,
+		"AUTHZ_LOCKED":                41,
+		"AUTHZ_OUTSIDE_RUN":           42,
+		"AUTHZ_STATE_STALE":           43,
+		"AUTHZ_LAST_OWNER":            44,
+		"MESSAGE_TOO_LARGE":           60,
+		"RATE_LIMITED":                61,
+		"PAGE_TOKEN_INVALID":          62,
+		"ETAG_MISMATCH":               63,
+		"REQUEST_ID_REUSED":           64,
+		"RESOURCE_IN_USE":             65,
+		"STORAGE_FULL":                66,
+		"PATH_INVALID":                67,
+		"DIGEST_MISMATCH":             68,
+		"KEY_DISABLED":                80,
+		"KEY_NOT_YOURS":               81,
+		"SECRET_DISABLED":             82,
+		"RUN_ENDED":                   90,
+		"TARGET_NO_ISOLATION":         91,
+		"RUN_SUBMITTER_DENIED":        92,
+		"METRIC_INVALID":              93,
+		"RUN_COMMAND_MISSING":         94,
+		"ENDPOINT_CREDENTIAL_INVALID": 95,
+		"DEPLOYMENT_MISSING":          96,
+		"REPLICA_UNAVAILABLE":         97,
+		"QUEUE_FULL":                  98,
+		"MODEL_FAILED":                99,
+		"AUDIT_UNAVAILABLE":           100,
 	}
 )
 
@@ -285,7 +306,7 @@ var File_redoubt_fault_v1_fault_proto protoreflect.FileDescriptor
 
 const file_redoubt_fault_v1_fault_proto_rawDesc = "" +
 	"\n" +
-	"\x1credoubt/fault/v1/fault.proto\x12\x10redoubt.fault.v1*\xdb\b\n" +
+	"\x1credoubt/fault/v1/fault.proto\x12\x10redoubt.fault.v1*\xcf\t\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RESOURCE_NOT_FOUND\x10\x01\x12\x1b\n" +
@@ -338,7 +359,13 @@ const file_redoubt_fault_v1_fault_proto_rawDesc = "" +
 	"\x13TARGET_NO_ISOLATION\x10[\x12\x18\n" +
 	"\x14RUN_SUBMITTER_DENIED\x10\\\x12\x12\n" +
 	"\x0eMETRIC_INVALID\x10]\x12\x17\n" +
-	"\x13RUN_COMMAND_MISSING\x10^\x12\x15\n" +
+	"\x13RUN_COMMAND_MISSING\x10^\x12\x1f\n" +
+	"\x1bENDPOINT_CREDENTIAL_INVALID\x10_\x12\x16\n" +
+	"\x12DEPLOYMENT_MISSING\x10`\x12\x17\n" +
+	"\x13REPLICA_UNAVAILABLE\x10a\x12\x0e\n" +
+	"\n" +
+	"QUEUE_FULL\x10b\x12\x10\n" +
+	"\fMODEL_FAILED\x10c\x12\x15\n" +
 	"\x11AUDIT_UNAVAILABLE\x10dB<Z:github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1;faultv1b\x06proto3"
 
 var (

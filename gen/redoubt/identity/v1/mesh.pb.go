@@ -346,7 +346,11 @@ type EnrolAgentResponse struct {
 	RunToken   string                 `protobuf:"bytes,1,opt,name=run_token,json=runToken,proto3" json:"run_token,omitempty"`
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// agt_…
-	AgentUid      string `protobuf:"bytes,3,opt,name=agent_uid,json=agentUid,proto3" json:"agent_uid,omitempty"`
+	AgentUid string `protobuf:"bytes,3,opt,name=agent_uid,json=agentUid,proto3" json:"agent_uid,omitempty"`
+	// X.509-SVID /workspace/{uid}/run/{run uid} for the agent's key, leaf first, and the roots of the mesh: with it the agent of a
+	// replica proves itself to inference. DER.
+	Svid          [][]byte `protobuf:"bytes,4,rep,name=svid,proto3" json:"svid,omitempty"`
+	Roots         [][]byte `protobuf:"bytes,5,rep,name=roots,proto3" json:"roots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -402,8 +406,24 @@ func (x *EnrolAgentResponse) GetAgentUid() string {
 	return ""
 }
 
+func (x *EnrolAgentResponse) GetSvid() [][]byte {
+	if x != nil {
+		return x.Svid
+	}
+	return nil
+}
+
+func (x *EnrolAgentResponse) GetRoots() [][]byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
 type RenewRunTokenRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For a new certificate too: a CSR by the key that the token is bound to. Empty for none.
+	Csr           []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -436,6 +456,13 @@ func (x *RenewRunTokenRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RenewRunTokenRequest.ProtoReflect.Descriptor instead.
 func (*RenewRunTokenRequest) Descriptor() ([]byte, []int) {
 	return file_redoubt_identity_v1_mesh_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RenewRunTokenRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
 }
 
 type IssueOperatorCertificateRequest struct {
@@ -516,13 +543,16 @@ const file_redoubt_identity_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"join_token\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\x04\xb0\xe1\x18\x01R\tjoinToken\x12\x1c\n" +
 	"\x03csr\x18\x02 \x01(\fB\n" +
-	"\xbaH\az\x05\x10\x01\x18\x80@R\x03csr\"\x91\x01\n" +
+	"\xbaH\az\x05\x10\x01\x18\x80@R\x03csr\"\xbb\x01\n" +
 	"\x12EnrolAgentResponse\x12!\n" +
 	"\trun_token\x18\x01 \x01(\tB\x04\xb0\xe1\x18\x01R\brunToken\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x1b\n" +
-	"\tagent_uid\x18\x03 \x01(\tR\bagentUid\"\x16\n" +
-	"\x14RenewRunTokenRequest\"?\n" +
+	"\tagent_uid\x18\x03 \x01(\tR\bagentUid\x12\x12\n" +
+	"\x04svid\x18\x04 \x03(\fR\x04svid\x12\x14\n" +
+	"\x05roots\x18\x05 \x03(\fR\x05roots\"2\n" +
+	"\x14RenewRunTokenRequest\x12\x1a\n" +
+	"\x03csr\x18\x01 \x01(\fB\b\xbaH\x05z\x03\x18\x80@R\x03csr\"?\n" +
 	"\x1fIssueOperatorCertificateRequest\x12\x1c\n" +
 	"\x03csr\x18\x01 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x80@R\x03csr2n\n" +

@@ -1299,6 +1299,232 @@ func (x *WatchMetricsResponse) GetMetrics() []*Metric {
 	return nil
 }
 
+type LogBatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Run   string                 `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	// Unique in the run; makes a repeated batch harmless. "" for a batch that is stored each time that it comes.
+	BatchId       string    `protobuf:"bytes,2,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	Metrics       []*Metric `protobuf:"bytes,3,rep,name=metrics,proto3" json:"metrics,omitempty"`
+	Params        []*Param  `protobuf:"bytes,4,rep,name=params,proto3" json:"params,omitempty"`
+	Tags          []*Tag    `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogBatchRequest) Reset() {
+	*x = LogBatchRequest{}
+	mi := &file_redoubt_telemetry_v1_telemetry_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogBatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogBatchRequest) ProtoMessage() {}
+
+func (x *LogBatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_telemetry_v1_telemetry_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogBatchRequest.ProtoReflect.Descriptor instead.
+func (*LogBatchRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LogBatchRequest) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *LogBatchRequest) GetBatchId() string {
+	if x != nil {
+		return x.BatchId
+	}
+	return ""
+}
+
+func (x *LogBatchRequest) GetMetrics() []*Metric {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+func (x *LogBatchRequest) GetParams() []*Param {
+	if x != nil {
+		return x.Params
+	}
+	return nil
+}
+
+func (x *LogBatchRequest) GetTags() []*Tag {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+type DeleteRunTagRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           string                 `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteRunTagRequest) Reset() {
+	*x = DeleteRunTagRequest{}
+	mi := &file_redoubt_telemetry_v1_telemetry_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteRunTagRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteRunTagRequest) ProtoMessage() {}
+
+func (x *DeleteRunTagRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_telemetry_v1_telemetry_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteRunTagRequest.ProtoReflect.Descriptor instead.
+func (*DeleteRunTagRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *DeleteRunTagRequest) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *DeleteRunTagRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type BatchGetRunDataRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parent        string                 `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	RunUids       []string               `protobuf:"bytes,2,rep,name=run_uids,json=runUids,proto3" json:"run_uids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetRunDataRequest) Reset() {
+	*x = BatchGetRunDataRequest{}
+	mi := &file_redoubt_telemetry_v1_telemetry_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetRunDataRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetRunDataRequest) ProtoMessage() {}
+
+func (x *BatchGetRunDataRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_telemetry_v1_telemetry_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetRunDataRequest.ProtoReflect.Descriptor instead.
+func (*BatchGetRunDataRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *BatchGetRunDataRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *BatchGetRunDataRequest) GetRunUids() []string {
+	if x != nil {
+		return x.RunUids
+	}
+	return nil
+}
+
+type BatchGetRunDataResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By uid of the run.
+	Data          map[string]*RunData `protobuf:"bytes,1,rep,name=data,proto3" json:"data,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetRunDataResponse) Reset() {
+	*x = BatchGetRunDataResponse{}
+	mi := &file_redoubt_telemetry_v1_telemetry_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetRunDataResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetRunDataResponse) ProtoMessage() {}
+
+func (x *BatchGetRunDataResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_telemetry_v1_telemetry_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetRunDataResponse.ProtoReflect.Descriptor instead.
+func (*BatchGetRunDataResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *BatchGetRunDataResponse) GetData() map[string]*RunData {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_redoubt_telemetry_v1_telemetry_proto protoreflect.FileDescriptor
 
 const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
@@ -1412,7 +1638,25 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x13WatchMetricsRequest\x12#\n" +
 	"\x03run\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x03run\"N\n" +
 	"\x14WatchMetricsResponse\x126\n" +
-	"\ametrics\x18\x01 \x03(\v2\x1c.redoubt.telemetry.v1.MetricR\ametrics2\xc2\x02\n" +
+	"\ametrics\x18\x01 \x03(\v2\x1c.redoubt.telemetry.v1.MetricR\ametrics\"\x95\x02\n" +
+	"\x0fLogBatchRequest\x12#\n" +
+	"\x03run\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x03run\x12\"\n" +
+	"\bbatch_id\x18\x02 \x01(\tB\a\xbaH\x04r\x02(@R\abatchId\x12A\n" +
+	"\ametrics\x18\x03 \x03(\v2\x1c.redoubt.telemetry.v1.MetricB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\ametrics\x12=\n" +
+	"\x06params\x18\x04 \x03(\v2\x1b.redoubt.telemetry.v1.ParamB\b\xbaH\x05\x92\x01\x02\x10dR\x06params\x127\n" +
+	"\x04tags\x18\x05 \x03(\v2\x19.redoubt.telemetry.v1.TagB\b\xbaH\x05\x92\x01\x02\x10dR\x04tags\"X\n" +
+	"\x13DeleteRunTagRequest\x12#\n" +
+	"\x03run\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x03run\x12\x1c\n" +
+	"\x03key\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\xfa\x01R\x03key\"x\n" +
+	"\x16BatchGetRunDataRequest\x12/\n" +
+	"\x06parent\x18\x01 \x01(\tB\x17\xbaH\ar\x05\x10\x01(\x80\x04\xba\xe1\x18\tworkspaceR\x06parent\x12-\n" +
+	"\brun_uids\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\"\ar\x05\x10\x01(\xac\x02R\arunUids\"\xbe\x01\n" +
+	"\x17BatchGetRunDataResponse\x12K\n" +
+	"\x04data\x18\x01 \x03(\v27.redoubt.telemetry.v1.BatchGetRunDataResponse.DataEntryR\x04data\x1aV\n" +
+	"\tDataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
+	"\x05value\x18\x02 \x01(\v2\x1d.redoubt.telemetry.v1.RunDataR\x05value:\x028\x012\xc2\x02\n" +
 	"\x0fActivityService\x12\xa1\x01\n" +
 	"\fListActivity\x12).redoubt.telemetry.v1.ListActivityRequest\x1a*.redoubt.telemetry.v1.ListActivityResponse\":\xb2\xe1\x18\"\n" +
 	"\x17telemetry/activity/read\x12\x05scope(\x02\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/activity\x12\x8a\x01\n" +
@@ -1421,7 +1665,8 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\rIngestService\x12c\n" +
 	"\x06Ingest\x12#.redoubt.telemetry.v1.IngestRequest\x1a$.redoubt.telemetry.v1.IngestResponse\"\x0e\xb2\xe1\x18\n" +
 	"\"\x01*(\x02X\x80\x80\x80\x02\x12h\n" +
-	"\x0ePurgeWorkspace\x12+.redoubt.telemetry.v1.PurgeWorkspaceRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x012\xe7\x05\n" +
+	"\x0ePurgeWorkspace\x12+.redoubt.telemetry.v1.PurgeWorkspaceRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x012\xee\n" +
+	"\n" +
 	"\rMetricService\x12\x8f\x01\n" +
 	"\n" +
 	"LogRunData\x12'.redoubt.telemetry.v1.LogRunDataRequest\x1a(.redoubt.telemetry.v1.LogRunDataResponse\"*\xb2\xe1\x18&\n" +
@@ -1430,7 +1675,13 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02N\x12L/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/metrics/{key}\x12\xc4\x01\n" +
 	"\n" +
 	"GetRunData\x12'.redoubt.telemetry.v1.GetRunDataRequest\x1a\x1d.redoubt.telemetry.v1.RunData\"n\xb2\xe1\x18\x1f\n" +
-	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02E\x12C/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/data\x12\x8c\x01\n" +
+	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02E\x12C/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/data\x12\xc6\x01\n" +
+	"\bLogBatch\x12%.redoubt.telemetry.v1.LogBatchRequest\x1a\x16.google.protobuf.Empty\"{\xb2\xe1\x18%\n" +
+	"\x17telemetry/metrics/write\x12\x03run(\x018\x01P\xd0\x0f\x82\xd3\xe4\x93\x02L:\x01*\"G/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:logBatch\x12\xcc\x01\n" +
+	"\fDeleteRunTag\x12).redoubt.telemetry.v1.DeleteRunTagRequest\x1a\x16.google.protobuf.Empty\"y\xb2\xe1\x18\"\n" +
+	"\x17telemetry/metrics/write\x12\x03run(\x018\x01\x82\xd3\xe4\x93\x02M:\x01*\"H/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:deleteTag\x12\xec\x01\n" +
+	"\x0fBatchGetRunData\x12,.redoubt.telemetry.v1.BatchGetRunDataRequest\x1a-.redoubt.telemetry.v1.BatchGetRunDataResponse\"|\xb2\xe1\x18\"\n" +
+	"\x16telemetry/metrics/read\x12\x06parent(\x02\x82\xd3\xe4\x93\x02P:\x01*\"K/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/runData:batchGet\x12\x8c\x01\n" +
 	"\fWatchMetrics\x12).redoubt.telemetry.v1.WatchMetricsRequest\x1a*.redoubt.telemetry.v1.WatchMetricsResponse\"#\xb2\xe1\x18\x1f\n" +
 	"\x16telemetry/metrics/read\x12\x03run(\x020\x01BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1;telemetryv1b\x06proto3"
 
@@ -1447,7 +1698,7 @@ func file_redoubt_telemetry_v1_telemetry_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_telemetry_v1_telemetry_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redoubt_telemetry_v1_telemetry_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_redoubt_telemetry_v1_telemetry_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_redoubt_telemetry_v1_telemetry_proto_goTypes = []any{
 	(ActivityEvent_Result)(0),         // 0: redoubt.telemetry.v1.ActivityEvent.Result
 	(*ActivityEvent)(nil),             // 1: redoubt.telemetry.v1.ActivityEvent
@@ -1468,51 +1719,67 @@ var file_redoubt_telemetry_v1_telemetry_proto_goTypes = []any{
 	(*RunData)(nil),                   // 16: redoubt.telemetry.v1.RunData
 	(*WatchMetricsRequest)(nil),       // 17: redoubt.telemetry.v1.WatchMetricsRequest
 	(*WatchMetricsResponse)(nil),      // 18: redoubt.telemetry.v1.WatchMetricsResponse
-	nil,                               // 19: redoubt.telemetry.v1.ActivityEvent.DetailsEntry
-	(*timestamppb.Timestamp)(nil),     // 20: google.protobuf.Timestamp
-	(*emptypb.Empty)(nil),             // 21: google.protobuf.Empty
+	(*LogBatchRequest)(nil),           // 19: redoubt.telemetry.v1.LogBatchRequest
+	(*DeleteRunTagRequest)(nil),       // 20: redoubt.telemetry.v1.DeleteRunTagRequest
+	(*BatchGetRunDataRequest)(nil),    // 21: redoubt.telemetry.v1.BatchGetRunDataRequest
+	(*BatchGetRunDataResponse)(nil),   // 22: redoubt.telemetry.v1.BatchGetRunDataResponse
+	nil,                               // 23: redoubt.telemetry.v1.ActivityEvent.DetailsEntry
+	nil,                               // 24: redoubt.telemetry.v1.BatchGetRunDataResponse.DataEntry
+	(*timestamppb.Timestamp)(nil),     // 25: google.protobuf.Timestamp
+	(*emptypb.Empty)(nil),             // 26: google.protobuf.Empty
 }
 var file_redoubt_telemetry_v1_telemetry_proto_depIdxs = []int32{
-	20, // 0: redoubt.telemetry.v1.ActivityEvent.time:type_name -> google.protobuf.Timestamp
+	25, // 0: redoubt.telemetry.v1.ActivityEvent.time:type_name -> google.protobuf.Timestamp
 	0,  // 1: redoubt.telemetry.v1.ActivityEvent.result:type_name -> redoubt.telemetry.v1.ActivityEvent.Result
-	19, // 2: redoubt.telemetry.v1.ActivityEvent.details:type_name -> redoubt.telemetry.v1.ActivityEvent.DetailsEntry
-	20, // 3: redoubt.telemetry.v1.ListActivityRequest.start_time:type_name -> google.protobuf.Timestamp
-	20, // 4: redoubt.telemetry.v1.ListActivityRequest.end_time:type_name -> google.protobuf.Timestamp
+	23, // 2: redoubt.telemetry.v1.ActivityEvent.details:type_name -> redoubt.telemetry.v1.ActivityEvent.DetailsEntry
+	25, // 3: redoubt.telemetry.v1.ListActivityRequest.start_time:type_name -> google.protobuf.Timestamp
+	25, // 4: redoubt.telemetry.v1.ListActivityRequest.end_time:type_name -> google.protobuf.Timestamp
 	0,  // 5: redoubt.telemetry.v1.ListActivityRequest.result:type_name -> redoubt.telemetry.v1.ActivityEvent.Result
 	1,  // 6: redoubt.telemetry.v1.ListActivityResponse.events:type_name -> redoubt.telemetry.v1.ActivityEvent
 	1,  // 7: redoubt.telemetry.v1.IngestRequest.events:type_name -> redoubt.telemetry.v1.ActivityEvent
-	20, // 8: redoubt.telemetry.v1.Metric.time:type_name -> google.protobuf.Timestamp
+	25, // 8: redoubt.telemetry.v1.Metric.time:type_name -> google.protobuf.Timestamp
 	8,  // 9: redoubt.telemetry.v1.LogRunDataRequest.metrics:type_name -> redoubt.telemetry.v1.Metric
 	9,  // 10: redoubt.telemetry.v1.LogRunDataRequest.params:type_name -> redoubt.telemetry.v1.Param
 	10, // 11: redoubt.telemetry.v1.LogRunDataRequest.tags:type_name -> redoubt.telemetry.v1.Tag
-	20, // 12: redoubt.telemetry.v1.ListMetricHistoryRequest.start_time:type_name -> google.protobuf.Timestamp
-	20, // 13: redoubt.telemetry.v1.ListMetricHistoryRequest.end_time:type_name -> google.protobuf.Timestamp
+	25, // 12: redoubt.telemetry.v1.ListMetricHistoryRequest.start_time:type_name -> google.protobuf.Timestamp
+	25, // 13: redoubt.telemetry.v1.ListMetricHistoryRequest.end_time:type_name -> google.protobuf.Timestamp
 	8,  // 14: redoubt.telemetry.v1.ListMetricHistoryResponse.metrics:type_name -> redoubt.telemetry.v1.Metric
 	8,  // 15: redoubt.telemetry.v1.RunData.latest:type_name -> redoubt.telemetry.v1.Metric
 	9,  // 16: redoubt.telemetry.v1.RunData.params:type_name -> redoubt.telemetry.v1.Param
 	10, // 17: redoubt.telemetry.v1.RunData.tags:type_name -> redoubt.telemetry.v1.Tag
 	8,  // 18: redoubt.telemetry.v1.WatchMetricsResponse.metrics:type_name -> redoubt.telemetry.v1.Metric
-	2,  // 19: redoubt.telemetry.v1.ActivityService.ListActivity:input_type -> redoubt.telemetry.v1.ListActivityRequest
-	4,  // 20: redoubt.telemetry.v1.ActivityService.WatchActivity:input_type -> redoubt.telemetry.v1.WatchActivityRequest
-	5,  // 21: redoubt.telemetry.v1.IngestService.Ingest:input_type -> redoubt.telemetry.v1.IngestRequest
-	7,  // 22: redoubt.telemetry.v1.IngestService.PurgeWorkspace:input_type -> redoubt.telemetry.v1.PurgeWorkspaceRequest
-	11, // 23: redoubt.telemetry.v1.MetricService.LogRunData:input_type -> redoubt.telemetry.v1.LogRunDataRequest
-	13, // 24: redoubt.telemetry.v1.MetricService.ListMetricHistory:input_type -> redoubt.telemetry.v1.ListMetricHistoryRequest
-	15, // 25: redoubt.telemetry.v1.MetricService.GetRunData:input_type -> redoubt.telemetry.v1.GetRunDataRequest
-	17, // 26: redoubt.telemetry.v1.MetricService.WatchMetrics:input_type -> redoubt.telemetry.v1.WatchMetricsRequest
-	3,  // 27: redoubt.telemetry.v1.ActivityService.ListActivity:output_type -> redoubt.telemetry.v1.ListActivityResponse
-	1,  // 28: redoubt.telemetry.v1.ActivityService.WatchActivity:output_type -> redoubt.telemetry.v1.ActivityEvent
-	6,  // 29: redoubt.telemetry.v1.IngestService.Ingest:output_type -> redoubt.telemetry.v1.IngestResponse
-	21, // 30: redoubt.telemetry.v1.IngestService.PurgeWorkspace:output_type -> google.protobuf.Empty
-	12, // 31: redoubt.telemetry.v1.MetricService.LogRunData:output_type -> redoubt.telemetry.v1.LogRunDataResponse
-	14, // 32: redoubt.telemetry.v1.MetricService.ListMetricHistory:output_type -> redoubt.telemetry.v1.ListMetricHistoryResponse
-	16, // 33: redoubt.telemetry.v1.MetricService.GetRunData:output_type -> redoubt.telemetry.v1.RunData
-	18, // 34: redoubt.telemetry.v1.MetricService.WatchMetrics:output_type -> redoubt.telemetry.v1.WatchMetricsResponse
-	27, // [27:35] is the sub-list for method output_type
-	19, // [19:27] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	8,  // 19: redoubt.telemetry.v1.LogBatchRequest.metrics:type_name -> redoubt.telemetry.v1.Metric
+	9,  // 20: redoubt.telemetry.v1.LogBatchRequest.params:type_name -> redoubt.telemetry.v1.Param
+	10, // 21: redoubt.telemetry.v1.LogBatchRequest.tags:type_name -> redoubt.telemetry.v1.Tag
+	24, // 22: redoubt.telemetry.v1.BatchGetRunDataResponse.data:type_name -> redoubt.telemetry.v1.BatchGetRunDataResponse.DataEntry
+	16, // 23: redoubt.telemetry.v1.BatchGetRunDataResponse.DataEntry.value:type_name -> redoubt.telemetry.v1.RunData
+	2,  // 24: redoubt.telemetry.v1.ActivityService.ListActivity:input_type -> redoubt.telemetry.v1.ListActivityRequest
+	4,  // 25: redoubt.telemetry.v1.ActivityService.WatchActivity:input_type -> redoubt.telemetry.v1.WatchActivityRequest
+	5,  // 26: redoubt.telemetry.v1.IngestService.Ingest:input_type -> redoubt.telemetry.v1.IngestRequest
+	7,  // 27: redoubt.telemetry.v1.IngestService.PurgeWorkspace:input_type -> redoubt.telemetry.v1.PurgeWorkspaceRequest
+	11, // 28: redoubt.telemetry.v1.MetricService.LogRunData:input_type -> redoubt.telemetry.v1.LogRunDataRequest
+	13, // 29: redoubt.telemetry.v1.MetricService.ListMetricHistory:input_type -> redoubt.telemetry.v1.ListMetricHistoryRequest
+	15, // 30: redoubt.telemetry.v1.MetricService.GetRunData:input_type -> redoubt.telemetry.v1.GetRunDataRequest
+	19, // 31: redoubt.telemetry.v1.MetricService.LogBatch:input_type -> redoubt.telemetry.v1.LogBatchRequest
+	20, // 32: redoubt.telemetry.v1.MetricService.DeleteRunTag:input_type -> redoubt.telemetry.v1.DeleteRunTagRequest
+	21, // 33: redoubt.telemetry.v1.MetricService.BatchGetRunData:input_type -> redoubt.telemetry.v1.BatchGetRunDataRequest
+	17, // 34: redoubt.telemetry.v1.MetricService.WatchMetrics:input_type -> redoubt.telemetry.v1.WatchMetricsRequest
+	3,  // 35: redoubt.telemetry.v1.ActivityService.ListActivity:output_type -> redoubt.telemetry.v1.ListActivityResponse
+	1,  // 36: redoubt.telemetry.v1.ActivityService.WatchActivity:output_type -> redoubt.telemetry.v1.ActivityEvent
+	6,  // 37: redoubt.telemetry.v1.IngestService.Ingest:output_type -> redoubt.telemetry.v1.IngestResponse
+	26, // 38: redoubt.telemetry.v1.IngestService.PurgeWorkspace:output_type -> google.protobuf.Empty
+	12, // 39: redoubt.telemetry.v1.MetricService.LogRunData:output_type -> redoubt.telemetry.v1.LogRunDataResponse
+	14, // 40: redoubt.telemetry.v1.MetricService.ListMetricHistory:output_type -> redoubt.telemetry.v1.ListMetricHistoryResponse
+	16, // 41: redoubt.telemetry.v1.MetricService.GetRunData:output_type -> redoubt.telemetry.v1.RunData
+	26, // 42: redoubt.telemetry.v1.MetricService.LogBatch:output_type -> google.protobuf.Empty
+	26, // 43: redoubt.telemetry.v1.MetricService.DeleteRunTag:output_type -> google.protobuf.Empty
+	22, // 44: redoubt.telemetry.v1.MetricService.BatchGetRunData:output_type -> redoubt.telemetry.v1.BatchGetRunDataResponse
+	18, // 45: redoubt.telemetry.v1.MetricService.WatchMetrics:output_type -> redoubt.telemetry.v1.WatchMetricsResponse
+	35, // [35:46] is the sub-list for method output_type
+	24, // [24:35] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_telemetry_v1_telemetry_proto_init() }
@@ -1527,7 +1794,7 @@ func file_redoubt_telemetry_v1_telemetry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_telemetry_v1_telemetry_proto_rawDesc), len(file_redoubt_telemetry_v1_telemetry_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

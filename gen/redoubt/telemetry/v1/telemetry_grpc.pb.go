@@ -325,6 +325,9 @@ const (
 	MetricService_LogRunData_FullMethodName        = "/redoubt.telemetry.v1.MetricService/LogRunData"
 	MetricService_ListMetricHistory_FullMethodName = "/redoubt.telemetry.v1.MetricService/ListMetricHistory"
 	MetricService_GetRunData_FullMethodName        = "/redoubt.telemetry.v1.MetricService/GetRunData"
+	MetricService_LogBatch_FullMethodName          = "/redoubt.telemetry.v1.MetricService/LogBatch"
+	MetricService_DeleteRunTag_FullMethodName      = "/redoubt.telemetry.v1.MetricService/DeleteRunTag"
+	MetricService_BatchGetRunData_FullMethodName   = "/redoubt.telemetry.v1.MetricService/BatchGetRunData"
 	MetricService_WatchMetrics_FullMethodName      = "/redoubt.telemetry.v1.MetricService/WatchMetrics"
 )
 
@@ -341,6 +344,12 @@ type MetricServiceClient interface {
 	ListMetricHistory(ctx context.Context, in *ListMetricHistoryRequest, opts ...grpc.CallOption) (*ListMetricHistoryResponse, error)
 	// GetRunData gives the latest point of each metric, and parameters and tags.
 	GetRunData(ctx context.Context, in *GetRunDataRequest, opts ...grpc.CallOption) (*RunData, error)
+	// LogBatch is LogRunData for one batch: all of it is stored when the call returns, or none.
+	LogBatch(ctx context.Context, in *LogBatchRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// DeleteRunTag removes one tag; one that is not there is NOT_FOUND.
+	DeleteRunTag(ctx context.Context, in *DeleteRunTagRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// BatchGetRunData is GetRunData for many runs of one workspace, by uid. Runs without data, and those of other workspaces, have none.
+	BatchGetRunData(ctx context.Context, in *BatchGetRunDataRequest, opts ...grpc.CallOption) (*BatchGetRunDataResponse, error)
 	// WatchMetrics sends the points of a run that are stored already, then each as it is stored.
 	WatchMetrics(ctx context.Context, in *WatchMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMetricsResponse], error)
 }
@@ -386,6 +395,36 @@ func (c *metricServiceClient) GetRunData(ctx context.Context, in *GetRunDataRequ
 	return out, nil
 }
 
+func (c *metricServiceClient) LogBatch(ctx context.Context, in *LogBatchRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, MetricService_LogBatch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *metricServiceClient) DeleteRunTag(ctx context.Context, in *DeleteRunTagRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, MetricService_DeleteRunTag_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *metricServiceClient) BatchGetRunData(ctx context.Context, in *BatchGetRunDataRequest, opts ...grpc.CallOption) (*BatchGetRunDataResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchGetRunDataResponse)
+	err := c.cc.Invoke(ctx, MetricService_BatchGetRunData_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *metricServiceClient) WatchMetrics(ctx context.Context, in *WatchMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMetricsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &MetricService_ServiceDesc.Streams[1], MetricService_WatchMetrics_FullMethodName, cOpts...)
@@ -418,6 +457,12 @@ type MetricServiceServer interface {
 	ListMetricHistory(context.Context, *ListMetricHistoryRequest) (*ListMetricHistoryResponse, error)
 	// GetRunData gives the latest point of each metric, and parameters and tags.
 	GetRunData(context.Context, *GetRunDataRequest) (*RunData, error)
+	// LogBatch is LogRunData for one batch: all of it is stored when the call returns, or none.
+	LogBatch(context.Context, *LogBatchRequest) (*emptypb.Empty, error)
+	// DeleteRunTag removes one tag; one that is not there is NOT_FOUND.
+	DeleteRunTag(context.Context, *DeleteRunTagRequest) (*emptypb.Empty, error)
+	// BatchGetRunData is GetRunData for many runs of one workspace, by uid. Runs without data, and those of other workspaces, have none.
+	BatchGetRunData(context.Context, *BatchGetRunDataRequest) (*BatchGetRunDataResponse, error)
 	// WatchMetrics sends the points of a run that are stored already, then each as it is stored.
 	WatchMetrics(*WatchMetricsRequest, grpc.ServerStreamingServer[WatchMetricsResponse]) error
 	mustEmbedUnimplementedMetricServiceServer()
@@ -438,6 +483,15 @@ func (UnimplementedMetricServiceServer) ListMetricHistory(context.Context, *List
 }
 func (UnimplementedMetricServiceServer) GetRunData(context.Context, *GetRunDataRequest) (*RunData, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRunData not implemented")
+}
+func (UnimplementedMetricServiceServer) LogBatch(context.Context, *LogBatchRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method LogBatch not implemented")
+}
+func (UnimplementedMetricServiceServer) DeleteRunTag(context.Context, *DeleteRunTagRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteRunTag not implemented")
+}
+func (UnimplementedMetricServiceServer) BatchGetRunData(context.Context, *BatchGetRunDataRequest) (*BatchGetRunDataResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchGetRunData not implemented")
 }
 func (UnimplementedMetricServiceServer) WatchMetrics(*WatchMetricsRequest, grpc.ServerStreamingServer[WatchMetricsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchMetrics not implemented")
@@ -506,6 +560,60 @@ func _MetricService_GetRunData_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _MetricService_LogBatch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LogBatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MetricServiceServer).LogBatch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MetricService_LogBatch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MetricServiceServer).LogBatch(ctx, req.(*LogBatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MetricService_DeleteRunTag_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteRunTagRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MetricServiceServer).DeleteRunTag(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MetricService_DeleteRunTag_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MetricServiceServer).DeleteRunTag(ctx, req.(*DeleteRunTagRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MetricService_BatchGetRunData_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchGetRunDataRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MetricServiceServer).BatchGetRunData(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MetricService_BatchGetRunData_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MetricServiceServer).BatchGetRunData(ctx, req.(*BatchGetRunDataRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _MetricService_WatchMetrics_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchMetricsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -531,6 +639,18 @@ var MetricService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetRunData",
 			Handler:    _MetricService_GetRunData_Handler,
+		},
+		{
+			MethodName: "LogBatch",
+			Handler:    _MetricService_LogBatch_Handler,
+		},
+		{
+			MethodName: "DeleteRunTag",
+			Handler:    _MetricService_DeleteRunTag_Handler,
+		},
+		{
+			MethodName: "BatchGetRunData",
+			Handler:    _MetricService_BatchGetRunData_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
