@@ -75,7 +75,7 @@ func TestRoom(t *testing.T) {
 	must(t, err)
 	for i := range 300 { // nobody claims these
 		_, err := l.s.store.InsertRun(t.Context(), &store.Run{
-			UID: resource.NewUID("run"), Workspace: l.uids[ws1], Compute: c.GetUid(), Submitter: "usr_owner", State: computev1.Run_STATE_QUEUED, Created: l.now(),
+			UID: resource.NewUID("run"), Workspace: l.uids[ws1], Kind: computev1.Run_KIND_JOB, Compute: c.GetUid(), Submitter: "usr_owner", State: computev1.Run_STATE_QUEUED, Created: l.now(),
 			Spec: l.request(hosted, fmt.Sprintf("h%d", i)),
 		}, "", func(context.Context, *sqldb.Tx) error { return nil })
 		must(t, err)
@@ -187,7 +187,7 @@ func TestStartedOnce(t *testing.T) {
 			"submit": func(*rapid.T) {
 				number++
 				run := &store.Run{
-					UID: resource.NewUID("run"), Workspace: l.uids[ws1], Compute: cmp.UID, Submitter: "usr_owner", State: computev1.Run_STATE_QUEUED, Created: l.now(),
+					UID: resource.NewUID("run"), Workspace: l.uids[ws1], Kind: computev1.Run_KIND_JOB, Compute: cmp.UID, Submitter: "usr_owner", State: computev1.Run_STATE_QUEUED, Created: l.now(),
 					Spec: l.request(ws1+"/computes/c", fmt.Sprintf("r%d", number)),
 				}
 				_, err := l.s.store.InsertRun(t.Context(), run, "", nothing)

@@ -34,7 +34,7 @@ func runMessage(r *store.Run) *computev1.Run {
 		Name: r.Name(), Uid: r.UID, State: r.State, DisplayName: r.Spec.GetDisplayName(), Experiment: r.Spec.GetExperiment(), Compute: r.Spec.GetCompute(),
 		Snapshot: r.Spec.GetSnapshot(), Command: r.Spec.GetCommand(), Submitter: r.Submitter, CreateTime: timestamppb.New(r.Created),
 		ExitCode: r.Outcome.GetExitCode(), Message: r.Outcome.GetMessage(), Reason: r.Outcome.GetReason(), CancelRequested: r.Cancel,
-		Environment: r.Spec.GetEnvironment(), Limits: r.Spec.GetLimits(), LogBytes: r.LogBytes, Etag: strconv.FormatInt(r.Version, 10),
+		Environment: r.Spec.GetEnvironment(), Limits: r.Spec.GetLimits(), LogBytes: r.LogBytes, Etag: strconv.FormatInt(r.Version, 10), Kind: r.Kind,
 	}
 	if !r.Started.IsZero() {
 		m.StartTime = timestamppb.New(r.Started)

@@ -42,7 +42,7 @@ func (h runs) SubmitRun(ctx context.Context, req *computev1.SubmitRunRequest) (*
 		spec.RunId = strings.ToLower(rand.Text())
 	}
 	r := &store.Run{
-		UID: resource.NewUID("run"), Workspace: call.Scope.WorkspaceUID, Compute: c.UID, Spec: spec, Submitter: call.Principal,
+		UID: resource.NewUID("run"), Workspace: call.Scope.WorkspaceUID, Kind: computev1.Run_KIND_JOB, Compute: c.UID, Spec: spec, Submitter: call.Principal,
 		State: computev1.Run_STATE_QUEUED, Created: h.s.cfg.Now(),
 	}
 	stored, err := h.s.store.InsertRun(ctx, r, req.GetRequestId(), record("run", spec.GetRunId(), "compute", c.ID))

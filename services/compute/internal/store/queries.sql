@@ -22,8 +22,8 @@ DELETE FROM computes WHERE uid = $1;
 
 -- name: InsertRun :execrows
 INSERT INTO runs (uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version,
-                  create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', 0, 1, $10, 0, 0, 0, 0, 0, 0)
+                  create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', 0, 1, $10, 0, 0, 0, 0, 0, 0, $11)
 ON CONFLICT (workspace_uid, id_mac) DO NOTHING;
 
 -- name: GetRun :one
@@ -37,12 +37,12 @@ SELECT * FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time
 
 -- name: ListRuns :many
 SELECT * FROM runs
-WHERE workspace_uid = $1 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
+WHERE workspace_uid = $1 AND kind <> $5 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($4 AS BIGINT);
 
 -- name: ListRunsInState :many
 SELECT * FROM runs
-WHERE workspace_uid = $1 AND state = $2 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
+WHERE workspace_uid = $1 AND state = $2 AND kind <> $6 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($5 AS BIGINT);
 
 -- name: ComputesInState :many

@@ -61,8 +61,12 @@ type Compute struct {
 // Run is a run as it is stored.
 type Run struct {
 	UID, Workspace, Compute string
-	// Spec is what was submitted, with run_id filled in; its parent is the workspace's name.
-	Spec      *computev1.SubmitRunRequest
+	// Kind says which of the fields below count. One that is not set is refused.
+	Kind computev1.Run_Kind
+	// Spec is what was submitted, with run_id filled in; its parent is the workspace's name. Of a replica it is made from Replica.
+	Spec *computev1.SubmitRunRequest
+	// Replica is what inference asked for; nil for all other kinds.
+	Replica   *computev1.StartReplicaRequest
 	Submitter string
 	State     computev1.Run_State
 	// Outcome is how it ended, or why it is where it is.
@@ -258,7 +262,7 @@ func (s *Store) InsertRun(ctx context.Context, r *Run, requestID string, record 
 		}
 		n, err := q.InsertRun(ctx, db.InsertRunParams{
 			UID: r.UID, WorkspaceUID: r.Workspace, ComputeUID: r.Compute, IDMac: key.MAC("run", r.Workspace, r.Spec.GetRunId()), RequestMac: requestMAC,
-			Spec: spec, Outcome: outcome, Submitter: r.Submitter, State: int64(r.State), CreateTime: micros(r.Created),
+			Spec: spec, Outcome: outcome, Submitter: r.Submitter, State: int64(r.State), CreateTime: micros(r.Created), Kind: int64(r.Kind),
 		})
 		if err != nil {
 			return sqldb.Fault(err)
@@ -278,11 +282,7 @@ func (s *Store) InsertRun(ctx context.Context, r *Run, requestID string, record 
 }
 
 func (s *Store) sealRun(key *envelope.Key, r *Run) (spec, outcome []byte, err error) {
-	b, err := proto.Marshal(r.Spec)
-	if err != nil {
-		return nil, nil, fault.Internal(err, "the run cannot be stored")
-	}
-	if spec, err = key.Seal(runAAD(r.Workspace, r.UID, "spec"), b); err != nil {
+	if spec, err = sealSpec(key, r); err != nil {
 		return nil, nil, err
 	}
 	outcome, err = sealOutcome(key, r)
@@ -310,17 +310,16 @@ func (s *Store) run(ctx context.Context, row db.Run) (*Run, error) {
 		UID: row.UID, Workspace: row.WorkspaceUID, Compute: row.ComputeUID, Submitter: row.Submitter, State: computev1.Run_State(row.State),
 		Generation: row.Generation, AgentKey: row.AgentKey, Cancel: row.Cancel != 0, Version: row.Version, LogBytes: row.LogBytes, Revoked: row.Revoked != 0,
 		Created: instant(row.CreateTime), Started: instant(row.StartTime), Ended: instant(row.EndTime), Heartbeat: instant(row.HeartbeatTime), CanceledAt: instant(row.CancelTime),
-		Spec: &computev1.SubmitRunRequest{}, Outcome: &computev1.ReportRunRequest{},
+		Kind: computev1.Run_Kind(row.Kind), Outcome: &computev1.ReportRunRequest{},
 	}
-	spec, err := key.Open(runAAD(r.Workspace, r.UID, "spec"), row.Spec)
-	if err != nil {
+	if err := openSpec(key, r, row.Spec); err != nil {
 		return nil, err
 	}
 	outcome, err := key.Open(runAAD(r.Workspace, r.UID, "outcome"), row.Outcome)
 	if err != nil {
 		return nil, err
 	}
-	if proto.Unmarshal(spec, r.Spec) != nil || proto.Unmarshal(outcome, r.Outcome) != nil {
+	if proto.Unmarshal(outcome, r.Outcome) != nil {
 		return nil, fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "the stored run cannot be read")
 	}
 	return r, nil
@@ -374,7 +373,7 @@ func (s *Store) RunByUID(ctx context.Context, uid string) (*Run, error) {
 	return s.run(ctx, row)
 }
 
-// ListRuns gives runs after the cursor, newest first; state 0 is all.
+// ListRuns gives runs after the cursor, newest first, but no replicas; state 0 is all.
 func (s *Store) ListRuns(ctx context.Context, workspace string, state computev1.Run_State, after Cursor, limit int) ([]*Run, Cursor, error) {
 	if after.Time == 0 {
 		after.Time = 1 << 62
@@ -383,9 +382,9 @@ func (s *Store) ListRuns(ctx context.Context, workspace string, state computev1.
 	var rows []db.Run
 	var err error
 	if state == 0 {
-		rows, err = q.ListRuns(ctx, db.ListRunsParams{WorkspaceUID: workspace, CreateTime: after.Time, UID: after.UID, Column4: int64(limit)})
+		rows, err = q.ListRuns(ctx, db.ListRunsParams{WorkspaceUID: workspace, CreateTime: after.Time, UID: after.UID, Column4: int64(limit), Kind: int64(computev1.Run_KIND_REPLICA)})
 	} else {
-		rows, err = q.ListRunsInState(ctx, db.ListRunsInStateParams{WorkspaceUID: workspace, State: int64(state), CreateTime: after.Time, UID: after.UID, Column5: int64(limit)})
+		rows, err = q.ListRunsInState(ctx, db.ListRunsInStateParams{WorkspaceUID: workspace, State: int64(state), CreateTime: after.Time, UID: after.UID, Column5: int64(limit), Kind: int64(computev1.Run_KIND_REPLICA)})
 	}
 	if err != nil {
 		return nil, after, sqldb.Fault(err)

@@ -76,7 +76,7 @@ func (l *lab) target(id string) Compute {
 func (l *lab) spec(id string) *Run {
 	l.now = l.now.Add(time.Second)
 	return &Run{
-		UID: resource.NewUID("run"), Workspace: l.ws, Compute: l.cmp, Submitter: "usr_1", State: computev1.Run_STATE_QUEUED, Created: l.now,
+		UID: resource.NewUID("run"), Workspace: l.ws, Kind: computev1.Run_KIND_JOB, Compute: l.cmp, Submitter: "usr_1", State: computev1.Run_STATE_QUEUED, Created: l.now,
 		Spec: &computev1.SubmitRunRequest{
 			Parent: parent, RunId: id, Compute: parent + "/computes/c", Snapshot: parent + "/snapshots/s", Command: []string{"command-canary"},
 			Environment: map[string]string{"A": "env-canary"}, Limits: &computev1.RunLimits{Timeout: durationpb.New(time.Minute)},

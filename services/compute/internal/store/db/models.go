@@ -52,4 +52,5 @@ type Run struct {
 	CancelTime    int64
 	LogBytes      int64
 	Revoked       int64
+	Kind          int64
 }

@@ -198,7 +198,7 @@ func (q *Queries) GetOutput(ctx context.Context, arg GetOutputParams) (Output, e
 }
 
 const getRun = `-- name: GetRun :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs WHERE uid = $1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE uid = $1
 `
 
 func (q *Queries) GetRun(ctx context.Context, uid string) (Run, error) {
@@ -225,12 +225,13 @@ func (q *Queries) GetRun(ctx context.Context, uid string) (Run, error) {
 		&i.CancelTime,
 		&i.LogBytes,
 		&i.Revoked,
+		&i.Kind,
 	)
 	return i, err
 }
 
 const getRunByID = `-- name: GetRunByID :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs WHERE workspace_uid = $1 AND id_mac = $2
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE workspace_uid = $1 AND id_mac = $2
 `
 
 type GetRunByIDParams struct {
@@ -262,12 +263,13 @@ func (q *Queries) GetRunByID(ctx context.Context, arg GetRunByIDParams) (Run, er
 		&i.CancelTime,
 		&i.LogBytes,
 		&i.Revoked,
+		&i.Kind,
 	)
 	return i, err
 }
 
 const getRunByRequest = `-- name: GetRunByRequest :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
 `
 
 type GetRunByRequestParams struct {
@@ -300,6 +302,7 @@ func (q *Queries) GetRunByRequest(ctx context.Context, arg GetRunByRequestParams
 		&i.CancelTime,
 		&i.LogBytes,
 		&i.Revoked,
+		&i.Kind,
 	)
 	return i, err
 }
@@ -360,8 +363,8 @@ func (q *Queries) InsertLog(ctx context.Context, arg InsertLogParams) error {
 
 const insertRun = `-- name: InsertRun :execrows
 INSERT INTO runs (uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version,
-                  create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', 0, 1, $10, 0, 0, 0, 0, 0, 0)
+                  create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', 0, 1, $10, 0, 0, 0, 0, 0, 0, $11)
 ON CONFLICT (workspace_uid, id_mac) DO NOTHING
 `
 
@@ -376,6 +379,7 @@ type InsertRunParams struct {
 	Submitter    string
 	State        int64
 	CreateTime   int64
+	Kind         int64
 }
 
 func (q *Queries) InsertRun(ctx context.Context, arg InsertRunParams) (int64, error) {
@@ -390,6 +394,7 @@ func (q *Queries) InsertRun(ctx context.Context, arg InsertRunParams) (int64, er
 		arg.Submitter,
 		arg.State,
 		arg.CreateTime,
+		arg.Kind,
 	)
 	if err != nil {
 		return 0, err
@@ -482,8 +487,8 @@ func (q *Queries) ListOutputs(ctx context.Context, runUid string) ([]Output, err
 }
 
 const listRuns = `-- name: ListRuns :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs
-WHERE workspace_uid = $1 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs
+WHERE workspace_uid = $1 AND kind <> $5 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($4 AS BIGINT)
 `
 
@@ -492,6 +497,7 @@ type ListRunsParams struct {
 	CreateTime   int64
 	UID          string
 	Column4      int64
+	Kind         int64
 }
 
 func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, error) {
@@ -500,6 +506,7 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 		arg.CreateTime,
 		arg.UID,
 		arg.Column4,
+		arg.Kind,
 	)
 	if err != nil {
 		return nil, err
@@ -529,6 +536,7 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 			&i.CancelTime,
 			&i.LogBytes,
 			&i.Revoked,
+			&i.Kind,
 		); err != nil {
 			return nil, err
 		}
@@ -544,8 +552,8 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 }
 
 const listRunsInState = `-- name: ListRunsInState :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs
-WHERE workspace_uid = $1 AND state = $2 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs
+WHERE workspace_uid = $1 AND state = $2 AND kind <> $6 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($5 AS BIGINT)
 `
 
@@ -555,6 +563,7 @@ type ListRunsInStateParams struct {
 	CreateTime   int64
 	UID          string
 	Column5      int64
+	Kind         int64
 }
 
 func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams) ([]Run, error) {
@@ -564,6 +573,7 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 		arg.CreateTime,
 		arg.UID,
 		arg.Column5,
+		arg.Kind,
 	)
 	if err != nil {
 		return nil, err
@@ -593,6 +603,7 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 			&i.CancelTime,
 			&i.LogBytes,
 			&i.Revoked,
+			&i.Kind,
 		); err != nil {
 			return nil, err
 		}
@@ -608,7 +619,7 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 }
 
 const notRevoked = `-- name: NotRevoked :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100
 `
 
 func (q *Queries) NotRevoked(ctx context.Context, state int64) ([]Run, error) {
@@ -641,6 +652,7 @@ func (q *Queries) NotRevoked(ctx context.Context, state int64) ([]Run, error) {
 			&i.CancelTime,
 			&i.LogBytes,
 			&i.Revoked,
+			&i.Kind,
 		); err != nil {
 			return nil, err
 		}
@@ -682,7 +694,7 @@ func (q *Queries) PutOutput(ctx context.Context, arg PutOutputParams) error {
 }
 
 const queuedOnCompute = `-- name: QueuedOnCompute :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT)
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT)
 `
 
 type QueuedOnComputeParams struct {
@@ -721,6 +733,7 @@ func (q *Queries) QueuedOnCompute(ctx context.Context, arg QueuedOnComputeParams
 			&i.CancelTime,
 			&i.LogBytes,
 			&i.Revoked,
+			&i.Kind,
 		); err != nil {
 			return nil, err
 		}
@@ -775,7 +788,7 @@ func (q *Queries) ReadLog(ctx context.Context, arg ReadLogParams) ([]LogChunk, e
 }
 
 const runsInStates = `-- name: RunsInStates :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs WHERE state >= $1 AND state <= $2 ORDER BY create_time, uid
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE state >= $1 AND state <= $2 ORDER BY create_time, uid
 `
 
 type RunsInStatesParams struct {
@@ -813,6 +826,7 @@ func (q *Queries) RunsInStates(ctx context.Context, arg RunsInStatesParams) ([]R
 			&i.CancelTime,
 			&i.LogBytes,
 			&i.Revoked,
+			&i.Kind,
 		); err != nil {
 			return nil, err
 		}
@@ -828,7 +842,7 @@ func (q *Queries) RunsInStates(ctx context.Context, arg RunsInStatesParams) ([]R
 }
 
 const runsOfWorkspace = `-- name: RunsOfWorkspace :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked FROM runs WHERE workspace_uid = $1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE workspace_uid = $1
 `
 
 func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]Run, error) {
@@ -861,6 +875,7 @@ func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]R
 			&i.CancelTime,
 			&i.LogBytes,
 			&i.Revoked,
+			&i.Kind,
 		); err != nil {
 			return nil, err
 		}
