@@ -89,22 +89,28 @@ func (a *app) untilStopped(ctx context.Context, failed <-chan error, stop func()
 func (a *app) up() *cobra.Command {
 	var data, listen, domain, level string
 	var leaf time.Duration
+	var scoring scoringFlags
 	c := &cobra.Command{Use: "up", Short: "Run a whole installation in this process", Args: exactly(0)}
 	f := c.Flags()
 	f.StringVar(&data, "data", "", "the folder that keeps it; without it $XDG_STATE_HOME/redoubt")
-	f.StringVar(&listen, "listen", defaultListen, "the public host:port; the nine ports after it are the services', on loopback; port 0 lets the system choose all")
+	f.StringVar(&listen, "listen", defaultListen, "the public host:port; the eleven ports after it are the services', on loopback; port 0 lets the system choose all")
 	f.StringVar(&domain, "trust-domain", "", "the installation's name in certificates, at its first start; without it redoubt.local")
 	f.StringVar(&level, "log-level", "warn", "debug, info, warn or error")
 	f.DurationVar(&leaf, "leaf-life", 0, "how long certificates live; without it 1h")
+	scoring.add(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, begin := cmd.Context(), a.now()
 		data, err := a.dataFolder(data)
 		if err != nil {
 			return err
 		}
+		if err := scoring.absolute(); err != nil {
+			return err
+		}
 		a.tune()
 		in, err := node.Up(ctx, node.UpConfig{
 			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.err},
+			ScoringURL: scoring.url, ScoringCertificateFile: scoring.cert, ScoringKeyFile: scoring.key,
 		})
 		if err != nil {
 			return a.unlessAsked(ctx, err)
@@ -124,6 +130,28 @@ func (a *app) up() *cobra.Command {
 		return a.untilStopped(ctx, failed, in.Stop)
 	}
 	return c
+}
+
+// scoringFlags say how endpoints are scored from outside.
+type scoringFlags struct{ url, cert, key string }
+
+func (s *scoringFlags) add(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&s.url, "scoring-url", "", "https://host:port at which clients reach the scoring listener; without it --listen's host with the listener's port")
+	f.StringVar(&s.cert, "scoring-cert", "", "the certificate chain that the scoring listener shows, as PEM, in place of the installation's")
+	f.StringVar(&s.key, "scoring-key", "", "its private key, as PEM")
+}
+
+// absolute makes paths what a service can read from anywhere.
+func (s *scoringFlags) absolute() (err error) {
+	for _, p := range []*string{&s.cert, &s.key} {
+		if *p != "" {
+			if *p, err = filepath.Abs(*p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // welcome says that the installation is ready and what to type next, and at its first start who the administrator is.
@@ -221,13 +249,15 @@ func (a *app) keepContext(server string, ca []byte, admin string) (string, error
 func (a *app) bootstrap() *cobra.Command {
 	var data, listen, domain, level string
 	var leaf time.Duration
+	var scoring scoringFlags
 	c := &cobra.Command{Use: "bootstrap --data FOLDER", Short: "Make an installation of separate processes", Args: exactly(0)}
 	f := c.Flags()
 	f.StringVar(&data, "data", "", "the folder that keeps it")
-	f.StringVar(&listen, "listen", defaultListen, "the public host:port; the nine ports after it are the services'")
+	f.StringVar(&listen, "listen", defaultListen, "the public host:port; the eleven ports after it are the services'")
 	f.StringVar(&domain, "trust-domain", "", "the installation's name in certificates; without it redoubt.local")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.DurationVar(&leaf, "leaf-life", 0, "how long certificates live; without it 1h")
+	scoring.add(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		if data == "" {
 			return usagef("--data says where it is kept")
@@ -236,7 +266,13 @@ func (a *app) bootstrap() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b, err := node.Bootstrap(cmd.Context(), node.BootstrapConfig{Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.err}})
+		if err := scoring.absolute(); err != nil {
+			return err
+		}
+		b, err := node.Bootstrap(cmd.Context(), node.BootstrapConfig{
+			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.err},
+			ScoringURL: scoring.url, ScoringCertificateFile: scoring.cert, ScoringKeyFile: scoring.key,
+		})
 		if err != nil {
 			return err
 		}

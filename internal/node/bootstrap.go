@@ -23,8 +23,10 @@ type BootstrapConfig struct {
 	Data, Listen, TrustDomain, Admin string
 	LeafLife                         time.Duration
 	AgentCommand                     []string
-	Log                              Log
-	Options                          Options
+	// ScoringURL, ScoringCertificateFile and ScoringKeyFile are as in UpConfig.
+	ScoringURL, ScoringCertificateFile, ScoringKeyFile string
+	Log                                                Log
+	Options                                            Options
 }
 
 // Bootstrapped is what Bootstrap has made.
@@ -44,7 +46,8 @@ type Bootstrapped struct {
 // Bootstrap makes a new installation for separate processes: etcd's root, identity's keys and first administrator, and for every
 // service its folder with configuration, join token and etcd certificate. A folder that has one already is refused.
 func Bootstrap(ctx context.Context, cfg BootstrapConfig) (*Bootstrapped, error) {
-	up := UpConfig{Data: cfg.Data, Listen: cfg.Listen, TrustDomain: cfg.TrustDomain, Admin: cfg.Admin, LeafLife: cfg.LeafLife, AgentCommand: cfg.AgentCommand, Log: cfg.Log, Options: cfg.Options}
+	up := UpConfig{Data: cfg.Data, Listen: cfg.Listen, TrustDomain: cfg.TrustDomain, Admin: cfg.Admin, LeafLife: cfg.LeafLife, AgentCommand: cfg.AgentCommand, Log: cfg.Log, Options: cfg.Options,
+		ScoringURL: cfg.ScoringURL, ScoringCertificateFile: cfg.ScoringCertificateFile, ScoringKeyFile: cfg.ScoringKeyFile}
 	if up.TrustDomain == "" {
 		up.TrustDomain = "redoubt.local"
 	}
@@ -74,9 +77,12 @@ func Bootstrap(ctx context.Context, cfg BootstrapConfig) (*Bootstrapped, error) 
 }
 
 func bootstrap(ctx context.Context, cfg UpConfig) (*Bootstrapped, error) {
-	ports, url, err := choosePorts(ctx, cfg.Listen)
+	ports, url, scoring, err := choosePorts(ctx, cfg.Listen)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.ScoringURL == "" {
+		cfg.ScoringURL = scoring
 	}
 	out := &Bootstrapped{URL: url, Etcd: ports["etcd"], Configs: make(map[string]string)}
 	pki, err := etcdnode.OpenPKI(filepath.Join(cfg.Data, "etcd", "pki"), cfg.Options.Now)
@@ -100,6 +106,9 @@ func bootstrap(ctx context.Context, cfg UpConfig) (*Bootstrapped, error) {
 	for _, name := range Services {
 		c := in.config(cfg, mesh, name)
 		c.Service.Listen, c.Service.MeshListen = ports[name], ports["gateway-mesh"]
+		if name == "inference" {
+			c.Service.ScoringListen, c.Service.ReplicaListen = ports["inference-scoring"], ports["inference-replicas"]
+		}
 		if name == "workspace" {
 			c.Service.Admin = admin
 		}
@@ -162,18 +171,21 @@ func newNode(ctx context.Context, cfg Config, opts Options) *Node {
 }
 
 // choosePorts fixes every address. With port 0 free ones are taken now, and hopefully still free when the processes start.
-func choosePorts(ctx context.Context, listen string) (map[string]string, string, error) {
+func choosePorts(ctx context.Context, listen string) (ports map[string]string, public, scoring string, err error) {
 	ls, err := openPorts(ctx, listen)
 	if err != nil {
-		return nil, "", err
+		return nil, "", "", err
 	}
 	out := make(map[string]string, len(ls))
 	for name, l := range ls {
 		out[name] = l.Addr().String()
 		_ = l.Close()
 	}
-	url, err := publicURL(listen, ls["gateway"].Addr())
-	return out, url, err
+	if public, err = publicURL(listen, ls["gateway"].Addr()); err != nil {
+		return nil, "", "", err
+	}
+	scoring, err = publicURL(listen, ls["inference-scoring"].Addr())
+	return out, public, scoring, err
 }
 
 // writeConfig writes the file that `redoubt serve` reads.
@@ -185,6 +197,12 @@ func writeConfig(c Config) (string, error) {
 	service := map[string]any{"name": c.Service.Name, "instance": c.Service.Instance, "dir": c.Service.Dir, "listen": c.Service.Listen, "join_token_file": c.Service.JoinTokenFile}
 	if c.Service.Name == "gateway" {
 		service["mesh_listen"] = c.Service.MeshListen
+	}
+	if c.Service.Name == "inference" {
+		service["scoring_listen"], service["replica_listen"], service["scoring_url"] = c.Service.ScoringListen, c.Service.ReplicaListen, c.Service.ScoringURL
+		if c.Service.ScoringCertificateFile != "" {
+			service["scoring_certificate_file"], service["scoring_key_file"] = c.Service.ScoringCertificateFile, c.Service.ScoringKeyFile
+		}
 	}
 	if c.Service.Admin != "" {
 		service["admin"] = c.Service.Admin

@@ -59,6 +59,15 @@ type Service struct {
 	Admin string `koanf:"admin" config:"visible"`
 	// AgentCommand starts the agent of a local target; compute only. Empty is this binary with "agent".
 	AgentCommand []string `koanf:"agent_command" config:"visible"`
+	// ScoringListen is host:port at which endpoints are scored, ReplicaListen the one that replicas dial; inference only.
+	ScoringListen string `koanf:"scoring_listen" config:"visible"`
+	ReplicaListen string `koanf:"replica_listen" config:"visible"`
+	// ScoringURL is the address of ScoringListen as clients write it: https://host:port; inference only.
+	ScoringURL string `koanf:"scoring_url" config:"visible"`
+	// ScoringCertificateFile and ScoringKeyFile are what the scoring listener shows in place of the mesh's certificate, as PEM, read again
+	// when they change; inference only, both or neither.
+	ScoringCertificateFile string `koanf:"scoring_certificate_file" config:"visible"`
+	ScoringKeyFile         string `koanf:"scoring_key_file" config:"visible"`
 }
 
 // Config of one process that runs one service.
@@ -85,8 +94,7 @@ func (c *Config) Check() error {
 	if c.Mesh.TrustDomain == "" {
 		return bad("mesh.trust_domain", "is missing")
 	}
-	u, err := url.Parse(c.Mesh.PublicURL)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "" {
+	if !isAddress(c.Mesh.PublicURL) {
 		return bad("mesh.public_url", "is not of the form https://host:port")
 	}
 	if !filepath.IsAbs(c.Service.Dir) {
@@ -100,6 +108,11 @@ func (c *Config) Check() error {
 	}
 	if len(c.Mesh.Etcd) == 0 {
 		return bad("mesh.etcd", "names no endpoint")
+	}
+	if c.Service.Name == "inference" {
+		if err := c.Service.checkScoring(bad); err != nil {
+			return err
+		}
 	}
 	if c.Service.Metrics != "" {
 		host, _, err := net.SplitHostPort(c.Service.Metrics)
@@ -117,6 +130,34 @@ func (c *Config) Check() error {
 		return bad("mesh.leaf_life", "is shorter than a second")
 	}
 	return nil
+}
+
+// checkScoring looks at what only inference has.
+func (s *Service) checkScoring(bad func(field, what string) error) error {
+	if _, _, err := net.SplitHostPort(s.ScoringListen); err != nil {
+		return bad("service.scoring_listen", "is not host:port: it says where endpoints are scored")
+	}
+	if _, _, err := net.SplitHostPort(s.ReplicaListen); err != nil {
+		return bad("service.replica_listen", "is not host:port: it says where the replicas of deployments connect")
+	}
+	if !isAddress(s.ScoringURL) {
+		return bad("service.scoring_url", "is not of the form https://host:port: it is service.scoring_listen as clients write it")
+	}
+	if (s.ScoringCertificateFile == "") != (s.ScoringKeyFile == "") {
+		return bad("service.scoring_key_file", "and scoring_certificate_file are set both, or neither")
+	}
+	for field, path := range map[string]string{"service.scoring_certificate_file": s.ScoringCertificateFile, "service.scoring_key_file": s.ScoringKeyFile} {
+		if path != "" && !filepath.IsAbs(path) {
+			return bad(field, "is not an absolute path")
+		}
+	}
+	return nil
+}
+
+// isAddress reports whether s is of the form https://host:port.
+func isAddress(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme == "https" && u.Host != "" && u.Path == "" && u.RawQuery == "" && u.Fragment == "" && u.User == nil
 }
 
 // level reads a level's name; what is not one is info.

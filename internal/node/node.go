@@ -40,7 +40,7 @@ type Options struct {
 	// Limits of every server; zero is the default.
 	Limits rpc.Limits
 	// Listeners that are open already, by service, so that ports can be known before anything starts. "identity-enrol" is the
-	// enrolment listener.
+	// enrolment listener, "inference-scoring" and "inference-replicas" are those of inference.
 	Listeners map[string]net.Listener
 }
 
@@ -54,6 +54,8 @@ type Node struct {
 	health  *health.Server
 	addr    string
 	inside  string // the gateway's own port in the mesh
+
+	scoring, replicas net.Listener // of the node "inference"
 
 	identity  *identity.Service  // of the node "identity"
 	workspace *workspace.Service // of the node "workspace"

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/url"
+	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -12,7 +14,7 @@ import (
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
-	_ "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1" // its rules are part of the table
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
@@ -48,10 +50,10 @@ type served interface {
 	Register(grpc.ServiceRegistrar)
 }
 
-// migrations of each service's own tables; inference and gateway keep none.
+// migrations of each service's own tables; the gateway keeps none.
 var migrations = map[string]func() sqldb.MigrationSet{
 	"identity": identity.Migrations, "workspace": workspace.Migrations, "keyvault": keyvault.Migrations,
-	"telemetry": telemetry.Migrations, "compute": compute.Migrations,
+	"telemetry": telemetry.Migrations, "compute": compute.Migrations, "inference": inference.Migrations,
 }
 
 func (n *Node) start(ctx context.Context) error {
@@ -121,6 +123,9 @@ func (n *Node) start(ctx context.Context) error {
 	svc.Register(c.Registrar(server))
 	n.standard(c, server)
 	n.serve("server", server, l)
+	if s, ok := svc.(*inference.Service); ok {
+		n.serveScoring(s)
+	}
 	if n.name == "identity" {
 		if err := n.serveEnrolment(chain, m); err != nil {
 			return err
@@ -254,8 +259,6 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 		return n.identity, nil
 	case "keyvault":
 		return keyvault.New(keyvault.Config{DB: st.db, Own: st.own, Now: n.opts.Now, Logger: n.log})
-	case "inference":
-		return inference.New(), nil
 	}
 	k, err := keys()
 	if err != nil {
@@ -275,12 +278,16 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 			DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine,
 			Identity: identityv1.NewPrincipalServiceClient(peer("identity")), Vaults: keyvaultv1.NewVaultServiceClient(peer("keyvault")),
 			Runs: computev1.NewRunInternalServiceClient(peer("compute")), Ingest: telemetryv1.NewIngestServiceClient(peer("telemetry")),
-			Now: n.opts.Now, Logger: n.log,
+			Endpoints: inferencev1.NewInferenceInternalServiceClient(peer("inference")),
+			Now:       n.opts.Now, Logger: n.log,
 		})
 		if err == nil && n.cfg.Service.Admin != "" {
 			err = n.workspace.Bootstrap(ctx, n.cfg.Service.Admin)
 		}
 		return n.workspace, err
+	}
+	if n.name == "inference" {
+		return n.buildInference(st, m, k, b, peer)
 	}
 	ca, err := n.publicCA(m)
 	if err != nil {
@@ -296,6 +303,48 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")),
 		Gateway:   u.Host, PublicURL: n.cfg.Mesh.PublicURL, CA: ca, AgentCommand: n.cfg.Service.AgentCommand, Now: n.opts.Now, Logger: n.log,
 	})
+}
+
+// buildInference makes the one service that has listeners of its own besides the gateway: where endpoints are scored, and where
+// replicas connect.
+func (n *Node) buildInference(st *state, m *mesh, k *envelope.Keyring, b *blob.Store, peer func(string) grpc.ClientConnInterface) (served, error) {
+	var err error
+	if n.scoring, err = n.listen("inference-scoring", n.cfg.Service.ScoringListen); err != nil {
+		return nil, err
+	}
+	if n.replicas, err = n.listen("inference-replicas", n.cfg.Service.ReplicaListen); err != nil {
+		return nil, err
+	}
+	compute, ingest := peer("compute"), peer("telemetry")
+	return inference.New(inference.Config{
+		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Dir: n.cfg.Service.Dir,
+		Replicas: computev1.NewReplicaServiceClient(compute), Runs: computev1.NewRunServiceClient(compute), RunInternal: computev1.NewRunInternalServiceClient(compute),
+		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), Ingest: telemetryv1.NewIngestServiceClient(ingest),
+		ScoringURL: n.cfg.Service.ScoringURL, ReplicaAddress: dialled(n.replicas.Addr()),
+		CertificateFile: n.cfg.Service.ScoringCertificateFile, KeyFile: n.cfg.Service.ScoringKeyFile,
+		Certificate: func() (*tls.Certificate, error) {
+			s, err := m.keeper.Current()
+			if err != nil {
+				return nil, err
+			}
+			return publicCertificate(s), nil
+		},
+		MeshTLS: m.source.ServerTLS, TrustDomain: n.cfg.Mesh.TrustDomain, Now: n.opts.Now, Logger: n.log,
+	})
+}
+
+// serveScoring opens inference's own listeners.
+func (n *Node) serveScoring(s *inference.Service) {
+	n.background("scoring", func(ctx context.Context) error { return s.Serve(ctx, n.scoring, n.replicas) })
+}
+
+// dialled is how agents of this machine reach a listener.
+func dialled(a net.Addr) string {
+	t, ok := a.(*net.TCPAddr)
+	if !ok || !t.IP.IsUnspecified() {
+		return a.String()
+	}
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(t.Port))
 }
 
 // broken fails every call with the error that a connection could not be made for.
@@ -374,7 +423,7 @@ func (n *Node) counter(name, help string) (prometheus.Counter, error) {
 	return c, n.metrics.Registerer().Register(c)
 }
 
-// publicCertificate is the gateway's SVID as strangers see it: it says the names that they dial.
+// publicCertificate is the SVID of a service that strangers reach, as they see it: it says the names that they dial.
 func publicCertificate(s *svid.SVID) *tls.Certificate {
 	c := &tls.Certificate{PrivateKey: s.Key, Leaf: s.Chain[0]}
 	for _, x := range s.Chain {

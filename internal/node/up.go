@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,6 +43,10 @@ type UpConfig struct {
 	// are traced, 0 to 1.
 	TraceEndpoint string
 	TraceRatio    float64
+	// ScoringURL is the scoring listener's address as clients write it. Default: the gateway's host with the listener's port.
+	ScoringURL string
+	// ScoringCertificateFile and ScoringKeyFile are what the scoring listener shows in place of the mesh's certificate.
+	ScoringCertificateFile, ScoringKeyFile string
 	// EtcdUnsafe leaves out etcd's fsync: for tests.
 	EtcdUnsafe bool
 	Log        Log
@@ -50,8 +55,8 @@ type UpConfig struct {
 
 // Installation is a whole installation that runs in one process.
 type Installation struct {
-	// URL is the public URL.
-	URL string
+	// URL is the public URL, ScoringURL the one that endpoints are scored at.
+	URL, ScoringURL string
 	// CA are the roots to believe at it, as PEM.
 	CA []byte
 	// Admin is the first administrator's name, users/{user}.
@@ -67,12 +72,15 @@ type Installation struct {
 }
 
 // portNames are the listeners of an installation in the order of their ports, from the one that was asked for.
-var portNames = []string{"gateway", "gateway-mesh", "identity", "identity-enrol", "workspace", "keyvault", "telemetry", "compute", "inference"}
+var portNames = []string{"gateway", "gateway-mesh", "identity", "identity-enrol", "workspace", "keyvault", "telemetry", "compute", "inference", "inference-scoring", "inference-replicas"}
+
+// publicPorts are those of the listeners that strangers reach: they listen where the installation was asked to.
+var publicPorts = []string{"gateway", "inference-scoring"}
 
 // Port is one of the ports that an installation listens on.
 type Port struct{ Name, Addr string }
 
-// Ports lists what `up --listen addr` listens on: the gateway's port, the eight after it, and after those etcd's client port.
+// Ports lists what `up --listen addr` listens on: the gateway's port, the ten after it, and after those etcd's client port.
 func Ports(addr string) ([]Port, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -91,7 +99,7 @@ func Ports(addr string) ([]Port, error) {
 	}
 	for i, name := range portNames {
 		h := "127.0.0.1"
-		if name == "gateway" {
+		if slices.Contains(publicPorts, name) {
 			h = host
 		}
 		at(name, h, uint64(i))
@@ -154,7 +162,12 @@ func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
 	if mesh.PublicURL, err = publicURL(cfg.Listen, listeners["gateway"].Addr()); err != nil {
 		return err
 	}
-	in.URL = mesh.PublicURL
+	if cfg.ScoringURL == "" {
+		if cfg.ScoringURL, err = publicURL(cfg.Listen, listeners["inference-scoring"].Addr()); err != nil {
+			return err
+		}
+	}
+	in.URL, in.ScoringURL = mesh.PublicURL, cfg.ScoringURL
 	used = true
 	for _, name := range Services {
 		if err := etcdClient(in.etcd.PKI(), filepath.Join(cfg.Data, name, "etcd"), name); err != nil {
@@ -225,9 +238,14 @@ func (in *Installation) start(ctx context.Context, cfg UpConfig, mesh Mesh, opts
 func (in *Installation) config(cfg UpConfig, mesh Mesh, name string) Config {
 	dir := filepath.Join(cfg.Data, name)
 	mesh.EtcdTLS = filepath.Join(dir, "etcd")
-	return Config{Mesh: mesh, Log: cfg.Log, Service: Service{
+	c := Config{Mesh: mesh, Log: cfg.Log, Service: Service{
 		Name: name, Instance: "a", Dir: dir, Listen: "127.0.0.1:0", MeshListen: "127.0.0.1:0", JoinTokenFile: filepath.Join(dir, "join.token"), AgentCommand: cfg.AgentCommand,
 	}}
+	if name == "inference" {
+		c.Service.ScoringListen, c.Service.ReplicaListen = "127.0.0.1:0", "127.0.0.1:0"
+		c.Service.ScoringURL, c.Service.ScoringCertificateFile, c.Service.ScoringKeyFile = cfg.ScoringURL, cfg.ScoringCertificateFile, cfg.ScoringKeyFile
+	}
+	return c
 }
 
 // join makes a join token for a service that has no key yet.

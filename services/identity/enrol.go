@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"net"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -201,12 +202,12 @@ func (s *Service) IssueOperatorCertificate(ctx context.Context, req *identityv1.
 }
 
 // sign issues a service's SVID. Beside the SPIFFE ID it says the name <service>.<trust domain>, for clients that can only check names,
-// such as grpcurl; and the gateway's says how strangers reach it: by the host of the issuer URL and, where that is this machine, by
-// its other loopback names.
+// such as grpcurl; and those of the services that strangers reach, the gateway's and inference's, say how: by the host of the issuer
+// URL and, where that is this machine, by its other loopback names.
 func (s *Service) sign(key crypto.PublicKey, id spiffeid.ID, service string, now time.Time) ([][]byte, error) {
 	names := []string{service + "." + s.td.Name()}
 	var ips []net.IP
-	if service == rpc.Gateway {
+	if slices.Contains(publicServices, service) {
 		u, err := url.Parse(s.cfg.Issuer)
 		if err != nil {
 			return nil, err

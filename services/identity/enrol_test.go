@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -348,4 +349,21 @@ func TestAgentsOfWhomTheyMayNot(t *testing.T) { // A4
 	l.advance(agentJoinLife)
 	_, err = l.enrolAgent(late, csr(t, newKey(t)))
 	want(t, "too late", err, codes.Unauthenticated, faultv1.Reason_JOIN_TOKEN_INVALID)
+}
+
+// A5, D10: the services that strangers reach have the public host's names in their certificates, the others have not.
+func TestPublicNames(t *testing.T) {
+	l := newLab(t)
+	u, err := url.Parse(l.cfg.Issuer)
+	must(t, err)
+	host := u.Hostname()
+	for service, public := range map[string]bool{"gateway": true, "inference": true, "compute": false} {
+		res, err := l.issue(newKey(t), &identityv1.IssueRequest{Service: service, Instance: "one", JoinToken: l.join(service, "one")})
+		must(t, err)
+		leaf, err := x509.ParseCertificate(res.GetChain()[0])
+		must(t, err)
+		if got := leaf.VerifyHostname(host) == nil; got != public {
+			t.Errorf("%s has the name %s: %v; it says %v", service, host, got, leaf.DNSNames)
+		}
+	}
 }

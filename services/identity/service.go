@@ -19,6 +19,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/login"
@@ -75,6 +76,9 @@ const (
 )
 
 var meshServices = []string{"compute", "gateway", "identity", "inference", "keyvault", "telemetry", "workspace"}
+
+// publicServices show strangers their certificates: those have the public host's names too.
+var publicServices = []string{rpc.Gateway, "inference"}
 
 func (c *Config) check() (spiffeid.TrustDomain, error) {
 	var none spiffeid.TrustDomain

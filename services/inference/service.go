@@ -1,35 +1,117 @@
-// Package inference owns the place where models and endpoints will stand. Today it says which kinds of endpoint it can deploy:
-// none.
-//
-// Trust boundary: as every service, behind the chain. It keeps no records of its own yet but those of its outbox.
-//
-// Invariants: it claims no ability that it does not have.
-//
-// Failure: none of its own.
 package inference
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
 
 	"google.golang.org/grpc"
 
-	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/audit"
+	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/blob"
+	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/endpoints"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/store"
 )
+
+// Migrations of the tables that this service owns.
+func Migrations() sqldb.MigrationSet { return store.Migrations() }
+
+// Config of the service. All but CertificateFile, KeyFile, Now and Logger is required.
+type Config struct {
+	DB     *sqldb.DB
+	Outbox *audit.Outbox
+	// Own are the service's own keys; Keys are those of workspaces.
+	Own, Keys *envelope.Keyring
+	Blobs     *blob.Store
+	Engine    *authz.Engine
+	// Dir is the state folder.
+	Dir string
+
+	Replicas    computev1.ReplicaServiceClient
+	Runs        computev1.RunServiceClient
+	RunInternal computev1.RunInternalServiceClient
+	Snapshots   workspacev1.SnapshotServiceClient
+	Ingest      telemetryv1.IngestServiceClient
+
+	// ScoringURL is the address of the scoring listener as clients write it, https://host:port; ReplicaAddress is host:port at which
+	// agents reach the replica listener.
+	ScoringURL, ReplicaAddress string
+	// Certificate is what the scoring listener shows, asked for at each handshake; CertificateFile and KeyFile in its place, where
+	// they are set, as PEM, read again when they change.
+	Certificate              func() (*tls.Certificate, error)
+	CertificateFile, KeyFile string
+	// MeshTLS is the server side of the mesh's mutual TLS, for the replica listener; TrustDomain is the mesh's.
+	MeshTLS     func(svid.Authorize) *tls.Config
+	TrustDomain string
+
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+func (c *Config) check() error {
+	switch {
+	case c.DB == nil || c.Outbox == nil || c.Own == nil || c.Keys == nil || c.Blobs == nil || c.Engine == nil || c.Dir == "":
+		return errors.New("inference: DB, Outbox, Own, Keys, Blobs, Engine and Dir are required")
+	case c.Replicas == nil || c.Runs == nil || c.RunInternal == nil || c.Snapshots == nil || c.Ingest == nil:
+		return errors.New("inference: the peers are required")
+	case c.ScoringURL == "" || c.ReplicaAddress == "" || c.Certificate == nil || c.MeshTLS == nil || c.TrustDomain == "":
+		return errors.New("inference: ScoringURL, ReplicaAddress, Certificate, MeshTLS and TrustDomain are required")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
 
 // Service is the inference service.
 type Service struct {
-	inferencev1.UnimplementedEndpointServiceServer
+	serving   *serving.Server
+	endpoints *endpoints.Service
 }
-
-var _ inferencev1.EndpointServiceServer = (*Service)(nil)
 
 // New makes the service.
-func New() *Service { return &Service{} }
+func New(cfg Config) (*Service, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	s := &Service{}
+	var err error
+	if s.serving, err = serving.New(serving.Config{
+		Certificate: cfg.Certificate, CertificateFile: cfg.CertificateFile, KeyFile: cfg.KeyFile, MeshTLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain,
+		Now: cfg.Now, Logger: cfg.Logger,
+	}); err != nil {
+		return nil, err
+	}
+	if s.endpoints, err = endpoints.New(endpoints.Config{DB: cfg.DB, Outbox: cfg.Outbox, Keys: cfg.Keys, Now: cfg.Now, Logger: cfg.Logger}); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
 
 // Register puts the service's methods on a server.
-func (s *Service) Register(r grpc.ServiceRegistrar) { inferencev1.RegisterEndpointServiceServer(r, s) }
-
-// ListEndpointKinds implements inferencev1.EndpointServiceServer: nothing can be deployed yet.
-func (s *Service) ListEndpointKinds(context.Context, *inferencev1.ListEndpointKindsRequest) (*inferencev1.ListEndpointKindsResponse, error) {
-	return &inferencev1.ListEndpointKindsResponse{}, nil
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	s.endpoints.Register(r)
 }
+
+// Serve opens the service's own listeners until ctx ends: scoring for strangers, replicas for workers. What endpoints there are is
+// known before the first connection is taken. It closes both.
+func (s *Service) Serve(ctx context.Context, scoring, replicas net.Listener) error {
+	return s.serving.Serve(ctx, scoring, replicas)
+}
+
+// Close releases nothing: the database is closed by whoever opened it.
+func (s *Service) Close() error { return nil }

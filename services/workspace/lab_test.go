@@ -23,6 +23,7 @@ import (
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
@@ -137,6 +138,15 @@ func (p runPeer) PurgeWorkspace(_ context.Context, req *computev1.PurgeWorkspace
 	return &emptypb.Empty{}, p.call("PurgeRuns", req.GetWorkspaceUid(), func() {})
 }
 
+type endpointPeer struct {
+	*peers
+	inferencev1.InferenceInternalServiceClient
+}
+
+func (p endpointPeer) PurgeWorkspace(_ context.Context, req *inferencev1.PurgeWorkspaceRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, p.call("PurgeEndpoints", req.GetWorkspaceUid(), func() {})
+}
+
 type ingestPeer struct {
 	*peers
 	telemetryv1.IngestServiceClient
@@ -220,7 +230,7 @@ func newLab(t *testing.T, change ...func(*Config)) *lab {
 	t.Cleanup(func() { _ = blobs.Close() })
 	l.cfg = Config{
 		DB: l.db, Outbox: outbox, Own: own, Keys: ring("vault"), Blobs: blobs, Engine: authz.New(authz.Config{OwnAuthorization: true, OwnSecurity: true}),
-		Identity: l.peers, Vaults: vaultPeer{peers: l.peers}, Runs: runPeer{peers: l.peers}, Ingest: ingestPeer{peers: l.peers},
+		Identity: l.peers, Vaults: vaultPeer{peers: l.peers}, Runs: runPeer{peers: l.peers}, Ingest: ingestPeer{peers: l.peers}, Endpoints: endpointPeer{peers: l.peers},
 		Now: func() time.Time {
 			l.mu.Lock()
 			defer l.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
@@ -250,9 +251,12 @@ func (s *Service) revive(ctx context.Context, sc store.Scope) error {
 	})
 }
 
-// remove takes everything of a workspace away, the row last. Every step can be repeated, so it can begin anew wherever it was broken
-// off.
+// remove takes everything of a workspace away, the row last. Endpoints go before the runs that answer for them, so that nobody starts
+// those anew. Every step can be repeated, so it can begin anew wherever it was broken off.
 func (s *Service) remove(ctx context.Context, sc store.Scope, record func(context.Context, *store.Tx, store.Scope) error) error {
+	if _, err := s.cfg.Endpoints.PurgeWorkspace(ctx, &inferencev1.PurgeWorkspaceRequest{WorkspaceUid: sc.UID}); err != nil {
+		return fault.FromStatus(err)
+	}
 	if err := s.purgeRuns(ctx, sc); err != nil {
 		return err
 	}

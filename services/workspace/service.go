@@ -11,6 +11,7 @@ import (
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
@@ -42,6 +43,8 @@ type Config struct {
 	Vaults   keyvaultv1.VaultServiceClient
 	Runs     computev1.RunInternalServiceClient
 	Ingest   telemetryv1.IngestServiceClient
+	// Endpoints is inference.
+	Endpoints inferencev1.InferenceInternalServiceClient
 
 	Limits Limits
 	// Heartbeat is how often a silent authorization stream says that it is alive, at most 2 s. Default 1 s.
@@ -71,8 +74,8 @@ func (c *Config) check() error {
 	switch {
 	case c.DB == nil || c.Outbox == nil || c.Own == nil || c.Keys == nil || c.Blobs == nil || c.Engine == nil:
 		return errors.New("workspace: DB, Outbox, Own, Keys, Blobs and Engine are required")
-	case c.Identity == nil || c.Vaults == nil || c.Runs == nil || c.Ingest == nil:
-		return errors.New("workspace: Identity, Vaults, Runs and Ingest are required")
+	case c.Identity == nil || c.Vaults == nil || c.Runs == nil || c.Ingest == nil || c.Endpoints == nil:
+		return errors.New("workspace: Identity, Vaults, Runs, Ingest and Endpoints are required")
 	case c.Heartbeat < 0 || c.Heartbeat > maxHeartbeat:
 		return errors.New("workspace: a heartbeat is at most 2 s")
 	case c.Limits.FileBytes < 0 || c.Limits.SnapshotBytes < 0 || c.Limits.Entries < 0 || c.Limits.Entries > maxEntries:

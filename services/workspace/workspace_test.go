@@ -171,7 +171,7 @@ func await(t *testing.T, cond func() bool) {
 
 // H1: a removal goes on from wherever it was broken off, by the next call or by itself.
 func TestDeleteBrokenOff(t *testing.T) {
-	for _, step := range []string{"PurgeRuns", "PurgeMetrics", "DeleteVault", "DeleteManagedIdentity"} {
+	for _, step := range []string{"PurgeRuns", "PurgeEndpoints", "PurgeMetrics", "DeleteVault", "DeleteManagedIdentity"} {
 		for _, by := range []string{"call", "itself"} {
 			t.Run(step+" "+by, func(t *testing.T) {
 				l := newLab(t)

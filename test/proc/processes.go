@@ -329,13 +329,16 @@ func (in *Installation) Access() Access {
 	return Access{URL: in.URL, CA: in.CA, User: in.User, Password: in.Password}
 }
 
-// freePorts finds ten free ports in a row, below the range that the system hands out.
+// portsOfOne is how many ports an installation takes.
+const portsOfOne = 12
+
+// freePorts finds as many free ports in a row as an installation takes, below the range that the system hands out.
 func freePorts(t testing.TB) string {
 	t.Helper()
 	for range 200 {
-		base := 10000 + 10*rand.IntN(2000)
+		base := 10000 + portsOfOne*rand.IntN(1600)
 		free := true
-		for i := range 10 {
+		for i := range portsOfOne {
 			l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:"+strconv.Itoa(base+i))
 			if err != nil {
 				free = false
@@ -347,7 +350,7 @@ func freePorts(t testing.TB) string {
 			return "127.0.0.1:" + strconv.Itoa(base)
 		}
 	}
-	t.Fatal("no ten free ports in a row")
+	t.Fatal("not enough free ports in a row")
 	return ""
 }
 

@@ -117,10 +117,11 @@ func address(t *testing.T, s string) string {
 	return net.JoinHostPort(net.IP(b).String(), strconv.FormatUint(n, 10))
 }
 
-// D10: every port speaks TLS 1.3 with a hybrid key exchange, to those with a certificate of the mesh or of etcd's. Only the gateway is
-// for anyone, and takes TLS 1.2 too, with forward secrecy and authenticated encryption.
+// D10: every port speaks TLS 1.3 with a hybrid key exchange, to those with a certificate of the mesh or of etcd's. Only the gateway and the
+// scoring listener are for anyone, and take TLS 1.2 too, with forward secrecy and authenticated encryption.
 func TestTransport(t *testing.T) {
 	for _, p := range ports {
+		public := p.Name == "gateway" || p.Name == "inference-scoring"
 		t.Run(p.Name, func(t *testing.T) {
 			for what, text := range map[string]string{
 				"HTTP": "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/2": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", "a line": "hello\r\n",
@@ -131,7 +132,7 @@ func TestTransport(t *testing.T) {
 			}
 			for _, version := range []uint16{tls.VersionTLS10, tls.VersionTLS11, tls.VersionTLS12} {
 				_, err := handshake(t, p.Addr, &tls.Config{MinVersion: version, MaxVersion: version})
-				if p.Name == "gateway" && version == tls.VersionTLS12 {
+				if public && version == tls.VersionTLS12 {
 					weak := []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA}
 					if _, err2 := handshake(t, p.Addr, &tls.Config{MinVersion: version, MaxVersion: version, CipherSuites: weak}); err != nil || err2 == nil {
 						t.Errorf("TLS 1.2: %v, with weak ciphers: %v", err, err2)
@@ -146,7 +147,7 @@ func TestTransport(t *testing.T) {
 			if state.Version != tls.VersionTLS13 || state.CurveID != tls.X25519MLKEM768 {
 				t.Errorf("TLS 1.3: %s, %s, %v", tls.VersionName(state.Version), state.CurveID, err)
 			}
-			if p.Name == "gateway" {
+			if public {
 				if err != nil {
 					t.Errorf("without a certificate: %v", err)
 				}
