@@ -251,6 +251,8 @@ func want(t testing.TB, err error, code codes.Code, reason faultv1.Reason) {
 	}
 }
 
+func codeOf(err error) codes.Code { return fault.Code(fault.FromStatus(err)) }
+
 func meta(err error) map[string]string {
 	var f *fault.Error
 	if errors.As(fault.FromStatus(err), &f) {

@@ -21,7 +21,7 @@ import (
 
 // metricServer keeps what runs measure.
 type metricServer struct {
-	telemetryv1.UnimplementedMetricServiceServer
+	telemetryv1.UnsafeMetricServiceServer
 	s *Service
 }
 
@@ -77,8 +77,16 @@ func ofBatch(err error, id string) error {
 	return err
 }
 
+// batch is what both ways to log have in common.
+type batch interface {
+	GetBatchId() string
+	GetMetrics() []*telemetryv1.Metric
+	GetParams() []*telemetryv1.Param
+	GetTags() []*telemetryv1.Tag
+}
+
 // batchOf reads a batch. Points without a time get now.
-func batchOf(req *telemetryv1.LogRunDataRequest, now int64) (*history.Batch, error) {
+func batchOf(req batch, now int64) (*history.Batch, error) {
 	b := &history.Batch{ID: req.GetBatchId()}
 	for i, p := range req.GetMetrics() {
 		time, err := micros(fmt.Sprintf("metrics[%d].time", i), p.GetTime(), now)
@@ -185,17 +193,7 @@ func (m metricServer) GetRunData(ctx context.Context, _ *telemetryv1.GetRunDataR
 	if err != nil {
 		return nil, err
 	}
-	res := new(telemetryv1.RunData)
-	for _, p := range data.Latest {
-		res.Latest = append(res.Latest, metricOf(p))
-	}
-	for _, p := range data.Params {
-		res.Params = append(res.Params, &telemetryv1.Param{Key: p.Key, Value: p.Value})
-	}
-	for _, t := range data.Tags {
-		res.Tags = append(res.Tags, &telemetryv1.Tag{Key: t.Key, Value: t.Value})
-	}
-	return res, nil
+	return runDataOf(data), nil
 }
 
 // WatchMetrics implements telemetryv1.MetricServiceServer.

@@ -1483,9 +1483,11 @@ func (x *BatchGetRunDataRequest) GetRunUids() []string {
 type BatchGetRunDataResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// By uid of the run.
-	Data          map[string]*RunData `protobuf:"bytes,1,rep,name=data,proto3" json:"data,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Data map[string]*RunData `protobuf:"bytes,1,rep,name=data,proto3" json:"data,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Runs that were not looked at, since the answer was full; ask for them again. At least one run is looked at.
+	RemainingRunUids []string `protobuf:"bytes,2,rep,name=remaining_run_uids,json=remainingRunUids,proto3" json:"remaining_run_uids,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *BatchGetRunDataResponse) Reset() {
@@ -1521,6 +1523,13 @@ func (*BatchGetRunDataResponse) Descriptor() ([]byte, []int) {
 func (x *BatchGetRunDataResponse) GetData() map[string]*RunData {
 	if x != nil {
 		return x.Data
+	}
+	return nil
+}
+
+func (x *BatchGetRunDataResponse) GetRemainingRunUids() []string {
+	if x != nil {
+		return x.RemainingRunUids
 	}
 	return nil
 }
@@ -1651,9 +1660,10 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01(\xfa\x01R\x03key\"x\n" +
 	"\x16BatchGetRunDataRequest\x12/\n" +
 	"\x06parent\x18\x01 \x01(\tB\x17\xbaH\ar\x05\x10\x01(\x80\x04\xba\xe1\x18\tworkspaceR\x06parent\x12-\n" +
-	"\brun_uids\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\"\ar\x05\x10\x01(\xac\x02R\arunUids\"\xbe\x01\n" +
+	"\brun_uids\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\"\ar\x05\x10\x01(\xac\x02R\arunUids\"\xec\x01\n" +
 	"\x17BatchGetRunDataResponse\x12K\n" +
-	"\x04data\x18\x01 \x03(\v27.redoubt.telemetry.v1.BatchGetRunDataResponse.DataEntryR\x04data\x1aV\n" +
+	"\x04data\x18\x01 \x03(\v27.redoubt.telemetry.v1.BatchGetRunDataResponse.DataEntryR\x04data\x12,\n" +
+	"\x12remaining_run_uids\x18\x02 \x03(\tR\x10remainingRunUids\x1aV\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
 	"\x05value\x18\x02 \x01(\v2\x1d.redoubt.telemetry.v1.RunDataR\x05value:\x028\x012\xc2\x02\n" +
@@ -1677,7 +1687,7 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"GetRunData\x12'.redoubt.telemetry.v1.GetRunDataRequest\x1a\x1d.redoubt.telemetry.v1.RunData\"n\xb2\xe1\x18\x1f\n" +
 	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02E\x12C/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/data\x12\xc6\x01\n" +
 	"\bLogBatch\x12%.redoubt.telemetry.v1.LogBatchRequest\x1a\x16.google.protobuf.Empty\"{\xb2\xe1\x18%\n" +
-	"\x17telemetry/metrics/write\x12\x03run(\x018\x01P\xd0\x0f\x82\xd3\xe4\x93\x02L:\x01*\"G/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:logBatch\x12\xcc\x01\n" +
+	"\x17telemetry/metrics/write\x12\x03run(\x028\x01P\xd0\x0f\x82\xd3\xe4\x93\x02L:\x01*\"G/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:logBatch\x12\xcc\x01\n" +
 	"\fDeleteRunTag\x12).redoubt.telemetry.v1.DeleteRunTagRequest\x1a\x16.google.protobuf.Empty\"y\xb2\xe1\x18\"\n" +
 	"\x17telemetry/metrics/write\x12\x03run(\x018\x01\x82\xd3\xe4\x93\x02M:\x01*\"H/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:deleteTag\x12\xec\x01\n" +
 	"\x0fBatchGetRunData\x12,.redoubt.telemetry.v1.BatchGetRunDataRequest\x1a-.redoubt.telemetry.v1.BatchGetRunDataResponse\"|\xb2\xe1\x18\"\n" +

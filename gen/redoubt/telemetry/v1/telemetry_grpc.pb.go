@@ -344,11 +344,13 @@ type MetricServiceClient interface {
 	ListMetricHistory(ctx context.Context, in *ListMetricHistoryRequest, opts ...grpc.CallOption) (*ListMetricHistoryResponse, error)
 	// GetRunData gives the latest point of each metric, and parameters and tags.
 	GetRunData(ctx context.Context, in *GetRunDataRequest, opts ...grpc.CallOption) (*RunData, error)
-	// LogBatch is LogRunData for one batch: all of it is stored when the call returns, or none.
+	// LogBatch is LogRunData for one batch: all of it is stored when the call returns, or none. A parameter that has another value is
+	// INVALID_ARGUMENT here.
 	LogBatch(ctx context.Context, in *LogBatchRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// DeleteRunTag removes one tag; one that is not there is NOT_FOUND.
 	DeleteRunTag(ctx context.Context, in *DeleteRunTagRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// BatchGetRunData is GetRunData for many runs of one workspace, by uid. Runs without data, and those of other workspaces, have none.
+	// BatchGetRunData is GetRunData for many runs of one workspace, by uid. Runs without data, and those of other workspaces, are not in
+	// the answer. What does not fit into it is named there, to be asked for again.
 	BatchGetRunData(ctx context.Context, in *BatchGetRunDataRequest, opts ...grpc.CallOption) (*BatchGetRunDataResponse, error)
 	// WatchMetrics sends the points of a run that are stored already, then each as it is stored.
 	WatchMetrics(ctx context.Context, in *WatchMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMetricsResponse], error)
@@ -457,11 +459,13 @@ type MetricServiceServer interface {
 	ListMetricHistory(context.Context, *ListMetricHistoryRequest) (*ListMetricHistoryResponse, error)
 	// GetRunData gives the latest point of each metric, and parameters and tags.
 	GetRunData(context.Context, *GetRunDataRequest) (*RunData, error)
-	// LogBatch is LogRunData for one batch: all of it is stored when the call returns, or none.
+	// LogBatch is LogRunData for one batch: all of it is stored when the call returns, or none. A parameter that has another value is
+	// INVALID_ARGUMENT here.
 	LogBatch(context.Context, *LogBatchRequest) (*emptypb.Empty, error)
 	// DeleteRunTag removes one tag; one that is not there is NOT_FOUND.
 	DeleteRunTag(context.Context, *DeleteRunTagRequest) (*emptypb.Empty, error)
-	// BatchGetRunData is GetRunData for many runs of one workspace, by uid. Runs without data, and those of other workspaces, have none.
+	// BatchGetRunData is GetRunData for many runs of one workspace, by uid. Runs without data, and those of other workspaces, are not in
+	// the answer. What does not fit into it is named there, to be asked for again.
 	BatchGetRunData(context.Context, *BatchGetRunDataRequest) (*BatchGetRunDataResponse, error)
 	// WatchMetrics sends the points of a run that are stored already, then each as it is stored.
 	WatchMetrics(*WatchMetricsRequest, grpc.ServerStreamingServer[WatchMetricsResponse]) error

@@ -131,6 +131,53 @@ func (s *Store) changed(runUID string) {
 	}
 }
 
+// DeleteTag removes a tag. record is called in the transaction and may be nil.
+//
+// Errors: RESOURCE_NOT_FOUND for a tag that is not there; those of the workspace's key, of the database, and of record.
+func (s *Store) DeleteTag(ctx context.Context, run Run, name string, record func(ctx context.Context, tx *sqldb.Tx) error) error {
+	box, err := s.key(ctx, run)
+	if err != nil {
+		return err
+	}
+	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		w := newWork(db.New(tx), s.cfg.Now())
+		work, err := w.run(ctx, &pending{run: run, box: box})
+		var own *refusal
+		if errors.As(err, &own) {
+			return own.error
+		}
+		if err != nil {
+			return err
+		}
+		id := textID{kindTag, box.textMAC(kindTag, name)}
+		// The tag is opened to know what it counts for in the run's limit. One that is damaged can be removed all the same.
+		tag, err := w.text(ctx, work, id)
+		switch {
+		case errors.As(err, &own) && fault.Is(own.error, codes.DataLoss):
+			tag = &textWork{}
+		case errors.As(err, &own):
+			return own.error
+		case err != nil:
+			return err
+		case !tag.known:
+			return fault.NotFound("the run has no such tag")
+		}
+		if err := w.q.DeleteText(ctx, db.DeleteTextParams{RunUID: run.UID, Kind: int64(id.kind), KeyMac: id.mac[:]}); err != nil {
+			return err
+		}
+		work.row.Texts--
+		work.row.TextBytes -= tag.size()
+		work.dirty = true
+		if err := w.flush(ctx); err != nil {
+			return err
+		}
+		if record == nil {
+			return nil
+		}
+		return record(ctx, tx)
+	})
+}
+
 // purgeRuns is how many runs one transaction of Purge removes.
 const purgeRuns = 8
 

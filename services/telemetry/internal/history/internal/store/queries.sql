@@ -48,6 +48,9 @@ SELECT sealed FROM run_text WHERE run_uid = $1 AND kind = $2 AND key_mac = $3;
 INSERT INTO run_text (run_uid, kind, key_mac, sealed) VALUES ($1, $2, $3, $4)
 ON CONFLICT (run_uid, kind, key_mac) DO UPDATE SET sealed = excluded.sealed;
 
+-- name: DeleteText :exec
+DELETE FROM run_text WHERE run_uid = $1 AND kind = $2 AND key_mac = $3;
+
 -- name: ListTexts :many
 SELECT kind, key_mac, sealed FROM run_text WHERE run_uid = $1 ORDER BY kind, key_mac;
 

@@ -56,6 +56,21 @@ func (q *Queries) DeleteRun(ctx context.Context, runUid string) error {
 	return err
 }
 
+const deleteText = `-- name: DeleteText :exec
+DELETE FROM run_text WHERE run_uid = $1 AND kind = $2 AND key_mac = $3
+`
+
+type DeleteTextParams struct {
+	RunUID string
+	Kind   int64
+	KeyMac []byte
+}
+
+func (q *Queries) DeleteText(ctx context.Context, arg DeleteTextParams) error {
+	_, err := q.db.ExecContext(ctx, deleteText, arg.RunUID, arg.Kind, arg.KeyMac)
+	return err
+}
+
 const deleteTexts = `-- name: DeleteTexts :exec
 DELETE FROM run_text WHERE run_uid = $1
 `
