@@ -445,6 +445,9 @@ func TestResolve(t *testing.T) {
 		{grp1, Scope{UID: "rgp_1", ResourceGroupUID: "rgp_1", SubscriptionUID: "sub_1"}, true},
 		{ws1, Scope{UID: "ws_1", WorkspaceUID: "ws_1", ResourceGroupUID: "rgp_1", SubscriptionUID: "sub_1"}, true},
 		{ws4 + "/runs/R", Scope{UID: "ws_4", WorkspaceUID: "ws_4", ResourceGroupUID: "rgp_3", SubscriptionUID: "sub_2"}, true},
+		{ws4 + "/models/m/versions/1", Scope{UID: "ws_4", WorkspaceUID: "ws_4", ResourceGroupUID: "rgp_3", SubscriptionUID: "sub_2"}, true},
+		{ws4 + "/endpoints/e/deployments/d", Scope{UID: "ws_4", WorkspaceUID: "ws_4", ResourceGroupUID: "rgp_3", SubscriptionUID: "sub_2"}, true},
+		{grp1 + "/workspaces/w9/models/m/versions/1", Scope{}, false},
 		{"subscriptions/s9", Scope{}, false},
 		{sub1 + "/resourceGroups/g9", Scope{}, false},
 		{grp1 + "/workspaces/w9", Scope{}, false},
@@ -465,7 +468,7 @@ func TestResolve(t *testing.T) {
 // TestRunTokens is A4 and goal 23: a run token opens what it lists and nothing beside it.
 func TestRunTokens(t *testing.T) {
 	f := engine(t, assigned("asg_1", "/", Owner, "usr_1"))
-	list := []string{"compute/runs/execute runs/r1", "workspace/snapshots/read snapshots/abc", "telemetry/metrics/write runs/r1", "compute/runs/read", "compute/runs/cancel "}
+	list := []string{"compute/runs/execute runs/r1", "workspace/snapshots/read snapshots/abc", "telemetry/metrics/write runs/r1", "inference/models/content/read models/m/versions/3", "compute/runs/read", "compute/runs/cancel "}
 	run := func(change func(*Run)) *Run {
 		r := &Run{UID: "run_1", WorkspaceUID: "ws_1", Actions: list}
 		if change != nil {
@@ -481,6 +484,9 @@ func TestRunTokens(t *testing.T) {
 		{"its own", "compute/runs/execute", ws1 + "/runs/r1", run(nil), true, true},
 		{"its metrics", "telemetry/metrics/write", ws1 + "/runs/r1", run(nil), true, true},
 		{"its snapshot", "workspace/snapshots/read", ws1 + "/snapshots/abc", run(nil), true, true},
+		{"its model", "inference/models/content/read", ws1 + "/models/m/versions/3", run(nil), true, true},
+		{"another version of its model", "inference/models/content/read", ws1 + "/models/m/versions/31", run(nil), false, false},
+		{"the model of its version", "inference/models/content/read", ws1 + "/models/m", run(nil), false, false},
 		{"another action on its own", "compute/runs/logs/read", ws1 + "/runs/r1", run(nil), false, true},
 		{"an action of another of its resources", "workspace/snapshots/read", ws1 + "/runs/r1", run(nil), false, true},
 		{"another run", "compute/runs/execute", ws1 + "/runs/r2", run(nil), false, false},

@@ -66,11 +66,13 @@ func (n *node) uidOf(kind resource.Kind) string {
 
 // tree is the name of the scope, as far as assignments can stand at one, in which a resource stands or which it is.
 func tree(n resource.Name) resource.Name {
-	switch k := n.Kind(); k {
-	case resource.KindUnknown, resource.KindRoot, resource.KindSubscription, resource.KindResourceGroup, resource.KindWorkspace:
-		return n
-	default:
-		return n.Parent() // leaves stand in a workspace or directly in the installation
+	for {
+		switch n.Kind() {
+		case resource.KindUnknown, resource.KindRoot, resource.KindSubscription, resource.KindResourceGroup, resource.KindWorkspace:
+			return n
+		default:
+			n = n.Parent() // what stands in a workspace, one below the other, or directly in the installation
+		}
 	}
 }
 

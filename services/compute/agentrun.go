@@ -97,6 +97,7 @@ func (h agents) GetAssignment(ctx context.Context, req *computev1.GetAssignmentR
 	return &computev1.Assignment{
 		Run: r.Name(), RunUid: r.UID, WorkspaceUid: r.Workspace, Command: r.Spec.GetCommand(), Environment: r.Spec.GetEnvironment(), Snapshot: r.Spec.GetSnapshot(),
 		Limits: limits, Experiment: r.Spec.GetExperiment(), Heartbeat: durationpb.New(h.s.cfg.Heartbeat), LogOffset: r.LogBytes, CreateTime: timestamppb.New(r.Created),
+		Serve: r.Replica.GetServe(),
 	}, nil
 }
 

@@ -181,19 +181,10 @@ func (s *Service) startable(ctx context.Context, r *store.Run) (*store.Run, *ide
 	return started, join, nil
 }
 
-// runActions is all that a run's token opens: each action with the one resource it may be used on.
-func runActions(r *store.Run) []string {
-	run := " runs/" + r.Spec.GetRunId()
-	snapshot, _ := resource.Parse(r.Spec.GetSnapshot())
-	return []string{"compute/runs/execute" + run, "telemetry/metrics/write" + run, "workspace/snapshots/read " + snapshot.Relative()}
-}
-
 // mayStart looks at the submitter's rights as they are now, and at whether he still exists. The snapshot is looked up in his
 // name, with a token that identity refuses for an account that is disabled.
 func (s *Service) mayStart(ctx context.Context, r *store.Run) error {
-	for _, need := range []struct{ name, action string }{
-		{r.Spec.GetParent(), "compute/runs/submit"}, {r.Spec.GetCompute(), "compute/computes/use"}, {r.Spec.GetSnapshot(), "workspace/snapshots/read"},
-	} {
+	for _, need := range needs(r) {
 		if err := s.cfg.Engine.Fresh(s.cfg.Now()); err != nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package compute
 
 import (
 	"context"
-	"errors"
 	"strconv"
 
 	"google.golang.org/grpc"
@@ -14,7 +13,6 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
-	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
 )
 
@@ -106,28 +104,12 @@ func (h runs) CancelRun(ctx context.Context, req *computev1.CancelRunRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	var as *store.Run
-	errNothing := errors.New("nothing to cancel")
-	r, err = h.s.store.Update(ctx, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
-		switch {
-		case r.HasEnded() || r.Cancel:
-			as = r
-			return errNothing
-		case r.State == computev1.Run_STATE_QUEUED:
-			end(r, computev1.Run_STATE_CANCELED, "cancelled before it started", faultv1.Reason_REASON_UNSPECIFIED, h.s.cfg.Now())
-		default:
-			r.Cancel, r.CanceledAt = true, h.s.cfg.Now()
-		}
-		return nil
-	}, record())
-	if errors.Is(err, errNothing) {
-		return runMessage(as), nil
+	if r.Kind == computev1.Run_KIND_REPLICA {
+		return nil, errNotDeployed()
 	}
-	if err != nil {
+	if r, err = h.s.cancel(ctx, r.UID); err != nil {
 		return nil, absent(err, req.GetName())
 	}
-	h.s.news.changed(r.UID)
-	h.s.wake()
 	return runMessage(r), nil
 }
 
@@ -136,18 +118,23 @@ const logPieces = 16
 
 // StreamLogs implements computev1.RunServiceServer.
 func (h runs) StreamLogs(req *computev1.StreamLogsRequest, stream grpc.ServerStreamingServer[computev1.LogChunk]) error {
-	ctx := stream.Context()
-	r, err := h.s.run(ctx, req.GetName())
+	r, err := h.s.run(stream.Context(), req.GetName())
 	if err != nil {
 		return err
 	}
-	offset := req.GetOffset()
-	return h.s.news.each(ctx, r.UID, func() (bool, error) {
-		if r, err = h.s.store.RunByUID(ctx, r.UID); err != nil {
-			return false, absent(err, req.GetName())
+	return h.s.sendLog(stream, r.UID, req.GetName(), req.GetOffset(), req.GetFollow())
+}
+
+// sendLog sends the log of a run from offset, and with follow goes on until it has ended. name is what its absence is told by.
+func (s *Service) sendLog(stream grpc.ServerStreamingServer[computev1.LogChunk], uid, name string, offset int64, follow bool) error {
+	ctx := stream.Context()
+	return s.news.each(ctx, uid, func() (bool, error) {
+		r, err := s.store.RunByUID(ctx, uid)
+		if err != nil {
+			return false, absent(err, name)
 		}
 		for {
-			pieces, err := h.s.store.ReadLog(ctx, r, offset, logPieces)
+			pieces, err := s.store.ReadLog(ctx, r, offset, logPieces)
 			if err != nil {
 				return false, err
 			}
@@ -158,7 +145,7 @@ func (h runs) StreamLogs(req *computev1.StreamLogsRequest, stream grpc.ServerStr
 				offset = p.GetOffset() + int64(len(p.GetData()))
 			}
 			if len(pieces) < logPieces {
-				return !req.GetFollow() || r.HasEnded(), nil
+				return !follow || r.HasEnded(), nil
 			}
 		}
 	})

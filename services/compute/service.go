@@ -122,6 +122,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	computev1.RegisterRunServiceServer(r, runs{s: s})
 	computev1.RegisterAgentRunServiceServer(r, agents{s: s})
 	computev1.RegisterRunInternalServiceServer(r, internal{s: s})
+	computev1.RegisterReplicaServiceServer(r, replicas{s: s})
 }
 
 // Close releases nothing: the database is closed by whoever opened it.

@@ -84,7 +84,11 @@ func checkSpec(req *computev1.SubmitRunRequest) error {
 	if d := req.GetLimits().GetTimeout(); d != nil && (!d.IsValid() || d.AsDuration() < 0) {
 		return fault.InvalidArgument("the timeout is not a positive duration").Field("limits.timeout", "is negative or out of range")
 	}
-	for k, v := range req.GetEnvironment() {
+	return checkEnvironment(req.GetEnvironment())
+}
+
+func checkEnvironment(env map[string]string) error {
+	for k, v := range env {
 		switch {
 		case !envName.MatchString(k):
 			return fault.InvalidArgument("the name of an environment variable is letters, digits and underscores").Field("environment", "has a name that is not allowed")

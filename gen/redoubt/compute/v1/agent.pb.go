@@ -211,13 +211,16 @@ type ServeSpec struct {
 	// Versions of models, by their full names with their numbers, that the replica downloads before it starts.
 	Models []string `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
 	// Relative path of the entry script in the snapshot.
-	EntryScript    string               `protobuf:"bytes,2,opt,name=entry_script,json=entryScript,proto3" json:"entry_script,omitempty"`
-	Workers        int32                `protobuf:"varint,3,opt,name=workers,proto3" json:"workers,omitempty"`
+	EntryScript string `protobuf:"bytes,2,opt,name=entry_script,json=entryScript,proto3" json:"entry_script,omitempty"`
+	Workers     int32  `protobuf:"varint,3,opt,name=workers,proto3" json:"workers,omitempty"`
+	// How long one answer may take: a worker that takes longer is ended and started again.
 	RequestTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=request_timeout,json=requestTimeout,proto3" json:"request_timeout,omitempty"`
-	StartTimeout   *durationpb.Duration `protobuf:"bytes,5,opt,name=start_timeout,json=startTimeout,proto3" json:"start_timeout,omitempty"`
+	// How long init() of a worker may take.
+	StartTimeout *durationpb.Duration `protobuf:"bytes,5,opt,name=start_timeout,json=startTimeout,proto3" json:"start_timeout,omitempty"`
 	// host:port at which inference waits for the connections of workers.
-	Address       string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
-	MaxBodyBytes  int64  `protobuf:"varint,7,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
+	Address string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	// The largest body of a request that a worker takes.
+	MaxBodyBytes  int64 `protobuf:"varint,7,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -864,15 +867,19 @@ const file_redoubt_compute_v1_agent_proto_rawDesc = "" +
 	"\x05serve\x18\f \x01(\v2\x1d.redoubt.compute.v1.ServeSpecR\x05serve\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa4\x02\n" +
-	"\tServeSpec\x12\x16\n" +
-	"\x06models\x18\x01 \x03(\tR\x06models\x12!\n" +
-	"\fentry_script\x18\x02 \x01(\tR\ventryScript\x12\x18\n" +
-	"\aworkers\x18\x03 \x01(\x05R\aworkers\x12B\n" +
-	"\x0frequest_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0erequestTimeout\x12>\n" +
-	"\rstart_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\fstartTimeout\x12\x18\n" +
-	"\aaddress\x18\x06 \x01(\tR\aaddress\x12$\n" +
-	"\x0emax_body_bytes\x18\a \x01(\x03R\fmaxBodyBytes\"S\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8a\x03\n" +
+	"\tServeSpec\x12-\n" +
+	"\x06models\x18\x01 \x03(\tB\x15\xbaH\x12\x92\x01\x0f\b\x01\x10\x10\x18\x01\"\ar\x05\x10\x01(\xd6\bR\x06models\x12-\n" +
+	"\fentry_script\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\bR\ventryScript\x12#\n" +
+	"\aworkers\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18\x10(\x01R\aworkers\x12Q\n" +
+	"\x0frequest_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\xd8\x04*\x00R\x0erequestTimeout\x12M\n" +
+	"\rstart_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x88\x0e*\x00R\fstartTimeout\x12$\n" +
+	"\aaddress\x18\x06 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x86\x02R\aaddress\x122\n" +
+	"\x0emax_body_bytes\x18\a \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80 (\x01R\fmaxBodyBytes\"S\n" +
 	"\x10HeartbeatRequest\x12%\n" +
 	"\x04name\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x04name\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\bR\arunning\"+\n" +

@@ -38,8 +38,9 @@ type StartReplicaRequest struct {
 	Snapshot    string            `protobuf:"bytes,6,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	Serve       *ServeSpec        `protobuf:"bytes,7,opt,name=serve,proto3" json:"serve,omitempty"`
 	Environment map[string]string `protobuf:"bytes,8,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Limits      *RunLimits        `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
-	// Name of the deployment, for the record.
+	// Without a timeout.
+	Limits *RunLimits `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Name of the deployment.
 	Deployment    string `protobuf:"bytes,10,opt,name=deployment,proto3" json:"deployment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -32,12 +32,13 @@ const (
 //
 // ReplicaService places the replicas of deployments: runs of a kind of their own, that serve until they are stopped.
 type ReplicaServiceClient interface {
-	// StartReplica queues a replica. With a replica_id that is known it gives that replica again. The principal's rights are looked
-	// at when it starts, as for any run.
+	// StartReplica queues a replica. With a replica_id that is known it gives that replica again, if all the rest is the same. The
+	// principal's rights are looked at when it starts: to deploy there, to use the compute, to read the snapshot and the models.
 	StartReplica(ctx context.Context, in *StartReplicaRequest, opts ...grpc.CallOption) (*ReplicaStatus, error)
 	// StopReplica asks a replica to end. Stopping what has ended, or was never there, is fine.
 	StopReplica(ctx context.Context, in *StopReplicaRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// WatchReplicas sends the state of each replica that is named, then each change.
+	// WatchReplicas sends the state of each replica that is named, then each change, and ends when all have ended. One that is not
+	// there has STATE_UNSPECIFIED.
 	WatchReplicas(ctx context.Context, in *WatchReplicasRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReplicaStatus], error)
 	// ReadReplicaLogs sends the log of a replica from an offset, and with follow goes on until the replica has ended.
 	ReadReplicaLogs(ctx context.Context, in *ReadReplicaLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogChunk], error)
@@ -115,12 +116,13 @@ type ReplicaService_ReadReplicaLogsClient = grpc.ServerStreamingClient[LogChunk]
 //
 // ReplicaService places the replicas of deployments: runs of a kind of their own, that serve until they are stopped.
 type ReplicaServiceServer interface {
-	// StartReplica queues a replica. With a replica_id that is known it gives that replica again. The principal's rights are looked
-	// at when it starts, as for any run.
+	// StartReplica queues a replica. With a replica_id that is known it gives that replica again, if all the rest is the same. The
+	// principal's rights are looked at when it starts: to deploy there, to use the compute, to read the snapshot and the models.
 	StartReplica(context.Context, *StartReplicaRequest) (*ReplicaStatus, error)
 	// StopReplica asks a replica to end. Stopping what has ended, or was never there, is fine.
 	StopReplica(context.Context, *StopReplicaRequest) (*emptypb.Empty, error)
-	// WatchReplicas sends the state of each replica that is named, then each change.
+	// WatchReplicas sends the state of each replica that is named, then each change, and ends when all have ended. One that is not
+	// there has STATE_UNSPECIFIED.
 	WatchReplicas(*WatchReplicasRequest, grpc.ServerStreamingServer[ReplicaStatus]) error
 	// ReadReplicaLogs sends the log of a replica from an offset, and with follow goes on until the replica has ended.
 	ReadReplicaLogs(*ReadReplicaLogsRequest, grpc.ServerStreamingServer[LogChunk]) error
