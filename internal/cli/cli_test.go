@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/pem"
-	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -28,11 +27,9 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
-	"github.com/redoubt-ml/redoubt/internal/cli/client"
-	"github.com/redoubt-ml/redoubt/internal/cli/settings"
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
-	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
@@ -54,7 +51,8 @@ func newSession(t *testing.T) *session {
 func (s *session) run(stdin string, args ...string) (code int, out, errs string) {
 	s.t.Helper()
 	var o, e bytes.Buffer
-	code = run(s.t.Context(), &app{env: func(k string) string { return s.env[k] }, in: strings.NewReader(stdin), out: &o, err: &e, now: time.Now}, args)
+	a := &app.App{Env: func(k string) string { return s.env[k] }, In: strings.NewReader(stdin), Out: &o, Err: &e, Now: time.Now}
+	code = a.Run(s.t.Context(), tree(a), args)
 	return code, o.String(), e.String()
 }
 
@@ -74,7 +72,7 @@ func TestHelp(t *testing.T) {
 			walk(sub)
 		}
 	}
-	root := (&app{}).root()
+	root := tree(&app.App{})
 	walk(root)
 	b.WriteString(root.PersistentFlags().FlagUsages())
 	golden := filepath.Join("testdata", "help.txt")
@@ -103,7 +101,7 @@ func TestWrongUseIsLocal(t *testing.T) {
 		{"nonsense", "unknown command"},
 		{"run nonsense", "no verb"},
 		{"run list --bogus", "unknown flag"},
-		{"run list -o yaml", "table or json"},
+		{"run list -o xml", "table, json, yaml or none"},
 		{"run list", "no installation is chosen"},
 		{"run list --context x", "no context"},
 		{"run show", "takes 1 arguments"},
@@ -123,45 +121,15 @@ func TestWrongUseIsLocal(t *testing.T) {
 		t.Run(c.args, func(t *testing.T) {
 			t.Chdir(t.TempDir())
 			code, out, errs := newSession(t).run("pw\n", strings.Fields(c.args)...)
-			if code != exitLocal || out != "" || !strings.Contains(errs, c.want) || !strings.HasPrefix(errs, "redoubt: ") {
+			if code != app.ExitLocal || out != "" || !strings.Contains(errs, c.want) || !strings.HasPrefix(errs, "redoubt: ") {
 				t.Errorf("%d\n%s\n%s", code, out, errs)
 			}
 		})
 	}
 }
 
-func TestExitCodes(t *testing.T) {
-	wire := func(code codes.Code, reason faultv1.Reason) error {
-		return fault.ToStatus(fault.New(code, reason, "no"), "redoubt.test", "r").Err()
-	}
-	cases := []struct {
-		name string
-		err  error
-		want int
-	}{
-		{"local", errors.New("disk"), exitLocal},
-		{"local fault, even of that code", fault.PermissionDenied("file"), exitLocal},
-		{"interrupted", context.Canceled, exitLocal},
-		{"refused", wire(codes.NotFound, faultv1.Reason_RESOURCE_NOT_FOUND), exitRefused},
-		{"away", wire(codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE), exitRefused},
-		{"their fault", wire(codes.Internal, faultv1.Reason_INTERNAL_FAULT), exitRefused},
-		{"denied", wire(codes.PermissionDenied, faultv1.Reason_AUTHZ_ACTION_MISSING), exitDenied},
-		{"not known", wire(codes.Unauthenticated, faultv1.Reason_TOKEN_EXPIRED), exitDenied},
-		{"denied, wrapped", fmt.Errorf("upload: %w", wire(codes.PermissionDenied, faultv1.Reason_AUTHZ_ACTION_MISSING)), exitDenied},
-		{"their deadline", wire(codes.DeadlineExceeded, faultv1.Reason_DEADLINE_PASSED), exitTimeout},
-		{"our deadline", context.DeadlineExceeded, exitTimeout},
-	}
-	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			if got := exitCode(c.err, client.Describe(c.err)); got != c.want {
-				t.Errorf("got %d, want %d", got, c.want)
-			}
-		})
-	}
-}
-
-// installation answers a few methods over real TLS, for one user with one password.
-type installation struct {
+// site answers a few methods over real TLS, for one user with one password.
+type site struct {
 	identityv1.UnimplementedSignInServiceServer
 	workspacev1.UnimplementedResourceServiceServer
 	url, ca string
@@ -172,7 +140,7 @@ const (
 	testToken    = "token-that-must-not-be-seen"
 )
 
-func (i *installation) SignIn(_ context.Context, r *identityv1.SignInRequest) (*identityv1.SignInResponse, error) {
+func (i *site) SignIn(_ context.Context, r *identityv1.SignInRequest) (*identityv1.SignInResponse, error) {
 	if r.GetPassword() != testPassword {
 		return nil, fault.ToStatus(fault.New(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED, "user name or password is wrong"), "redoubt.test", "r1").Err()
 	}
@@ -188,26 +156,26 @@ func known(ctx context.Context) error {
 	return nil
 }
 
-func (i *installation) SignOut(ctx context.Context, _ *identityv1.SignOutRequest) (*emptypb.Empty, error) {
+func (i *site) SignOut(ctx context.Context, _ *identityv1.SignOutRequest) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, known(ctx)
 }
 
-func (i *installation) WhoAmI(ctx context.Context, _ *identityv1.WhoAmIRequest) (*identityv1.WhoAmIResponse, error) {
+func (i *site) WhoAmI(ctx context.Context, _ *identityv1.WhoAmIRequest) (*identityv1.WhoAmIResponse, error) {
 	return &identityv1.WhoAmIResponse{Principal: "users/ada", DisplayName: "A\x1b[31mda"}, known(ctx)
 }
 
 // ListWorkspaces has three pages of one.
-func (i *installation) ListWorkspaces(_ context.Context, r *workspacev1.ListWorkspacesRequest) (*workspacev1.ListWorkspacesResponse, error) {
+func (i *site) ListWorkspaces(_ context.Context, r *workspacev1.ListWorkspacesRequest) (*workspacev1.ListWorkspacesResponse, error) {
 	next := map[string]string{"": "b", "b": "c"}[r.GetPageToken()]
 	id := map[string]string{"": "one", "b": "two", "c": "three"}[r.GetPageToken()]
 	return &workspacev1.ListWorkspacesResponse{Workspaces: []*workspacev1.Workspace{{Name: "subscriptions/s/resourceGroups/g/workspaces/" + id}}, NextPageToken: next}, nil
 }
 
-func (i *installation) GetWorkspace(_ context.Context, r *workspacev1.GetWorkspaceRequest) (*workspacev1.Workspace, error) {
+func (i *site) GetWorkspace(_ context.Context, r *workspacev1.GetWorkspaceRequest) (*workspacev1.Workspace, error) {
 	return &workspacev1.Workspace{Name: r.GetName()}, nil
 }
 
-func install(t *testing.T) *installation {
+func install(t *testing.T) *site {
 	t.Helper()
 	a, err := svid.NewAuthority(spiffeid.RequireTrustDomainFromString("test.local"), time.Now(), time.Hour)
 	if err != nil {
@@ -225,7 +193,7 @@ func install(t *testing.T) *installation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &installation{url: "https://" + l.Addr().String(), ca: filepath.Join(t.TempDir(), "ca.pem")}
+	i := &site{url: "https://" + l.Addr().String(), ca: filepath.Join(t.TempDir(), "ca.pem")}
 	if err := os.WriteFile(i.ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Root().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -251,151 +219,44 @@ func TestSession(t *testing.T) {
 		}
 		return out + errs
 	}
-	step(exitDenied, "wrong\n", "login", "--server", i.url, "--ca", i.ca, "--user", "ada", "--password-stdin")
-	step(exitLocal, "", "whoami") // nothing is kept of a sign-in that failed
-	step(exitOK, testPassword+"\n", "login", "--server", i.url, "--ca", i.ca, "--user", "ada", "--password-stdin", "-o", "json", "--debug")
+	step(app.ExitDenied, "wrong\n", "login", "--server", i.url, "--ca", i.ca, "--user", "ada", "--password-stdin")
+	step(app.ExitLocal, "", "whoami") // nothing is kept of a sign-in that failed
+	step(app.ExitOK, testPassword+"\n", "login", "--server", i.url, "--ca", i.ca, "--user", "ada", "--password-stdin", "-o", "json", "--debug")
 	if err := os.Remove(i.ca); err != nil { // the root is kept, not its path
 		t.Fatal(err)
 	}
-	if got := step(exitOK, "", "whoami", "--debug"); !strings.Contains(got, "users/ada") || strings.Contains(got, "\x1b") || !strings.Contains(got, "debug: ") {
+	if got := step(app.ExitOK, "", "whoami", "--debug"); !strings.Contains(got, "users/ada") || strings.Contains(got, "\x1b") || !strings.Contains(got, "debug: ") {
 		t.Errorf("got %q", got)
 	}
-	if got := step(exitOK, "", "whoami", "-o", "json"); !strings.Contains(got, `"principal": "users/ada"`) {
+	if got := step(app.ExitOK, "", "whoami", "-o", "json"); !strings.Contains(got, `"principal": "users/ada"`) {
 		t.Errorf("got %q", got)
 	}
-	if got := step(exitOK, "", "workspace", "list"); strings.Count(got, "/workspaces/") != 3 {
+	if got := step(app.ExitOK, "", "workspace", "list"); strings.Count(got, "/workspaces/") != 3 {
 		t.Errorf("got %q", got)
 	}
-	step(exitOK, "", "workspace", "use", "two")
-	if got := step(exitOK, "", "workspace", "show"); !strings.Contains(got, "workspaces/two") {
+	step(app.ExitOK, "", "workspace", "use", "two")
+	if got := step(app.ExitOK, "", "workspace", "show"); !strings.Contains(got, "workspaces/two") {
 		t.Errorf("got %q", got)
 	}
-	step(exitRefused, "", "workspace", "delete", "two", "--yes")
-	step(exitLocal, "", "workspace", "delete", "two")
-	step(exitLocal, "", "workspace", "show", "four")
+	step(app.ExitRefused, "", "workspace", "delete", "two", "--yes")
+	step(app.ExitLocal, "", "workspace", "delete", "two")
+	step(app.ExitLocal, "", "workspace", "show", "four")
 	other := install(t)
-	step(exitDenied, "", "whoami", "--server", other.url, "--ca", other.ca) // the token stays where it belongs
+	step(app.ExitDenied, "", "whoami", "--server", other.url, "--ca", other.ca) // the token stays where it belongs
 	s.env["REDOUBT_TOKEN"] = "stale"
-	step(exitDenied, "", "whoami")
+	step(app.ExitDenied, "", "whoami")
 	delete(s.env, "REDOUBT_TOKEN")
-	step(exitTimeout, "", "whoami", "--timeout", "1ns")
-	step(exitOK, "", "logout")
-	if got := step(exitDenied, "", "whoami"); !strings.Contains(got, "redoubt login") {
+	step(app.ExitTimeout, "", "whoami", "--timeout", "1ns")
+	step(app.ExitOK, "", "logout")
+	if got := step(app.ExitDenied, "", "whoami"); !strings.Contains(got, "redoubt login") {
 		t.Errorf("got %q", got)
-	}
-}
-
-func TestFlagOverEnvironmentOverFile(t *testing.T) {
-	s := newSession(t)
-	d := settings.Open(filepath.Join(s.home, ".config", "redoubt"))
-	err := d.Write(&settings.File{CurrentContext: "a", Contexts: []settings.Context{{Name: "a", Server: "https://file-a"}, {Name: "b", Server: "https://file-b"}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	cases := []struct {
-		name         string
-		context, srv string // flags
-		env          map[string]string
-		want         string
-	}{
-		{"file", "", "", nil, "https://file-a"},
-		{"context by environment", "", "", map[string]string{"REDOUBT_CONTEXT": "b"}, "https://file-b"},
-		{"context by flag", "a", "", map[string]string{"REDOUBT_CONTEXT": "b"}, "https://file-a"},
-		{"server by environment", "", "", map[string]string{"REDOUBT_ADDR": "https://env"}, "https://env"},
-		{"server by flag", "", "https://flag", map[string]string{"REDOUBT_ADDR": "https://env"}, "https://flag"},
-	}
-	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			a := &app{env: func(k string) string {
-				if k == "HOME" {
-					return s.home
-				}
-				return c.env[k]
-			}, context: c.context, server: c.srv}
-			if err := a.complete(); err != nil {
-				t.Fatal(err)
-			}
-			got, err := a.chosen()
-			if err != nil || got.Server != c.want {
-				t.Errorf("got %q, %v", got.Server, err)
-			}
-		})
-	}
-}
-
-func TestRootFileWithMoreThanCertificates(t *testing.T) {
-	p := filepath.Join(t.TempDir(), "ca.pem")
-	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")})
-	if err := os.WriteFile(p, key, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := (&app{}).kept(settings.Context{Server: "https://h", CAFile: p}, "ada"); err == nil || !strings.Contains(err.Error(), "PRIVATE KEY") {
-		t.Errorf("got %v", err)
-	}
-}
-
-// The first password goes to a private file where there is no terminal, and not to the output.
-func TestHandOver(t *testing.T) {
-	dir := t.TempDir()
-	var out bytes.Buffer
-	a := &app{out: &out}
-	if err := a.handOver(dir, "users/admin", redact.FromString("pass-word"), []byte("CA")); err != nil {
-		t.Fatal(err)
-	}
-	p := filepath.Join(dir, adminPasswordFile)
-	info, err := os.Stat(p)
-	if err != nil || info.Mode() != 0o600 {
-		t.Errorf("%v, %v", info, err)
-	}
-	if b, err := os.ReadFile(p); err != nil || string(b) != "pass-word\n" {
-		t.Errorf("%q, %v", b, err)
-	}
-	if !strings.Contains(out.String(), p) || strings.Contains(out.String(), "pass-word") {
-		t.Errorf("printed %q", out.String())
-	}
-}
-
-// What was kept of another installation at the same address does not hold for a new one.
-func TestKeepContext(t *testing.T) {
-	s := newSession(t)
-	a := &app{env: func(k string) string { return s.env[k] }}
-	name, err := a.keepContext("https://127.0.0.1:1", []byte("CA 1"), "users/admin")
-	if err != nil || name != "local" {
-		t.Fatal(name, err)
-	}
-	d, _ := a.folder()
-	f, err := d.Read()
-	if err != nil || f.CurrentContext != "local" {
-		t.Fatal(f, err)
-	}
-	c, _ := f.Find("local")
-	c.Workspace, c.User = "w", "users/ada"
-	f.Put(c)
-	if err := d.Write(f); err != nil {
-		t.Fatal(err)
-	}
-	for _, step := range []struct{ server, ca, name, workspace, user string }{
-		{"https://127.0.0.1:1", "CA 1", "local", "w", "users/ada"},
-		{"https://127.0.0.1:1", "CA 2", "local", "", "users/admin"},
-		{"https://127.0.0.1:2", "CA 3", "127.0.0.1:2", "", "users/admin"},
-	} {
-		name, err := a.keepContext(step.server, []byte(step.ca), "users/admin")
-		if err != nil || name != step.name {
-			t.Fatal(name, err)
-		}
-		if f, err = d.Read(); err != nil {
-			t.Fatal(err)
-		}
-		if c, _ := f.Find(name); c.CA != step.ca || c.Workspace != step.workspace || c.User != step.user {
-			t.Errorf("got %+v", c)
-		}
 	}
 }
 
 func TestPermissionsAreTheSameEachTime(t *testing.T) {
 	s := newSession(t)
 	code, first, errs := s.run("", "permissions", "-o", "markdown")
-	if code != exitOK || !strings.Contains(first, "`redoubt.compute.v1.RunService/SubmitRun`") {
+	if code != app.ExitOK || !strings.Contains(first, "`redoubt.compute.v1.RunService/SubmitRun`") {
 		t.Fatal(code, errs)
 	}
 	for range 3 {
@@ -403,7 +264,7 @@ func TestPermissionsAreTheSameEachTime(t *testing.T) {
 			t.Fatal("two runs differ")
 		}
 	}
-	if code, out, _ := s.run("", "permissions", "-o", "json"); code != exitOK || !strings.Contains(out, `"action": "compute/runs/submit"`) {
+	if code, out, _ := s.run("", "permissions", "-o", "json"); code != app.ExitOK || !strings.Contains(out, `"action": "compute/runs/submit"`) {
 		t.Errorf("%d %s", code, out)
 	}
 }

@@ -146,3 +146,11 @@ func Bytes(n int64) string {
 func Enum(value, prefix string) string {
 	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(value, prefix)), "_", " ")
 }
+
+// State is whether something that can be disabled is.
+func State(disabled bool) string {
+	if disabled {
+		return "disabled"
+	}
+	return "enabled"
+}

@@ -1,4 +1,4 @@
-package cli
+package app
 
 import (
 	"context"
@@ -11,58 +11,59 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
 
-// firstGroup is the resource group that every installation begins with.
-const firstGroup = "subscriptions/default/resourceGroups/default"
+// FirstGroup is the resource group that every installation begins with.
+const FirstGroup = "subscriptions/default/resourceGroups/default"
 
-// groupName is the resource group that is meant: by flag, by context, or the first one.
-func (a *app) groupName(c *client.Client) (string, error) {
-	g := a.group
+// GroupName is the resource group that is meant: by flag, by context, or the first one.
+func (a *App) GroupName(c *client.Client) (string, error) {
+	g := a.Group
 	if g == "" {
 		g = c.Context().ResourceGroup
 	}
 	if g == "" {
-		return firstGroup, nil
+		return FirstGroup, nil
 	}
 	if s, id, ok := strings.Cut(g, "/"); ok && !strings.Contains(id, "/") {
 		g = "subscriptions/" + s + "/resourceGroups/" + id
 	}
 	n, err := resource.Parse(g)
 	if err != nil || n.Kind() != resource.KindResourceGroup {
-		return "", usagef("a resource group is written SUBSCRIPTION/GROUP, or by its full name, and not %q", g)
+		return "", Usagef("a resource group is written SUBSCRIPTION/GROUP, or by its full name, and not %q", g)
 	}
 	return g, nil
 }
 
-// workspaceName is the workspace that is meant. A bare id is looked for in the resource group that was given, else among all that the
+// WorkspaceName is the workspace that is meant. A bare id is looked for in the resource group that was given, else among all that the
 // caller may see.
-func (a *app) workspaceName(ctx context.Context, c *client.Client) (string, error) {
-	w := a.workspace
+func (a *App) WorkspaceName(ctx context.Context, c *client.Client) (string, error) {
+	w := a.Workspace
 	if w == "" {
 		w = c.Context().Workspace
 	}
 	if w == "" {
-		return "", usagef("no workspace is chosen: give one with -w, or choose one for good with `redoubt workspace use NAME`")
+		return "", Usagef("no workspace is chosen: give one with -w, or choose one for good with `redoubt workspace use NAME`")
 	}
-	return a.fullWorkspace(ctx, c, w)
+	return a.FullWorkspace(ctx, c, w)
 }
 
-func (a *app) fullWorkspace(ctx context.Context, c *client.Client, w string) (string, error) {
+// FullWorkspace is the workspace that is meant by a bare id or a full name.
+func (a *App) FullWorkspace(ctx context.Context, c *client.Client, w string) (string, error) {
 	if strings.Contains(w, "/") {
 		n, err := resource.Parse(w)
 		if err != nil || n.Kind() != resource.KindWorkspace {
-			return "", usagef("%q is not the name of a workspace; `redoubt workspace list` shows them", w)
+			return "", Usagef("%q is not the name of a workspace; `redoubt workspace list` shows them", w)
 		}
 		return w, nil
 	}
 	if err := resource.ValidID(w); err != nil {
 		return "", err
 	}
-	if a.group != "" || c.Context().ResourceGroup != "" {
-		g, err := a.groupName(c)
+	if a.Group != "" || c.Context().ResourceGroup != "" {
+		g, err := a.GroupName(c)
 		return g + "/workspaces/" + w, err
 	}
 	var found []string
-	_, err := pages(0, func(token string, size int32) ([]*workspacev1.Workspace, string, error) {
+	_, err := Pages(0, func(token string, size int32) ([]*workspacev1.Workspace, string, error) {
 		r, err := c.Resources().ListWorkspaces(ctx, &workspacev1.ListWorkspacesRequest{PageSize: size, PageToken: token})
 		return r.GetWorkspaces(), r.GetNextPageToken(), err
 	}, func(x *workspacev1.Workspace) {
@@ -76,24 +77,24 @@ func (a *app) fullWorkspace(ctx context.Context, c *client.Client, w string) (st
 	case len(found) == 0:
 		return "", fault.NotFound("there is no workspace %q that you may see; `redoubt workspace list` shows them", w)
 	case len(found) > 1:
-		return "", usagef("there are %d workspaces %q: say with -g in which resource group, or give the full name", len(found), w)
+		return "", Usagef("there are %d workspaces %q: say with -g in which resource group, or give the full name", len(found), w)
 	}
 	return found[0], nil
 }
 
-// named is a resource of the chosen workspace: a bare id, or a full name.
-func (a *app) named(ctx context.Context, c *client.Client, collection, id string) (string, error) {
+// Named is a resource of the chosen workspace: a bare id, or a full name.
+func (a *App) Named(ctx context.Context, c *client.Client, collection, id string) (string, error) {
 	if strings.Contains(id, "/") {
 		n, err := resource.Parse(id)
 		if err != nil {
 			return "", err
 		}
 		if n.Kind().Collection() != collection {
-			return "", usagef("%q is no name of one of %s", id, collection)
+			return "", Usagef("%q is no name of one of %s", id, collection)
 		}
 		return id, nil
 	}
-	w, err := a.workspaceName(ctx, c)
+	w, err := a.WorkspaceName(ctx, c)
 	if err != nil {
 		return "", err
 	}
@@ -105,22 +106,22 @@ func (a *app) named(ctx context.Context, c *client.Client, collection, id string
 	return child.String(), err
 }
 
-// scope is what a role or the activity log is asked about: --scope, else the workspace, else the installation.
-func (a *app) scope(ctx context.Context, c *client.Client, flag string) (string, error) {
+// Scope is what a role or the activity log is asked about: --scope, else the workspace, else the installation.
+func (a *App) Scope(ctx context.Context, c *client.Client, flag string) (string, error) {
 	switch {
 	case flag != "":
 		_, err := resource.Parse(flag)
 		return flag, err
-	case a.workspace != "" || c.Context().Workspace != "":
-		return a.workspaceName(ctx, c)
-	case a.group != "":
-		return a.groupName(c)
+	case a.Workspace != "" || c.Context().Workspace != "":
+		return a.WorkspaceName(ctx, c)
+	case a.Group != "":
+		return a.GroupName(c)
 	}
 	return resource.Root, nil
 }
 
-// principal is how a person writes one: users/ada, or just ada.
-func principal(p string) string {
+// Principal is how a person writes one: users/ada, or just ada.
+func Principal(p string) string {
 	if strings.Contains(p, "/") || resource.IsUID(p) {
 		return p
 	}
@@ -130,8 +131,8 @@ func principal(p string) string {
 // pageSize is what is asked for at a time.
 const pageSize = 200
 
-// pages reads pages until there are no more, or limit items were taken; 0 is no limit. It returns the token of what is left.
-func pages[T any](limit int, fetch func(token string, size int32) ([]T, string, error), take func(T)) (string, error) {
+// Pages reads pages until there are no more, or limit items were taken; 0 is no limit. It returns the token of what is left.
+func Pages[T any](limit int, fetch func(token string, size int32) ([]T, string, error), take func(T)) (string, error) {
 	token := ""
 	for n := 0; ; {
 		size := pageSize

@@ -1,4 +1,4 @@
-package cli
+package installation
 
 import (
 	"context"
@@ -127,7 +127,7 @@ func serving(ctx context.Context, conn grpc.ClientConnInterface) error {
 }
 
 // operator has a certificate made for the signed-in user, into dir, 0600.
-func (a *app) operator(ctx context.Context, c *client.Client, dir string) (*member, error) {
+func (a verbs) operator(ctx context.Context, c *client.Client, dir string) (*member, error) {
 	who, err := c.Identity().WhoAmI(ctx, &identityv1.WhoAmIRequest{})
 	if err != nil {
 		return nil, err
@@ -143,7 +143,7 @@ func (a *app) operator(ctx context.Context, c *client.Client, dir string) (*memb
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	failed := make(chan error, 1)
-	k, err := svid.NewKeeper(svid.KeeperConfig{Dir: dir, ID: id, Now: a.now, Issue: func(ctx context.Context, _ crypto.Signer, csr []byte) (chain, bundle [][]byte, err error) {
+	k, err := svid.NewKeeper(svid.KeeperConfig{Dir: dir, ID: id, Now: a.Now, Issue: func(ctx context.Context, _ crypto.Signer, csr []byte) (chain, bundle [][]byte, err error) {
 		r, err := c.Operators().IssueOperatorCertificate(ctx, &identityv1.IssueOperatorCertificateRequest{Csr: csr})
 		if err != nil {
 			select {
@@ -169,7 +169,7 @@ func (a *app) operator(ctx context.Context, c *client.Client, dir string) (*memb
 	if err != nil {
 		return nil, err
 	}
-	m, err := readMember(dir, a.now)
+	m, err := readMember(dir, a.Now)
 	if err != nil {
 		return nil, err
 	}

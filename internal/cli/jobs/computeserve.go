@@ -1,4 +1,4 @@
-package cli
+package jobs
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	"github.com/redoubt-ml/redoubt/internal/agent"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
@@ -30,11 +31,11 @@ const (
 	claimPause = 2 * time.Second
 )
 
-func (a *app) computeServe() *cobra.Command {
+func (a verbs) computeServe() *cobra.Command {
 	return &cobra.Command{
-		Use: "serve ID", Short: "Carry runs of a self-hosted target on this machine, until stopped", Args: exactly(1),
-		RunE: a.with(func(ctx context.Context, c *client.Client, args []string) error {
-			name, err := a.named(ctx, c, "computes", args[0])
+		Use: "serve ID", Short: "Carry runs of a self-hosted target on this machine, until stopped", Args: app.Exactly(1),
+		RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+			name, err := a.Named(ctx, c, "computes", args[0])
 			if err != nil {
 				return err
 			}
@@ -43,12 +44,12 @@ func (a *app) computeServe() *cobra.Command {
 				return err
 			}
 			if target.GetKind() != computev1.Compute_KIND_SELF_HOSTED {
-				return usagef("%s is not self-hosted: the installation itself carries its runs", args[0])
+				return app.Usagef("%s is not self-hosted: the installation itself carries its runs", args[0])
 			}
 			if err := sandbox.Check(ctx); err != nil {
 				return err
 			}
-			a.say("taking runs for %s, %d at once; stop it with Ctrl-C", name, target.GetMaxRuns())
+			a.Say("taking runs for %s, %d at once; stop it with Ctrl-C", name, target.GetMaxRuns())
 			return a.carryRuns(ctx, c, target)
 		}),
 	}
@@ -56,7 +57,7 @@ func (a *app) computeServe() *cobra.Command {
 
 // carryRuns claims runs and carries them, as many at once as the target takes. When ctx ends it takes no more, and those that are
 // going are ended.
-func (a *app) carryRuns(ctx context.Context, c *client.Client, target *computev1.Compute) error {
+func (a verbs) carryRuns(ctx context.Context, c *client.Client, target *computev1.Compute) error {
 	var going sync.WaitGroup
 	defer going.Wait()
 	free := make(chan struct{}, max(target.GetMaxRuns(), 1))
@@ -88,18 +89,18 @@ func (a *app) carryRuns(ctx context.Context, c *client.Client, target *computev1
 		going.Go(func() {
 			defer func() { <-free }()
 			run := show.Last(r.GetBootstrap().GetRun())
-			a.say("run %s: begins", run)
+			a.Say("run %s: begins", run)
 			if err := a.carry(ctx, c.Context(), r.GetBootstrap()); err != nil {
-				a.say("run %s: given up: %s", run, client.Describe(err).Message)
+				a.Say("run %s: given up: %s", run, client.Describe(err).Message)
 				return
 			}
-			a.say("run %s: has ended", run)
+			a.Say("run %s: has ended", run)
 		})
 	}
 }
 
 // carry hosts the agent of one run.
-func (a *app) carry(ctx context.Context, to client.Context, b *computev1.AgentBootstrap) error {
+func (a verbs) carry(ctx context.Context, to client.Context, b *computev1.AgentBootstrap) error {
 	u, err := url.Parse(to.Server)
 	if err != nil {
 		return err
@@ -122,7 +123,7 @@ func (a *app) carry(ctx context.Context, to client.Context, b *computev1.AgentBo
 	}
 	g, err := agent.New(agent.Config{
 		Gateway: host, PublicURL: to.Server, Roots: roots, Run: b.GetRun(), RunUID: b.GetRunUid(), JoinToken: redact.FromString(b.GetJoinToken()),
-		Logger: slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Logger: slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-package cli
+package tenancy
 
 import (
 	"context"
@@ -7,41 +7,42 @@ import (
 	"github.com/spf13/cobra"
 
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
 )
 
-func (a *app) roles() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "The roles that can be given", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *client.Client, _ []string) error {
+func (a verbs) roles() *cobra.Command {
+	list := &cobra.Command{Use: "list", Short: "The roles that can be given", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
 		r, err := c.Access().ListRoleDefinitions(ctx, &workspacev1.ListRoleDefinitionsRequest{})
-		if err != nil || a.json() {
-			return a.orJSON(r, err)
+		if err != nil || a.Structured() {
+			return a.Answer(r, err)
 		}
 		var rows [][]string
 		for _, d := range r.GetRoleDefinitions() {
 			rows = append(rows, []string{show.Last(d.GetName()), d.GetDescription(), strings.Join(d.GetActions(), " "), strings.Join(d.GetDataActions(), " ")})
 		}
-		return a.table([]string{"role", "what it is", "actions", "data actions"}, rows, "")
+		return a.Table([]string{"role", "what it is", "actions", "data actions"}, rows, "")
 	})}
 
 	var explainScope string
 	var data bool
 	explain := &cobra.Command{
-		Use: "explain ACTION", Short: "Whether you may do something, and which assignment lets you", Args: exactly(1),
-		RunE: a.with(func(ctx context.Context, c *client.Client, args []string) error {
-			scope, err := a.scope(ctx, c, explainScope)
+		Use: "explain ACTION", Short: "Whether you may do something, and which assignment lets you", Args: app.Exactly(1),
+		RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+			scope, err := a.Scope(ctx, c, explainScope)
 			if err != nil {
 				return err
 			}
 			r, err := c.Access().Explain(ctx, &workspacev1.ExplainRequest{Scope: scope, Action: args[0], Data: data})
-			if err != nil || a.json() {
-				return a.orJSON(r, err)
+			if err != nil || a.Structured() {
+				return a.Answer(r, err)
 			}
 			verdict := "no"
 			if r.GetAllowed() {
 				verdict = "yes"
 			}
-			if err := show.Pairs(a.out, "allowed", verdict, "why", r.GetExplanation(), "scope", scope, "action", args[0]); err != nil {
+			if err := show.Pairs(a.Out, "allowed", verdict, "why", r.GetExplanation(), "scope", scope, "action", args[0]); err != nil {
 				return err
 			}
 			if len(r.GetAssignments()) == 0 {
@@ -52,25 +53,25 @@ func (a *app) roles() *cobra.Command {
 	}
 	explain.Flags().StringVar(&explainScope, "scope", "", "the resource; without it the workspace, else the installation")
 	explain.Flags().BoolVar(&data, "data", false, "the action is a data action")
-	return noun("role", "Who may do what", list, explain, a.roleAssignments())
+	return app.Noun("role", "Who may do what", list, explain, a.roleAssignments())
 }
 
-func (a *app) roleAssignments() *cobra.Command {
+func (a verbs) roleAssignments() *cobra.Command {
 	var scope, role, who string
-	create := &cobra.Command{Use: "create --role ROLE --principal NAME", Short: "Give a principal a role at a scope and below", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *client.Client, _ []string) error {
+	create := &cobra.Command{Use: "create --role ROLE --principal NAME", Short: "Give a principal a role at a scope and below", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
 		if role == "" || who == "" {
-			return usagef("--role and --principal say what is given to whom")
+			return app.Usagef("--role and --principal say what is given to whom")
 		}
-		at, err := a.scope(ctx, c, scope)
+		at, err := a.Scope(ctx, c, scope)
 		if err != nil {
 			return err
 		}
 		if !strings.Contains(role, "/") {
 			role = "roleDefinitions/" + strings.ToLower(role)
 		}
-		r, err := c.Access().CreateRoleAssignment(ctx, &workspacev1.CreateRoleAssignmentRequest{Scope: at, Role: role, Principal: principal(who)})
-		if err != nil || a.json() {
-			return a.orJSON(r, err)
+		r, err := c.Access().CreateRoleAssignment(ctx, &workspacev1.CreateRoleAssignmentRequest{Scope: at, Role: role, Principal: app.Principal(who)})
+		if err != nil || a.Structured() {
+			return a.Answer(r, err)
 		}
 		return a.assignments([]*workspacev1.RoleAssignment{r})
 	})}
@@ -80,18 +81,18 @@ func (a *app) roleAssignments() *cobra.Command {
 
 	var listScope string
 	var inherited bool
-	list := &cobra.Command{Use: "list", Short: "What is given at a scope", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *client.Client, _ []string) error {
-		at, err := a.scope(ctx, c, listScope)
+	list := &cobra.Command{Use: "list", Short: "What is given at a scope", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
+		at, err := a.Scope(ctx, c, listScope)
 		if err != nil {
 			return err
 		}
 		out := &workspacev1.ListRoleAssignmentsResponse{}
-		_, err = pages(0, func(token string, size int32) ([]*workspacev1.RoleAssignment, string, error) {
+		_, err = app.Pages(0, func(token string, size int32) ([]*workspacev1.RoleAssignment, string, error) {
 			r, err := c.Access().ListRoleAssignments(ctx, &workspacev1.ListRoleAssignmentsRequest{Scope: at, Inherited: inherited, PageSize: size, PageToken: token})
 			return r.GetRoleAssignments(), r.GetNextPageToken(), err
 		}, func(x *workspacev1.RoleAssignment) { out.RoleAssignments = append(out.RoleAssignments, x) })
-		if err != nil || a.json() {
-			return a.orJSON(out, err)
+		if err != nil || a.Structured() {
+			return a.Answer(out, err)
 		}
 		return a.assignments(out.GetRoleAssignments())
 	})}
@@ -99,26 +100,26 @@ func (a *app) roleAssignments() *cobra.Command {
 	list.Flags().BoolVar(&inherited, "inherited", false, "what reaches it from above as well")
 
 	var deleteScope string
-	remove := &cobra.Command{Use: "delete UID", Short: "Take a role away", Args: exactly(1), RunE: a.with(func(ctx context.Context, c *client.Client, args []string) error {
-		at, err := a.scope(ctx, c, deleteScope)
+	remove := &cobra.Command{Use: "delete UID", Short: "Take a role away", Args: app.Exactly(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+		at, err := a.Scope(ctx, c, deleteScope)
 		if err != nil {
 			return err
 		}
 		r, err := c.Access().DeleteRoleAssignment(ctx, &workspacev1.DeleteRoleAssignmentRequest{Scope: at, Uid: args[0]})
-		return a.done(r, err, "taken away: %s at %s", args[0], at)
+		return a.Done(r, err, "taken away: %s at %s", args[0], at)
 	})}
 	remove.Flags().StringVar(&deleteScope, "scope", "", "the resource that it stands at; without it the workspace, else the installation")
-	return noun("assignment", "Roles that were given", create, list, remove)
+	return app.Noun("assignment", "Roles that were given", create, list, remove)
 }
 
-func (a *app) assignments(list []*workspacev1.RoleAssignment) error {
+func (a verbs) assignments(list []*workspacev1.RoleAssignment) error {
 	rows := make([][]string, 0, len(list))
 	for _, x := range list {
 		who := x.GetPrincipalName()
 		if who == "" {
 			who = x.GetPrincipal()
 		}
-		rows = append(rows, []string{show.Last(x.GetRole()), who, x.GetScope(), show.Ago(a.now(), x.GetCreateTime()), x.GetUid()})
+		rows = append(rows, []string{show.Last(x.GetRole()), who, x.GetScope(), show.Ago(a.Now(), x.GetCreateTime()), x.GetUid()})
 	}
-	return a.table([]string{"role", "principal", "scope", "given", "uid"}, rows, "")
+	return a.Table([]string{"role", "principal", "scope", "given", "uid"}, rows, "")
 }

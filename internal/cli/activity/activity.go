@@ -1,4 +1,4 @@
-package cli
+package activity
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
 	"github.com/redoubt-ml/redoubt/internal/node"
@@ -21,12 +22,12 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 )
 
-func (a *app) activity() *cobra.Command {
+func (a verbs) activity() *cobra.Command {
 	var scope, request, result string
 	var since time.Duration
 	limit := 0
-	list := &cobra.Command{Use: "list", Short: "Who did what, and who was refused, newest first", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *client.Client, _ []string) error {
-		at, err := a.scope(ctx, c, scope)
+	list := &cobra.Command{Use: "list", Short: "Who did what, and who was refused, newest first", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
+		at, err := a.Scope(ctx, c, scope)
 		if err != nil {
 			return err
 		}
@@ -34,27 +35,27 @@ func (a *app) activity() *cobra.Command {
 		if result != "" {
 			n, ok := telemetryv1.ActivityEvent_Result_value["RESULT_"+strings.ToUpper(result)]
 			if !ok || n == 0 {
-				return usagef("--result is succeeded, denied or failed, and not %q", result)
+				return app.Usagef("--result is succeeded, denied or failed, and not %q", result)
 			}
 			req.Result = telemetryv1.ActivityEvent_Result(n)
 		}
 		if since > 0 {
-			req.StartTime = timestamppb.New(a.now().Add(-since))
+			req.StartTime = timestamppb.New(a.Now().Add(-since))
 		}
 		out := &telemetryv1.ListActivityResponse{}
-		out.NextPageToken, err = pages(limit, func(token string, size int32) ([]*telemetryv1.ActivityEvent, string, error) {
+		out.NextPageToken, err = app.Pages(limit, func(token string, size int32) ([]*telemetryv1.ActivityEvent, string, error) {
 			req.PageSize, req.PageToken = size, token
 			r, err := c.Activity().ListActivity(ctx, req)
 			return r.GetEvents(), r.GetNextPageToken(), err
 		}, func(e *telemetryv1.ActivityEvent) { out.Events = append(out.Events, e) })
-		if err != nil || a.json() {
-			return a.orJSON(out, err)
+		if err != nil || a.Structured() {
+			return a.Answer(out, err)
 		}
 		var rows [][]string
 		for _, e := range out.GetEvents() {
 			rows = append(rows, eventRow(e))
 		}
-		return a.table([]string{"time", "what", "scope", "who", "result", "reason", "count"}, rows, out.GetNextPageToken())
+		return a.Table([]string{"time", "what", "scope", "who", "result", "reason", "count"}, rows, out.GetNextPageToken())
 	})}
 	list.Flags().StringVar(&scope, "scope", "", "the resource; without it the workspace, else the installation")
 	list.Flags().StringVar(&request, "request", "", "only those of this request id")
@@ -63,8 +64,8 @@ func (a *app) activity() *cobra.Command {
 	list.Flags().IntVar(&limit, "limit", 50, "how many at most; 0 for all")
 
 	var watchScope string
-	watch := &cobra.Command{Use: "watch", Short: "The same as it happens", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *client.Client, _ []string) error {
-		at, err := a.scope(ctx, c, watchScope)
+	watch := &cobra.Command{Use: "watch", Short: "The same as it happens", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
+		at, err := a.Scope(ctx, c, watchScope)
 		if err != nil {
 			return err
 		}
@@ -77,14 +78,14 @@ func (a *app) activity() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.json() {
-				err = show.Line(a.out, e)
+			if a.Structured() {
+				err = a.Line(e)
 			} else {
 				row := eventRow(e)
 				for i := range row {
 					row[i] = show.Text(row[i])
 				}
-				_, err = fmt.Fprintln(a.out, strings.Join(row, "  "))
+				_, err = fmt.Fprintln(a.Out, strings.Join(row, "  "))
 			}
 			if err != nil {
 				return err
@@ -92,7 +93,7 @@ func (a *app) activity() *cobra.Command {
 		}
 	})}
 	watch.Flags().StringVar(&watchScope, "scope", "", "the resource; without it the workspace, else the installation")
-	return noun("activity", "The activity log", list, watch)
+	return app.Noun("activity", "The activity log", list, watch)
 }
 
 func eventRow(e *telemetryv1.ActivityEvent) []string {
@@ -116,8 +117,8 @@ func eventRow(e *telemetryv1.ActivityEvent) []string {
 	return []string{show.Clock(e.GetTime()), method, scope, who, show.Enum(e.GetResult().String(), "RESULT_"), e.GetReason(), count}
 }
 
-// permissionsJSON writes the table for programs.
-func permissionsJSON(w io.Writer, rows []rule.Permission) error {
+// permissionsJSON is the table for programs.
+func permissionsJSON(rows []rule.Permission) ([]byte, error) {
 	type use struct {
 		Field  string `json:"field"`
 		Action string `json:"action"`
@@ -144,23 +145,26 @@ func permissionsJSON(w io.Writer, rows []rule.Permission) error {
 		}
 		out = append(out, r)
 	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(out)
+	b, err := json.MarshalIndent(out, "", "  ")
+	return append(b, '\n'), err
 }
 
-func (a *app) permissions() *cobra.Command {
-	return &cobra.Command{Use: "permissions [-o table|json|markdown]", Short: "What each method takes, from the contracts themselves", Args: exactly(0), RunE: func(*cobra.Command, []string) error {
+func (a verbs) permissions() *cobra.Command {
+	return &cobra.Command{Use: "permissions [-o table|json|yaml|markdown]", Short: "What each method takes, from the contracts themselves", Args: app.Exactly(0), RunE: func(*cobra.Command, []string) error {
 		rules, err := node.Rules()
 		if err != nil {
 			return err
 		}
 		rows := rules.Permissions()
-		switch a.output {
-		case "json":
-			return permissionsJSON(a.out, rows)
-		case "markdown":
-			_, err = io.WriteString(a.out, permissionsHead+rule.Markdown(rows, roleColumns()...))
+		switch {
+		case a.Structured():
+			text, err := permissionsJSON(rows)
+			if err != nil {
+				return err
+			}
+			return a.AnswerJSON(text)
+		case a.Output == "markdown":
+			_, err = io.WriteString(a.Out, permissionsHead+rule.Markdown(rows, roleColumns()...))
 			return err
 		}
 		cells := make([][]string, 0, len(rows))
@@ -176,7 +180,7 @@ func (a *app) permissions() *cobra.Command {
 			}
 			cells = append(cells, []string{strings.TrimPrefix(p.Method, "/"), who, p.Scope, p.Audit})
 		}
-		return show.Table(a.out, []string{"method", "who may call it", "scope", "recorded"}, cells)
+		return show.Table(a.Out, []string{"method", "who may call it", "scope", "recorded"}, cells)
 	}}
 }
 

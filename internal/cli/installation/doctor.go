@@ -1,4 +1,4 @@
-package cli
+package installation
 
 import (
 	"cmp"
@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/settings"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
@@ -29,13 +30,13 @@ import (
 // soon is when a certificate's end is near enough to be told: it should have been renewed at half of its life.
 const soon = 5 * time.Second
 
-func (a *app) health() *cobra.Command {
+func (a verbs) health() *cobra.Command {
 	var file string
 	c := &cobra.Command{Use: "health --config FILE [HOST:PORT]", Short: "Ask a service of this machine whether it serves, with its own certificate", Args: cobra.MaximumNArgs(1)}
 	c.Flags().StringVar(&file, "config", "", "the service's configuration")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if file == "" {
-			return usagef("--config says which service")
+			return app.Usagef("--config says which service")
 		}
 		cfg, err := config.Load(file, a.settingsEnv(), node.Config{})
 		if err != nil {
@@ -48,14 +49,14 @@ func (a *app) health() *cobra.Command {
 		if len(args) == 1 {
 			addr = args[0]
 		}
-		m, err := readMember(filepath.Join(cfg.Service.Dir, "svid"), a.now)
+		m, err := readMember(filepath.Join(cfg.Service.Dir, "svid"), a.Now)
 		if err != nil {
 			return err
 		}
 		if _, err := m.checkHealth(cmd.Context(), cfg.Service.Name, addr); err != nil {
-			return &exit{exitRefused, cfg.Service.Name + " at " + addr + ": " + client.Describe(err).Message}
+			return &app.Exit{Code: app.ExitRefused, Message: cfg.Service.Name + " at " + addr + ": " + client.Describe(err).Message}
 		}
-		_, err = fmt.Fprintln(a.out, "serving")
+		_, err = fmt.Fprintln(a.Out, "serving")
 		return err
 	}
 	return c
@@ -78,16 +79,16 @@ func (d *diagnosis) unknown(what, found, next string) {
 	d.rows = append(d.rows, []string{"?", what, found, next})
 }
 
-func (a *app) doctor() *cobra.Command {
+func (a verbs) doctor() *cobra.Command {
 	var data, dir string
 	var lines bool
-	c := &cobra.Command{Use: "doctor", Short: "See what works of an installation, and what to do about what does not", Args: exactly(0)}
+	c := &cobra.Command{Use: "doctor", Short: "See what works of an installation, and what to do about what does not", Args: app.Exactly(0)}
 	c.Flags().StringVar(&data, "data", "", "the installation's folder, where it is on this machine; without it $XDG_STATE_HOME/redoubt")
 	c.Flags().BoolVar(&lines, "grpcurl", false, "print grpcurl lines for the gateway and every service, with an operator's certificate that is written to --dir")
 	c.Flags().StringVar(&dir, "dir", "", "where --grpcurl writes certificate and token; without it a new folder")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx := cmd.Context()
-		chosen, err := a.chosen()
+		chosen, err := a.Chosen()
 		if err != nil {
 			return err
 		}
@@ -101,11 +102,11 @@ func (a *app) doctor() *cobra.Command {
 		v, revision, _ := buildVersion()
 		d.ok("this binary", v+" "+revision)
 		a.examine(ctx, d, chosen, data)
-		if err := show.Table(a.out, []string{"", "what", "found", "what to do"}, d.rows); err != nil {
+		if err := show.Table(a.Out, []string{"", "what", "found", "what to do"}, d.rows); err != nil {
 			return err
 		}
 		if d.bad > 0 {
-			return &exit{exitRefused, fmt.Sprintf("%d things are wrong", d.bad)}
+			return &app.Exit{Code: app.ExitRefused, Message: fmt.Sprintf("%d things are wrong", d.bad)}
 		}
 		return nil
 	}
@@ -113,7 +114,7 @@ func (a *app) doctor() *cobra.Command {
 }
 
 // examine goes from the outside in: the gateway, the session, the services.
-func (a *app) examine(ctx context.Context, d *diagnosis, chosen settings.Context, data string) {
+func (a verbs) examine(ctx context.Context, d *diagnosis, chosen settings.Context, data string) {
 	a.examineGateway(ctx, d, chosen)
 	instances, err := a.instances(ctx, chosen, data)
 	if err != nil {
@@ -125,7 +126,7 @@ func (a *app) examine(ctx context.Context, d *diagnosis, chosen settings.Context
 			}
 		}
 	}
-	token, err := a.token(chosen)
+	token, err := a.Token(chosen)
 	if err != nil {
 		d.wrong("session", err.Error(), "")
 		return
@@ -134,7 +135,7 @@ func (a *app) examine(ctx context.Context, d *diagnosis, chosen settings.Context
 		d.unknown("session", "not signed in", "redoubt login; then the services can be looked at one by one")
 		return
 	}
-	c, err := client.Dial(chosen.Client(), token, a.dialOptions()...)
+	c, err := client.Dial(chosen.Client(), token, a.DialOptions()...)
 	if err != nil {
 		d.wrong("session", err.Error(), "")
 		return
@@ -173,8 +174,8 @@ func (a *app) examine(ctx context.Context, d *diagnosis, chosen settings.Context
 	}
 }
 
-func (a *app) certificate(d *diagnosis, what, found string, end time.Time) {
-	left := end.Sub(a.now())
+func (a verbs) certificate(d *diagnosis, what, found string, end time.Time) {
+	left := end.Sub(a.Now())
 	text := found + ", certificate for " + show.Duration(left)
 	if left < soon {
 		d.wrong(what, text, "it should have been renewed: see whether identity answers")
@@ -183,9 +184,9 @@ func (a *app) certificate(d *diagnosis, what, found string, end time.Time) {
 	d.ok(what, text)
 }
 
-func (a *app) examineGateway(ctx context.Context, d *diagnosis, chosen settings.Context) {
+func (a verbs) examineGateway(ctx context.Context, d *diagnosis, chosen settings.Context) {
 	what := "gateway at " + chosen.Server
-	c, err := client.Dial(chosen.Client(), redact.Secret{}, a.dialOptions()...)
+	c, err := client.Dial(chosen.Client(), redact.Secret{}, a.DialOptions()...)
 	if err != nil {
 		d.wrong(what, err.Error(), "")
 		return
@@ -235,7 +236,7 @@ func gatewayCertificate(ctx context.Context, chosen settings.Context) (time.Time
 }
 
 // instances asks etcd of an installation on this machine which instances there are, with the certificate that one of its services has.
-func (a *app) instances(ctx context.Context, chosen settings.Context, data string) ([]discovery.Instance, error) {
+func (a verbs) instances(ctx context.Context, chosen settings.Context, data string) ([]discovery.Instance, error) {
 	dir := filepath.Join(data, "workspace", "etcd")
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("there is no installation in %s", data)
@@ -248,7 +249,7 @@ func (a *app) instances(ctx context.Context, chosen settings.Context, data strin
 	if err != nil {
 		return nil, err
 	}
-	r, err := discovery.Open(discovery.Config{Endpoints: endpoints, TLS: cfg, Now: a.now})
+	r, err := discovery.Open(discovery.Config{Endpoints: endpoints, TLS: cfg, Now: a.Now})
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +271,7 @@ func (a *app) instances(ctx context.Context, chosen settings.Context, data strin
 }
 
 // etcdEndpoints are in the services' configuration, or, of `redoubt up`, at their place after the public port.
-func (a *app) etcdEndpoints(chosen settings.Context, data string) ([]string, error) {
+func (a verbs) etcdEndpoints(chosen settings.Context, data string) ([]string, error) {
 	file := filepath.Join(data, "workspace", "service.yaml")
 	if _, err := os.Stat(file); err == nil {
 		cfg, err := config.Load(file, nil, node.Config{})
@@ -288,13 +289,13 @@ func (a *app) etcdEndpoints(chosen settings.Context, data string) ([]string, err
 }
 
 // grpcurl prints what to type to reach every port without this program. Token and key stand in files, not in the lines.
-func (a *app) grpcurl(ctx context.Context, chosen settings.Context, data, dir string) error {
-	c, err := a.connect(ctx)
+func (a verbs) grpcurl(ctx context.Context, chosen settings.Context, data, dir string) error {
+	c, err := a.Connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	token, err := a.token(chosen)
+	token, err := a.Token(chosen)
 	if err != nil {
 		return err
 	}
@@ -327,17 +328,17 @@ func (a *app) grpcurl(ctx context.Context, chosen settings.Context, data, dir st
 	}
 	quoted := strconv.Quote(dir)
 	header := ` -expand-headers -H 'authorization: Bearer ${REDOUBT_TOKEN}'`
-	_, _ = fmt.Fprintf(a.out, "cd %s && export REDOUBT_TOKEN=\"$(cat token)\"\n\n# the gateway, as %s\n", quoted, c.Context().User)
+	_, _ = fmt.Fprintf(a.Out, "cd %s && export REDOUBT_TOKEN=\"$(cat token)\"\n\n# the gateway, as %s\n", quoted, c.Context().User)
 	gate := "grpcurl -cacert " + caFile + header + " "
-	_, _ = fmt.Fprintf(a.out, "%s%s list\n%s%s describe redoubt.identity.v1.SignInService\n%s%s redoubt.identity.v1.SignInService/WhoAmI\n", gate, u.Host, gate, u.Host, gate, u.Host)
+	_, _ = fmt.Fprintf(a.Out, "%s%s list\n%s%s describe redoubt.identity.v1.SignInService\n%s%s redoubt.identity.v1.SignInService/WhoAmI\n", gate, u.Host, gate, u.Host, gate, u.Host)
 	instances, err := a.instances(ctx, chosen, data)
 	if err != nil {
-		a.say("the services themselves are not known from here: %s; on the installation's own machine give its folder with --data", client.Describe(err).Message)
+		a.Say("the services themselves are not known from here: %s; on the installation's own machine give its folder with --data", client.Describe(err).Message)
 		return nil
 	}
 	for _, i := range instances {
 		line := fmt.Sprintf("grpcurl -cacert %s -cert %s -key %s -servername %s.%s%s %s", caFile, operatorCert, identityKey, i.Service, m.td.Name(), header, i.Addr)
-		_, _ = fmt.Fprintf(a.out, "\n# %s itself, with the operator's certificate\n%s list\n%s grpc.health.v1.Health/Check\n", i.Service, line, line)
+		_, _ = fmt.Fprintf(a.Out, "\n# %s itself, with the operator's certificate\n%s list\n%s grpc.health.v1.Health/Check\n", i.Service, line, line)
 	}
 	return nil
 }

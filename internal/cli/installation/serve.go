@@ -1,9 +1,10 @@
-package cli
+package installation
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -37,15 +38,15 @@ const (
 )
 
 // dataFolder is where an installation is kept when nothing is said.
-func (a *app) dataFolder(flag string) (string, error) {
+func (a verbs) dataFolder(flag string) (string, error) {
 	if flag != "" {
 		return filepath.Abs(flag)
 	}
-	base := a.env("XDG_STATE_HOME")
+	base := a.Env("XDG_STATE_HOME")
 	if base == "" {
-		home := a.env("HOME")
+		home := a.Env("HOME")
 		if home == "" {
-			return "", usagef("neither XDG_STATE_HOME nor HOME is set: say with --data where the installation is kept")
+			return "", app.Usagef("neither XDG_STATE_HOME nor HOME is set: say with --data where the installation is kept")
 		}
 		base = filepath.Join(home, ".local", "state")
 	}
@@ -53,23 +54,23 @@ func (a *app) dataFolder(flag string) (string, error) {
 }
 
 // tune trades memory for speed in processes that serve, where the environment does not say otherwise.
-func (a *app) tune() {
-	if a.env("GOGC") == "" {
+func (a verbs) tune() {
+	if a.Env("GOGC") == "" {
 		debug.SetGCPercent(serverGC)
 	}
-	if a.env("GOMEMLIMIT") == "" {
+	if a.Env("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(serverMemory)
 	}
 }
 
 // untilStopped waits for ctx or a failure, and stops within stopLimit.
-func (a *app) untilStopped(ctx context.Context, failed <-chan error, stop func()) error {
+func (a verbs) untilStopped(ctx context.Context, failed <-chan error, stop func()) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		a.say("stopping")
+		a.Say("stopping")
 	case err = <-failed:
-		a.say("stopping: a part has failed")
+		a.Say("stopping: a part has failed")
 	}
 	done := make(chan struct{})
 	go func() { stop(); close(done) }()
@@ -78,7 +79,7 @@ func (a *app) untilStopped(ctx context.Context, failed <-chan error, stop func()
 	select {
 	case <-done:
 		if err == nil {
-			a.say("stopped")
+			a.Say("stopped")
 		}
 		return err
 	case <-t.C:
@@ -86,11 +87,11 @@ func (a *app) untilStopped(ctx context.Context, failed <-chan error, stop func()
 	}
 }
 
-func (a *app) up() *cobra.Command {
+func (a verbs) up() *cobra.Command {
 	var data, listen, domain, level string
 	var leaf time.Duration
 	var scoring scoringFlags
-	c := &cobra.Command{Use: "up", Short: "Run a whole installation in this process", Args: exactly(0)}
+	c := &cobra.Command{Use: "up", Short: "Run a whole installation in this process", Args: app.Exactly(0)}
 	f := c.Flags()
 	f.StringVar(&data, "data", "", "the folder that keeps it; without it $XDG_STATE_HOME/redoubt")
 	f.StringVar(&listen, "listen", defaultListen, "the public host:port; the eleven ports after it are the services', on loopback; port 0 lets the system choose all")
@@ -99,7 +100,7 @@ func (a *app) up() *cobra.Command {
 	f.DurationVar(&leaf, "leaf-life", 0, "how long certificates live; without it 1h")
 	scoring.add(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		ctx, begin := cmd.Context(), a.now()
+		ctx, begin := cmd.Context(), a.Now()
 		data, err := a.dataFolder(data)
 		if err != nil {
 			return err
@@ -109,7 +110,7 @@ func (a *app) up() *cobra.Command {
 		}
 		a.tune()
 		in, err := node.Up(ctx, node.UpConfig{
-			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.err},
+			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.Err},
 			ScoringURL: scoring.url, ScoringCertificateFile: scoring.cert, ScoringKeyFile: scoring.key,
 		})
 		if err != nil {
@@ -155,15 +156,15 @@ func (s *scoringFlags) absolute() (err error) {
 }
 
 // welcome says that the installation is ready and what to type next, and at its first start who the administrator is.
-func (a *app) welcome(data string, in *node.Installation, begin time.Time) error {
+func (a verbs) welcome(data string, in *node.Installation, begin time.Time) error {
 	if err := a.handOver(data, in.Admin, in.FirstPassword, in.CA); err != nil {
 		return err
 	}
 	name, err := a.keepContext(in.URL, in.CA, in.Admin)
 	if err != nil {
-		a.say("no CLI context was made: %v", err)
+		a.Say("no CLI context was made: %v", err)
 	}
-	_, err = fmt.Fprintf(a.out, "ready at %s after %s, kept in %s\n", in.URL, show.Duration(a.now().Sub(begin)), data)
+	_, err = fmt.Fprintf(a.Out, "ready at %s after %s, kept in %s\n", in.URL, show.Duration(a.Now().Sub(begin)), data)
 	if err != nil {
 		return err
 	}
@@ -171,12 +172,12 @@ func (a *app) welcome(data string, in *node.Installation, begin time.Time) error
 	if name == "" {
 		next = fmt.Sprintf("redoubt login --server %s --ca %s --user %s", in.URL, filepath.Join(data, caFile), show.Last(in.Admin))
 	}
-	_, err = fmt.Fprintf(a.out, "next, in another terminal: %s, then: redoubt workspace create NAME\nstop it with Ctrl-C\n", next)
+	_, err = fmt.Fprintf(a.Out, "next, in another terminal: %s, then: redoubt workspace create NAME\nstop it with Ctrl-C\n", next)
 	return err
 }
 
 // handOver writes the root beside the data, and gives the first password once: to the terminal, or to a file where there is none.
-func (a *app) handOver(data, admin string, password redact.Secret, ca []byte) error {
+func (a verbs) handOver(data, admin string, password redact.Secret, ca []byte) error {
 	if err := writeFile(filepath.Join(data, caFile), ca, 0o644); err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ func (a *app) handOver(data, admin string, password redact.Secret, ca []byte) er
 		return nil
 	}
 	defer password.Wipe()
-	if f, ok := a.out.(*os.File); ok && isTerminal(f) {
+	if f, ok := a.Out.(*os.File); ok && app.IsTerminal(f) {
 		_, err := fmt.Fprintf(f, "\n  first administrator: %s\n  first password:      %s   (shown this once)\n\n", show.Last(admin), password.RevealString())
 		return err
 	}
@@ -192,7 +193,7 @@ func (a *app) handOver(data, admin string, password redact.Secret, ca []byte) er
 	if err := writeFile(path, append(slices.Clone(password.Reveal()), '\n'), 0o600); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(a.out, "first administrator: %s, first password: in %s; remove the file when you have it\n", show.Last(admin), path)
+	_, err := fmt.Fprintf(a.Out, "first administrator: %s, first password: in %s; remove the file when you have it\n", show.Last(admin), path)
 	return err
 }
 
@@ -215,8 +216,8 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 
 // keepContext keeps how to reach an installation on this machine: a context that knows the address gets its root, else a new one is
 // made, which becomes the current one if there is none.
-func (a *app) keepContext(server string, ca []byte, admin string) (string, error) {
-	d, err := a.folder()
+func (a verbs) keepContext(server string, ca []byte, admin string) (string, error) {
+	d, err := a.Folder()
 	if err != nil {
 		return "", err
 	}
@@ -246,11 +247,11 @@ func (a *app) keepContext(server string, ca []byte, admin string) (string, error
 	return c.Name, d.Write(f)
 }
 
-func (a *app) bootstrap() *cobra.Command {
+func (a verbs) bootstrap() *cobra.Command {
 	var data, listen, domain, level string
 	var leaf time.Duration
 	var scoring scoringFlags
-	c := &cobra.Command{Use: "bootstrap --data FOLDER", Short: "Make an installation of separate processes", Args: exactly(0)}
+	c := &cobra.Command{Use: "bootstrap --data FOLDER", Short: "Make an installation of separate processes", Args: app.Exactly(0)}
 	f := c.Flags()
 	f.StringVar(&data, "data", "", "the folder that keeps it")
 	f.StringVar(&listen, "listen", defaultListen, "the public host:port; the eleven ports after it are the services'")
@@ -260,7 +261,7 @@ func (a *app) bootstrap() *cobra.Command {
 	scoring.add(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		if data == "" {
-			return usagef("--data says where it is kept")
+			return app.Usagef("--data says where it is kept")
 		}
 		data, err := filepath.Abs(data)
 		if err != nil {
@@ -270,7 +271,7 @@ func (a *app) bootstrap() *cobra.Command {
 			return err
 		}
 		b, err := node.Bootstrap(cmd.Context(), node.BootstrapConfig{
-			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.err},
+			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.Err},
 			ScoringURL: scoring.url, ScoringCertificateFile: scoring.cert, ScoringKeyFile: scoring.key,
 		})
 		if err != nil {
@@ -280,21 +281,21 @@ func (a *app) bootstrap() *cobra.Command {
 			return err
 		}
 		if _, err := a.keepContext(b.URL, b.CA, b.Admin); err != nil {
-			a.say("no CLI context was made: %v", err)
+			a.Say("no CLI context was made: %v", err)
 		}
-		_, _ = fmt.Fprintf(a.out, "made in %s. Start, in any order:\n  redoubt etcd --data %s --client %s\n", data, data, b.Etcd)
+		_, _ = fmt.Fprintf(a.Out, "made in %s. Start, in any order:\n  redoubt etcd --data %s --client %s\n", data, data, b.Etcd)
 		for _, name := range node.Services {
-			_, _ = fmt.Fprintf(a.out, "  redoubt serve %s --config %s\n", name, b.Configs[name])
+			_, _ = fmt.Fprintf(a.Out, "  redoubt serve %s --config %s\n", name, b.Configs[name])
 		}
-		_, err = fmt.Fprintf(a.out, "then: redoubt login\n")
+		_, err = fmt.Fprintf(a.Out, "then: redoubt login\n")
 		return err
 	}
 	return c
 }
 
-func (a *app) serve() *cobra.Command {
+func (a verbs) serve() *cobra.Command {
 	var file string
-	c := &cobra.Command{Use: "serve NAME --config FILE", Short: "Run one service in this process", Args: exactly(1), ValidArgs: node.Services}
+	c := &cobra.Command{Use: "serve NAME --config FILE", Short: "Run one service in this process", Args: app.Exactly(1), ValidArgs: node.Services}
 	c.Flags().StringVar(&file, "config", "", "the service's configuration, as `redoubt bootstrap` writes it")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		cfg, err := a.serviceConfig(args[0], file)
@@ -302,60 +303,60 @@ func (a *app) serve() *cobra.Command {
 			return err
 		}
 		a.tune()
-		n, err := node.Start(cmd.Context(), cfg, node.Options{LogWriter: a.err})
+		n, err := node.Start(cmd.Context(), cfg, node.Options{LogWriter: a.Err})
 		if err != nil {
 			return a.unlessAsked(cmd.Context(), err)
 		}
-		a.say("%s listens on %s", args[0], n.Addr())
+		a.Say("%s listens on %s", args[0], n.Addr())
 		return a.untilStopped(cmd.Context(), n.Failed(), n.Stop)
 	}
 	return c
 }
 
 // unlessAsked is the error of a start, or none where the start was given up because somebody asked to stop.
-func (a *app) unlessAsked(ctx context.Context, err error) error {
+func (a verbs) unlessAsked(ctx context.Context, err error) error {
 	if !errors.Is(ctx.Err(), context.Canceled) {
 		return err
 	}
-	a.say("stopped before it was ready")
+	a.Say("stopped before it was ready")
 	return nil
 }
 
-func (a *app) serviceConfig(name, file string) (node.Config, error) {
+func (a verbs) serviceConfig(name, file string) (node.Config, error) {
 	switch {
 	case !slices.Contains(node.Services, name):
-		return node.Config{}, usagef("there is no service %q; there are %s", name, strings.Join(node.Services, ", "))
+		return node.Config{}, app.Usagef("there is no service %q; there are %s", name, strings.Join(node.Services, ", "))
 	case file == "":
-		return node.Config{}, usagef("--config says where the configuration is; `redoubt bootstrap` writes it")
+		return node.Config{}, app.Usagef("--config says where the configuration is; `redoubt bootstrap` writes it")
 	}
 	cfg, err := config.Load(file, a.settingsEnv(), node.Config{})
 	if err != nil {
 		return cfg, err
 	}
 	if cfg.Service.Name != name {
-		return cfg, usagef("%s is the configuration of %s, not of %s", file, cfg.Service.Name, name)
+		return cfg, app.Usagef("%s is the configuration of %s, not of %s", file, cfg.Service.Name, name)
 	}
 	return cfg, nil
 }
 
 // settingsEnv is the environment without what is the CLI's own.
-func (a *app) settingsEnv() []string { return a.environ }
+func (a verbs) settingsEnv() []string { return a.Environ }
 
-func (a *app) etcd() *cobra.Command {
+func (a verbs) etcd() *cobra.Command {
 	var data, client string
-	c := &cobra.Command{Use: "etcd --data FOLDER --client HOST:PORT", Short: "Run the etcd member of an installation of separate processes", Args: exactly(0)}
+	c := &cobra.Command{Use: "etcd --data FOLDER --client HOST:PORT", Short: "Run the etcd member of an installation of separate processes", Args: app.Exactly(0)}
 	c.Flags().StringVar(&data, "data", "", "the folder that `redoubt bootstrap` made")
 	c.Flags().StringVar(&client, "client", "", "the address that it printed")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		if data == "" || client == "" {
-			return usagef("--data and --client say where it is kept and where it listens; `redoubt bootstrap` prints both")
+			return app.Usagef("--data and --client say where it is kept and where it listens; `redoubt bootstrap` prints both")
 		}
 		a.tune()
 		e, err := etcdnode.Start(cmd.Context(), etcdnode.Config{Dir: filepath.Join(data, "etcd"), ClientAddr: client})
 		if err != nil {
 			return err
 		}
-		a.say("etcd listens on %s", strings.Join(e.Endpoints(), ", "))
+		a.Say("etcd listens on %s", strings.Join(e.Endpoints(), ", "))
 		failed := make(chan error, 1)
 		go func() {
 			select {
@@ -371,18 +372,18 @@ func (a *app) etcd() *cobra.Command {
 
 // agent is what compute starts on its own machine. What to run comes by an inherited descriptor, so that nobody else sees the token
 // in it.
-func (a *app) agent() *cobra.Command {
-	return &cobra.Command{Use: "agent", Short: "Carry one run; started by the installation, not by people", Hidden: true, Args: exactly(0), RunE: func(cmd *cobra.Command, _ []string) error {
+func (a verbs) agent() *cobra.Command {
+	return &cobra.Command{Use: "agent", Short: "Carry one run; started by the installation, not by people", Hidden: true, Args: app.Exactly(0), RunE: func(cmd *cobra.Command, _ []string) error {
 		f := os.NewFile(3, "bootstrap")
 		if f == nil {
-			return usagef("an agent is started by the installation, which hands it what to run")
+			return app.Usagef("an agent is started by the installation, which hands it what to run")
 		}
 		if _, err := f.Stat(); err != nil {
-			return usagef("an agent is started by the installation, which hands it what to run")
+			return app.Usagef("an agent is started by the installation, which hands it what to run")
 		}
 		defer func() { _ = f.Close() }()
-		if code := agent.Main(cmd.Context(), f, a.err); code != 0 {
-			return &exit{code: code}
+		if code := agent.Main(cmd.Context(), f, a.Err); code != 0 {
+			return &app.Exit{Code: code}
 		}
 		return nil
 	}}

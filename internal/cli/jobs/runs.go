@@ -1,4 +1,4 @@
-package cli
+package jobs
 
 import (
 	"context"
@@ -15,16 +15,17 @@ import (
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
 	"github.com/redoubt-ml/redoubt/pkg/config"
 )
 
-func (a *app) runs() *cobra.Command {
-	return noun("run", "Training jobs", a.runSubmit(), a.runList(), a.runShow(), a.runLogs(), a.runCancel(), a.runMetrics(), a.runOutputs(), a.runDownload())
+func (a verbs) runs() *cobra.Command {
+	return app.Noun("run", "Training jobs", a.runSubmit(), a.runList(), a.runShow(), a.runLogs(), a.runCancel(), a.runMetrics(), a.runOutputs(), a.runDownload())
 }
 
-func (a *app) runSubmit() *cobra.Command {
+func (a verbs) runSubmit() *cobra.Command {
 	var compute, snapshot, code, id, display, experiment, memory, scratch string
 	var env map[string]string
 	var processes int32
@@ -34,7 +35,7 @@ func (a *app) runSubmit() *cobra.Command {
 		Use: "submit --compute ID (--code FOLDER | --snapshot ID) -- COMMAND [ARGS]", Short: "Queue a run; what stands after -- is its command",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if cmd.ArgsLenAtDash() != 0 || len(args) == 0 {
-				return usagef("the command of the run stands after --: %s", cmd.UseLine())
+				return app.Usagef("the command of the run stands after --: %s", cmd.UseLine())
 			}
 			return nil
 		},
@@ -53,14 +54,14 @@ func (a *app) runSubmit() *cobra.Command {
 	f.DurationVar(&limit, "run-timeout", 0, "how long it may run")
 	f.BoolVar(&wait, "wait", false, "wait for its end")
 	f.BoolVar(&follow, "follow", false, "show its log as it comes, until its end")
-	cmd.RunE = a.with(func(ctx context.Context, c *client.Client, args []string) error {
+	cmd.RunE = a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		switch {
 		case compute == "":
-			return usagef("--compute says where it runs; `redoubt compute list` shows what there is")
+			return app.Usagef("--compute says where it runs; `redoubt compute list` shows what there is")
 		case (code == "") == (snapshot == ""):
-			return usagef("give the folder to run with --code, or a snapshot with --snapshot")
+			return app.Usagef("give the folder to run with --code, or a snapshot with --snapshot")
 		}
-		w, err := a.workspaceName(ctx, c)
+		w, err := a.WorkspaceName(ctx, c)
 		if err != nil {
 			return err
 		}
@@ -77,7 +78,7 @@ func (a *app) runSubmit() *cobra.Command {
 		req := &computev1.SubmitRunRequest{
 			Parent: w, RunId: id, Command: args, DisplayName: display, Experiment: experiment, Environment: env, Limits: limits, RequestId: uuid.NewString(),
 		}
-		if req.Compute, err = a.named(ctx, c, "computes", compute); err != nil {
+		if req.Compute, err = a.Named(ctx, c, "computes", compute); err != nil {
 			return err
 		}
 		if code != "" {
@@ -86,7 +87,7 @@ func (a *app) runSubmit() *cobra.Command {
 				return err
 			}
 			req.Snapshot = s.GetName()
-		} else if req.Snapshot, err = a.named(ctx, c, "snapshots", snapshot); err != nil {
+		} else if req.Snapshot, err = a.Named(ctx, c, "snapshots", snapshot); err != nil {
 			return err
 		}
 		r, err := c.Runs().SubmitRun(ctx, req)
@@ -99,36 +100,36 @@ func (a *app) runSubmit() *cobra.Command {
 }
 
 // afterSubmit shows the run as it is, or waits for its end.
-func (a *app) afterSubmit(ctx context.Context, c *client.Client, r *computev1.Run, wait, follow bool) error {
+func (a verbs) afterSubmit(ctx context.Context, c *client.Client, r *computev1.Run, wait, follow bool) error {
 	name := r.GetName()
 	if !wait && !follow {
-		if a.json() {
-			return show.JSON(a.out, r)
+		if a.Structured() {
+			return a.Answer(r, nil)
 		}
-		a.say("watch it: redoubt run logs -f %s", show.Last(name))
+		a.Say("watch it: redoubt run logs -f %s", show.Last(name))
 		return a.showRun(r)
 	}
-	a.say("submitted %s", show.Last(name))
-	if follow && !a.json() {
-		if _, err := c.FollowLogs(ctx, name, 0, true, a.out); err != nil {
+	a.Say("submitted %s", show.Last(name))
+	if follow && !a.Structured() {
+		if _, err := c.FollowLogs(ctx, name, 0, true, a.Out); err != nil {
 			return err
 		}
 	}
 	r, err := c.WaitRun(ctx, name, func(r *computev1.Run) {
 		if !follow {
-			a.say("%s", runState(r))
+			a.Say("%s", runState(r))
 		}
 	})
 	if err != nil {
 		return err
 	}
-	if a.json() {
-		err = show.JSON(a.out, r)
+	if a.Structured() {
+		err = a.Answer(r, nil)
 	} else if !follow {
 		err = a.showRun(r)
 	}
 	if err == nil && r.GetState() != computev1.Run_STATE_COMPLETED {
-		return &exit{exitRefused, fmt.Sprintf("the run %s is %s: %s", show.Last(name), runState(r), show.Text(r.GetMessage()))}
+		return &app.Exit{Code: app.ExitRefused, Message: fmt.Sprintf("the run %s is %s: %s", show.Last(name), runState(r), show.Text(r.GetMessage()))}
 	}
 	return err
 }
@@ -139,7 +140,7 @@ func bytesFlag(name, text string) (int64, error) {
 	}
 	var s config.Size
 	if err := s.UnmarshalText([]byte(text)); err != nil {
-		return 0, usagef("--%s is a size as 2GiB, and not %q", name, text)
+		return 0, app.Usagef("--%s is a size as 2GiB, and not %q", name, text)
 	}
 	return int64(s), nil
 }
@@ -157,28 +158,28 @@ func runState(r *computev1.Run) string {
 }
 
 // runTime is how long it has run, or did.
-func (a *app) runTime(r *computev1.Run) string {
+func (a verbs) runTime(r *computev1.Run) string {
 	if r.GetStartTime() == nil {
 		return ""
 	}
-	end := a.now()
+	end := a.Now()
 	if r.GetEndTime() != nil {
 		end = r.GetEndTime().AsTime()
 	}
 	return show.Duration(end.Sub(r.GetStartTime().AsTime()))
 }
 
-func (a *app) showRun(r *computev1.Run) error {
-	return show.Pairs(a.out, "run", show.Last(r.GetName()), "name", r.GetName(), "uid", r.GetUid(), "state", runState(r), "message", r.GetMessage(), "reason", r.GetReason(),
+func (a verbs) showRun(r *computev1.Run) error {
+	return show.Pairs(a.Out, "run", show.Last(r.GetName()), "name", r.GetName(), "uid", r.GetUid(), "state", runState(r), "message", r.GetMessage(), "reason", r.GetReason(),
 		"display name", r.GetDisplayName(), "experiment", r.GetExperiment(), "compute", show.Last(r.GetCompute()), "snapshot", show.Last(r.GetSnapshot()),
 		"command", strings.Join(r.GetCommand(), " "), "submitter", r.GetSubmitter(), "created", show.Clock(r.GetCreateTime()), "started", show.Clock(r.GetStartTime()),
 		"ended", show.Clock(r.GetEndTime()), "took", a.runTime(r), "log", show.Bytes(r.GetLogBytes()))
 }
 
-func (a *app) runList() *cobra.Command {
+func (a verbs) runList() *cobra.Command {
 	limit, state := 0, ""
-	cmd := &cobra.Command{Use: "list", Short: "The runs of the workspace, newest first", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *client.Client, _ []string) error {
-		w, err := a.workspaceName(ctx, c)
+	cmd := &cobra.Command{Use: "list", Short: "The runs of the workspace, newest first", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
+		w, err := a.WorkspaceName(ctx, c)
 		if err != nil {
 			return err
 		}
@@ -186,23 +187,23 @@ func (a *app) runList() *cobra.Command {
 		if state != "" {
 			n, ok := computev1.Run_State_value["STATE_"+strings.ToUpper(state)]
 			if !ok {
-				return usagef("there is no state %q of runs; they are queued, starting, running, finalizing, completed, failed, canceled and lost", state)
+				return app.Usagef("there is no state %q of runs; they are queued, starting, running, finalizing, completed, failed, canceled and lost", state)
 			}
 			want = computev1.Run_State(n)
 		}
 		out := &computev1.ListRunsResponse{}
-		out.NextPageToken, err = pages(limit, func(token string, size int32) ([]*computev1.Run, string, error) {
+		out.NextPageToken, err = app.Pages(limit, func(token string, size int32) ([]*computev1.Run, string, error) {
 			r, err := c.Runs().ListRuns(ctx, &computev1.ListRunsRequest{Parent: w, PageSize: size, PageToken: token, State: want})
 			return r.GetRuns(), r.GetNextPageToken(), err
 		}, func(r *computev1.Run) { out.Runs = append(out.Runs, r) })
-		if err != nil || a.json() {
-			return a.orJSON(out, err)
+		if err != nil || a.Structured() {
+			return a.Answer(out, err)
 		}
 		var rows [][]string
 		for _, r := range out.GetRuns() {
-			rows = append(rows, []string{show.Last(r.GetName()), runState(r), r.GetExperiment(), show.Last(r.GetCompute()), show.Ago(a.now(), r.GetCreateTime()), a.runTime(r)})
+			rows = append(rows, []string{show.Last(r.GetName()), runState(r), r.GetExperiment(), show.Last(r.GetCompute()), show.Ago(a.Now(), r.GetCreateTime()), a.runTime(r)})
 		}
-		return a.table([]string{"run", "state", "experiment", "compute", "created", "took"}, rows, out.GetNextPageToken())
+		return a.Table([]string{"run", "state", "experiment", "compute", "created", "took"}, rows, out.GetNextPageToken())
 	})}
 	cmd.Flags().IntVar(&limit, "limit", 50, "how many at most; 0 for all")
 	cmd.Flags().StringVar(&state, "state", "", "only those in this state")
@@ -210,9 +211,9 @@ func (a *app) runList() *cobra.Command {
 }
 
 // onRun is a command about one run.
-func (a *app) onRun(use, short string, args cobra.PositionalArgs, f func(ctx context.Context, c *client.Client, run string, rest []string) error) *cobra.Command {
-	return &cobra.Command{Use: use, Short: short, Args: args, RunE: a.with(func(ctx context.Context, c *client.Client, args []string) error {
-		run, err := a.named(ctx, c, "runs", args[0])
+func (a verbs) onRun(use, short string, args cobra.PositionalArgs, f func(ctx context.Context, c *client.Client, run string, rest []string) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: args, RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+		run, err := a.Named(ctx, c, "runs", args[0])
 		if err != nil {
 			return err
 		}
@@ -220,24 +221,24 @@ func (a *app) onRun(use, short string, args cobra.PositionalArgs, f func(ctx con
 	})}
 }
 
-func (a *app) runShow() *cobra.Command {
-	return a.onRun("show ID", "One run", exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
+func (a verbs) runShow() *cobra.Command {
+	return a.onRun("show ID", "One run", app.Exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
 		r, err := c.Runs().GetRun(ctx, &computev1.GetRunRequest{Name: run})
-		if err != nil || a.json() {
-			return a.orJSON(r, err)
+		if err != nil || a.Structured() {
+			return a.Answer(r, err)
 		}
 		return a.showRun(r)
 	})
 }
 
-func (a *app) runLogs() *cobra.Command {
+func (a verbs) runLogs() *cobra.Command {
 	var follow bool
 	var offset int64
-	cmd := a.onRun("logs ID", "What the command printed, as it printed it", exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
+	cmd := a.onRun("logs ID", "What the command printed, as it printed it", app.Exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
 		if offset < 0 {
-			return usagef("--offset is not less than 0")
+			return app.Usagef("--offset is not less than 0")
 		}
-		_, err := c.FollowLogs(ctx, run, offset, follow, a.out)
+		_, err := c.FollowLogs(ctx, run, offset, follow, a.Out)
 		return err
 	})
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the run has ended")
@@ -245,15 +246,15 @@ func (a *app) runLogs() *cobra.Command {
 	return cmd
 }
 
-func (a *app) runCancel() *cobra.Command {
+func (a verbs) runCancel() *cobra.Command {
 	var wait bool
-	cmd := a.onRun("cancel ID", "Stop a run", exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
+	cmd := a.onRun("cancel ID", "Stop a run", app.Exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
 		r, err := c.Runs().CancelRun(ctx, &computev1.CancelRunRequest{Name: run})
 		if err == nil && wait {
 			r, err = c.WaitRun(ctx, run, nil)
 		}
-		if err != nil || a.json() {
-			return a.orJSON(r, err)
+		if err != nil || a.Structured() {
+			return a.Answer(r, err)
 		}
 		return a.showRun(r)
 	})
@@ -261,29 +262,29 @@ func (a *app) runCancel() *cobra.Command {
 	return cmd
 }
 
-func (a *app) runMetrics() *cobra.Command {
+func (a verbs) runMetrics() *cobra.Command {
 	var follow bool
 	var key string
 	limit := 0
-	cmd := a.onRun("metrics ID", "What the run measured: the latest of each metric, or the points of one", exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
+	cmd := a.onRun("metrics ID", "What the run measured: the latest of each metric, or the points of one", app.Exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
 		switch {
 		case follow:
 			return c.FollowMetrics(ctx, run, func(points []*telemetryv1.Metric) error { return a.points(points, key) })
 		case key != "":
 			out := &telemetryv1.ListMetricHistoryResponse{}
 			var err error
-			out.NextPageToken, err = pages(limit, func(token string, size int32) ([]*telemetryv1.Metric, string, error) {
+			out.NextPageToken, err = app.Pages(limit, func(token string, size int32) ([]*telemetryv1.Metric, string, error) {
 				r, err := c.Metrics().ListMetricHistory(ctx, &telemetryv1.ListMetricHistoryRequest{Run: run, Key: key, PageSize: size, PageToken: token})
 				return r.GetMetrics(), r.GetNextPageToken(), err
 			}, func(m *telemetryv1.Metric) { out.Metrics = append(out.Metrics, m) })
-			if err != nil || a.json() {
-				return a.orJSON(out, err)
+			if err != nil || a.Structured() {
+				return a.Answer(out, err)
 			}
 			return a.metrics(out.GetMetrics(), out.GetNextPageToken())
 		}
 		r, err := c.Metrics().GetRunData(ctx, &telemetryv1.GetRunDataRequest{Run: run})
-		if err != nil || a.json() {
-			return a.orJSON(r, err)
+		if err != nil || a.Structured() {
+			return a.Answer(r, err)
 		}
 		if err := a.metrics(r.GetLatest(), ""); err != nil {
 			return err
@@ -298,8 +299,8 @@ func (a *app) runMetrics() *cobra.Command {
 		if len(rows) == 0 {
 			return nil
 		}
-		_, _ = io.WriteString(a.out, "\n")
-		return show.Table(a.out, []string{"kind", "key", "value"}, rows)
+		_, _ = io.WriteString(a.Out, "\n")
+		return show.Table(a.Out, []string{"kind", "key", "value"}, rows)
 	})
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "every point, as it comes, until the run has ended")
 	cmd.Flags().StringVar(&key, "key", "", "only this metric")
@@ -307,25 +308,25 @@ func (a *app) runMetrics() *cobra.Command {
 	return cmd
 }
 
-func (a *app) metrics(list []*telemetryv1.Metric, more string) error {
+func (a verbs) metrics(list []*telemetryv1.Metric, more string) error {
 	rows := make([][]string, 0, len(list))
 	for _, m := range list {
 		rows = append(rows, []string{m.GetKey(), strconv.FormatInt(m.GetStep(), 10), strconv.FormatFloat(m.GetValue(), 'g', 6, 64), show.Clock(m.GetTime())})
 	}
-	return a.table([]string{"metric", "step", "value", "time"}, rows, more)
+	return a.Table([]string{"metric", "step", "value", "time"}, rows, more)
 }
 
 // points writes points as they come.
-func (a *app) points(list []*telemetryv1.Metric, key string) error {
+func (a verbs) points(list []*telemetryv1.Metric, key string) error {
 	for _, m := range list {
 		if key != "" && m.GetKey() != key {
 			continue
 		}
 		var err error
-		if a.json() {
-			err = show.Line(a.out, m)
+		if a.Structured() {
+			err = a.Line(m)
 		} else {
-			_, err = fmt.Fprintf(a.out, "%s  step %d  %s = %s\n", show.Clock(m.GetTime()), m.GetStep(), show.Text(m.GetKey()), strconv.FormatFloat(m.GetValue(), 'g', 6, 64))
+			_, err = fmt.Fprintf(a.Out, "%s  step %d  %s = %s\n", show.Clock(m.GetTime()), m.GetStep(), show.Text(m.GetKey()), strconv.FormatFloat(m.GetValue(), 'g', 6, 64))
 		}
 		if err != nil {
 			return err
@@ -334,21 +335,21 @@ func (a *app) points(list []*telemetryv1.Metric, key string) error {
 	return nil
 }
 
-func (a *app) runOutputs() *cobra.Command {
-	return a.onRun("outputs ID", "The files that the run left", exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
+func (a verbs) runOutputs() *cobra.Command {
+	return a.onRun("outputs ID", "The files that the run left", app.Exactly(1), func(ctx context.Context, c *client.Client, run string, _ []string) error {
 		r, err := c.Runs().ListOutputs(ctx, &computev1.ListOutputsRequest{Name: run})
-		if err != nil || a.json() {
-			return a.orJSON(r, err)
+		if err != nil || a.Structured() {
+			return a.Answer(r, err)
 		}
 		var rows [][]string
 		for _, o := range r.GetOutputs() {
-			rows = append(rows, []string{o.GetPath(), show.Bytes(o.GetSize()), fmt.Sprintf("%.16s", fmt.Sprintf("%x", o.GetDigest())), show.Ago(a.now(), o.GetCreateTime())})
+			rows = append(rows, []string{o.GetPath(), show.Bytes(o.GetSize()), fmt.Sprintf("%.16s", fmt.Sprintf("%x", o.GetDigest())), show.Ago(a.Now(), o.GetCreateTime())})
 		}
-		return a.table([]string{"file", "size", "sha-256", "uploaded"}, rows, "")
+		return a.Table([]string{"file", "size", "sha-256", "uploaded"}, rows, "")
 	})
 }
 
-func (a *app) runDownload() *cobra.Command {
+func (a verbs) runDownload() *cobra.Command {
 	dir := ""
 	cmd := a.onRun("download ID [PATH…]", "Fetch outputs of a run: those that are named, or all", cobra.MinimumNArgs(1), func(ctx context.Context, c *client.Client, run string, paths []string) error {
 		to := dir
@@ -356,7 +357,7 @@ func (a *app) runDownload() *cobra.Command {
 			to = show.Last(run)
 		}
 		return c.DownloadOutputs(ctx, run, to, paths, func(o *computev1.Output) {
-			a.say("%s  %s", filepath.Join(to, o.GetPath()), show.Bytes(o.GetSize()))
+			a.Say("%s  %s", filepath.Join(to, o.GetPath()), show.Bytes(o.GetSize()))
 		})
 	})
 	cmd.Flags().StringVarP(&dir, "dir", "d", "", "the folder to write below; without it one named as the run")

@@ -1,7 +1,8 @@
-package cli
+package account
 
 import (
 	"context"
+	"encoding/json"
 	"encoding/pem"
 	"net/url"
 	"os"
@@ -10,24 +11,25 @@ import (
 	"github.com/spf13/cobra"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/settings"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
-func (a *app) login() *cobra.Command {
+func (a verbs) login() *cobra.Command {
 	var user string
 	var stdin bool
 	c := &cobra.Command{
 		Use: "login [--server https://host:port --ca FILE] [--user NAME]", Short: "Sign in, and keep the session for the commands that follow",
-		Args: exactly(0),
+		Args: app.Exactly(0),
 	}
 	c.Flags().StringVar(&user, "user", "", "whom to sign in; without it whoever signed in last")
 	c.Flags().BoolVar(&stdin, "password-stdin", false, "read the password from standard input")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx := cmd.Context()
-		chosen, err := a.chosen()
+		chosen, err := a.Chosen()
 		if err != nil {
 			return err
 		}
@@ -35,17 +37,17 @@ func (a *app) login() *cobra.Command {
 			user = chosen.User
 		}
 		if user = strings.TrimPrefix(user, "users/"); user == "" {
-			return usagef("whom to sign in is not known: give --user")
+			return app.Usagef("whom to sign in is not known: give --user")
 		}
 		if chosen, err = a.kept(chosen, user); err != nil {
 			return err
 		}
-		cl, err := client.Dial(chosen.Client(), redact.Secret{}, a.dialOptions()...)
+		cl, err := client.Dial(chosen.Client(), redact.Secret{}, a.DialOptions()...)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = cl.Close() }()
-		password, err := a.password(ctx, "password of "+user+" at "+chosen.Server+": ", stdin, false)
+		password, err := a.Password(ctx, "password of "+user+" at "+chosen.Server+": ", stdin, false)
 		if err != nil {
 			return err
 		}
@@ -54,7 +56,7 @@ func (a *app) login() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		d, err := a.folder()
+		d, err := a.Folder()
 		if err != nil {
 			return err
 		}
@@ -70,23 +72,23 @@ func (a *app) login() *cobra.Command {
 		if err := d.SetToken(chosen.Name, settings.Token{Server: chosen.Server, Value: session.GetAccessToken(), Expires: session.GetExpireTime().AsTime()}); err != nil {
 			return err
 		}
-		if a.json() {
+		if a.Structured() {
 			session.AccessToken = "" // kept, not shown
-			return show.JSON(a.out, session)
+			return a.Answer(session, nil)
 		}
-		a.say("signed in at %s as %s, until %s", chosen.Server, session.GetPrincipal(), show.Clock(session.GetExpireTime()))
+		a.Say("signed in at %s as %s, until %s", chosen.Server, session.GetPrincipal(), show.Clock(session.GetExpireTime()))
 		return nil
 	}
 	return c
 }
 
 // kept is the context as login will keep it: with a name, and with the root itself instead of its file.
-func (a *app) kept(c settings.Context, user string) (settings.Context, error) {
+func (a verbs) kept(c settings.Context, user string) (settings.Context, error) {
 	c.User = "users/" + user
 	if c.Name == "" {
 		u, err := url.Parse(c.Server)
 		if err != nil {
-			return c, usagef("%q is no address", c.Server)
+			return c, app.Usagef("%q is no address", c.Server)
 		}
 		c.Name = u.Host
 	}
@@ -95,7 +97,7 @@ func (a *app) kept(c settings.Context, user string) (settings.Context, error) {
 	}
 	b, err := os.ReadFile(c.CAFile)
 	if err != nil {
-		return c, usagef("the installation's root cannot be read: %v", err)
+		return c, app.Usagef("the installation's root cannot be read: %v", err)
 	}
 	for rest := b; ; {
 		var block *pem.Block
@@ -103,35 +105,35 @@ func (a *app) kept(c settings.Context, user string) (settings.Context, error) {
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			return c, usagef("%s holds more than certificates (%s); give the root's certificate alone", c.CAFile, block.Type)
+			return c, app.Usagef("%s holds more than certificates (%s); give the root's certificate alone", c.CAFile, block.Type)
 		}
 	}
 	c.CA, c.CAFile = string(b), ""
 	return c, nil
 }
 
-func (a *app) logout() *cobra.Command {
-	return &cobra.Command{Use: "logout", Short: "End the session, here and at the installation", Args: exactly(0), RunE: func(cmd *cobra.Command, _ []string) error {
-		chosen, err := a.chosen()
+func (a verbs) logout() *cobra.Command {
+	return &cobra.Command{Use: "logout", Short: "End the session, here and at the installation", Args: app.Exactly(0), RunE: func(cmd *cobra.Command, _ []string) error {
+		chosen, err := a.Chosen()
 		if err != nil {
 			return err
 		}
-		token, err := a.token(chosen)
+		token, err := a.Token(chosen)
 		if err != nil {
 			return err
 		}
 		if token.Empty() {
-			a.say("nobody is signed in at %s", chosen.Server)
+			a.Say("nobody is signed in at %s", chosen.Server)
 			return nil
 		}
-		c, err := client.Dial(chosen.Client(), token, a.dialOptions()...)
+		c, err := client.Dial(chosen.Client(), token, a.DialOptions()...)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = c.Close() }()
 		_, remote := c.Identity().SignOut(cmd.Context(), &identityv1.SignOutRequest{})
 		if chosen.Name != "" {
-			d, err := a.folder()
+			d, err := a.Folder()
 			if err != nil {
 				return err
 			}
@@ -140,37 +142,44 @@ func (a *app) logout() *cobra.Command {
 			}
 		}
 		if remote != nil {
-			a.say("the token is forgotten here, but the installation did not end the session:")
+			a.Say("the token is forgotten here, but the installation did not end the session:")
 			return remote
 		}
-		a.say("signed out")
+		a.Say("signed out")
 		return nil
 	}}
 }
 
-func (a *app) whoami() *cobra.Command {
-	return &cobra.Command{Use: "whoami", Short: "Whom the installation takes you for", Args: exactly(0), RunE: a.with(func(ctx context.Context, c *client.Client, _ []string) error {
+func (a verbs) whoami() *cobra.Command {
+	return &cobra.Command{Use: "whoami", Short: "Whom the installation takes you for", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
 		r, err := c.Identity().WhoAmI(ctx, &identityv1.WhoAmIRequest{})
 		if err != nil {
 			return err
 		}
-		if a.json() {
-			return show.JSON(a.out, r)
+		if a.Structured() {
+			return a.Answer(r, nil)
 		}
-		return show.Pairs(a.out, "principal", r.GetPrincipal(), "uid", r.GetUid(), "name", r.GetDisplayName(), "type", show.Enum(r.GetType().String(), "PRINCIPAL_TYPE_"),
+		return show.Pairs(a.Out, "principal", r.GetPrincipal(), "uid", r.GetUid(), "name", r.GetDisplayName(), "type", show.Enum(r.GetType().String(), "PRINCIPAL_TYPE_"),
 			"session until", show.Clock(r.GetTokenExpireTime()), "run", r.GetRunUid(), "installation", c.Context().Server, "context", c.Context().Name)
 	})}
 }
 
-func (a *app) contexts() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "The installations in the settings", Args: exactly(0), RunE: func(*cobra.Command, []string) error {
-		d, err := a.folder()
+func (a verbs) contexts() *cobra.Command {
+	list := &cobra.Command{Use: "list", Short: "The installations in the settings", Args: app.Exactly(0), RunE: func(*cobra.Command, []string) error {
+		d, err := a.Folder()
 		if err != nil {
 			return err
 		}
 		f, err := d.Read()
 		if err != nil {
 			return err
+		}
+		if a.Structured() {
+			text, err := contextsJSON(f)
+			if err != nil {
+				return err
+			}
+			return a.AnswerJSON(text)
 		}
 		rows := make([][]string, 0, len(f.Contexts))
 		for _, c := range f.Contexts {
@@ -180,10 +189,10 @@ func (a *app) contexts() *cobra.Command {
 			}
 			rows = append(rows, []string{mark, c.Name, c.Server, c.User, c.Workspace})
 		}
-		return show.Table(a.out, []string{"", "name", "server", "user", "workspace"}, rows)
+		return show.Table(a.Out, []string{"", "name", "server", "user", "workspace"}, rows)
 	}}
-	use := &cobra.Command{Use: "use NAME", Short: "Make one of them the current one", Args: exactly(1), RunE: func(_ *cobra.Command, args []string) error {
-		d, err := a.folder()
+	use := &cobra.Command{Use: "use NAME", Short: "Make one of them the current one", Args: app.Exactly(1), RunE: func(_ *cobra.Command, args []string) error {
+		d, err := a.Folder()
 		if err != nil {
 			return err
 		}
@@ -192,10 +201,27 @@ func (a *app) contexts() *cobra.Command {
 			return err
 		}
 		if _, ok := f.Find(args[0]); !ok {
-			return usagef("there is no context %q; `redoubt context list` shows them", args[0])
+			return app.Usagef("there is no context %q; `redoubt context list` shows them", args[0])
 		}
 		f.CurrentContext = args[0]
 		return d.Write(f)
 	}}
-	return noun("context", "Which installations the commands speak to", list, use)
+	return app.Noun("context", "Which installations the commands speak to", list, use)
+}
+
+// contextsJSON are the contexts for programs, without the roots.
+func contextsJSON(f *settings.File) ([]byte, error) {
+	type row struct {
+		Name      string `json:"name"`
+		Current   bool   `json:"current,omitempty"`
+		Server    string `json:"server"`
+		User      string `json:"user,omitempty"`
+		Workspace string `json:"workspace,omitempty"`
+	}
+	rows := make([]row, 0, len(f.Contexts))
+	for _, c := range f.Contexts {
+		rows = append(rows, row{Name: c.Name, Current: c.Name == f.CurrentContext, Server: c.Server, User: c.User, Workspace: c.Workspace})
+	}
+	b, err := json.MarshalIndent(map[string]any{"contexts": rows}, "", "  ")
+	return append(b, '\n'), err
 }

@@ -1,0 +1,257 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/redoubt-ml/redoubt/internal/cli/client"
+	"github.com/redoubt-ml/redoubt/internal/cli/settings"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
+)
+
+// The exit codes: how a command ended, for scripts.
+const (
+	ExitOK      = iota
+	ExitLocal   // wrong use, or a local problem
+	ExitRefused // the installation refused or failed
+	ExitDenied
+	ExitTimeout
+)
+
+// App is one invocation: what surrounds the process, and what the flags that every command has say.
+type App struct {
+	Env     func(string) string
+	Environ []string
+	In      io.Reader
+	Out     io.Writer
+	Err     io.Writer
+	Now     func() time.Time
+
+	Output      string
+	Workspace   string
+	Group       string
+	ContextName string
+	Server      string
+	CA          string
+	Yes         bool
+	Debug       bool
+	Timeout     time.Duration
+}
+
+// Run runs one command of the tree below root, and returns how it ended.
+func (a *App) Run(ctx context.Context, root *cobra.Command, args []string) int {
+	root.SetArgs(args)
+	root.SetIn(a.In)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	var cancel context.CancelFunc
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := a.Complete(); err != nil {
+			return err
+		}
+		if a.Timeout > 0 {
+			var timed context.Context
+			timed, cancel = context.WithTimeout(cmd.Context(), a.Timeout) //nolint:gosec // called when the command has ended
+			cmd.SetContext(timed)
+		}
+		return nil
+	}
+	cmd, err := root.ExecuteContextC(ctx)
+	if cancel != nil {
+		cancel()
+	}
+	if err == nil {
+		return ExitOK
+	}
+	var e *Exit
+	if errors.As(err, &e) {
+		if e.Message != "" {
+			_, _ = fmt.Fprintln(a.Err, "redoubt: "+e.Message)
+		}
+		return e.Code
+	}
+	p := client.Describe(err)
+	text := p.String()
+	if isUsage(err) {
+		text += "\n  → " + cmd.CommandPath() + " --help"
+	}
+	_, _ = fmt.Fprintln(a.Err, "redoubt: "+text)
+	return exitCode(err, p)
+}
+
+// Exit ends the command with a code and, where it is not empty, a message that says it all.
+type Exit struct {
+	Code    int
+	Message string
+}
+
+// Error implements error.
+func (e *Exit) Error() string { return e.Message }
+
+// exitCode is how the command ends for an error.
+func exitCode(err error, p client.Problem) int {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), p.Code == codes.DeadlineExceeded:
+		return ExitTimeout
+	case !p.Remote:
+		return ExitLocal
+	case p.Code == codes.PermissionDenied, p.Code == codes.Unauthenticated:
+		return ExitDenied
+	}
+	return ExitRefused
+}
+
+// usage is wrong use: of flags, arguments, names.
+type usage struct{ error }
+
+// Usagef is wrong use: the command's help is pointed to.
+func Usagef(format string, args ...any) error { return usage{fmt.Errorf(format, args...)} }
+
+// isUsage reports wrong use, cobra's own errors included.
+func isUsage(err error) bool {
+	var u usage
+	return errors.As(err, &u) || strings.HasPrefix(err.Error(), "unknown command")
+}
+
+// Complete takes from the environment what no flag said.
+func (a *App) Complete() error {
+	for _, v := range []struct {
+		p    *string
+		name string
+	}{{&a.Output, "FORMAT"}, {&a.Workspace, "WORKSPACE"}, {&a.Group, "RESOURCE_GROUP"}, {&a.ContextName, "CONTEXT"}, {&a.Server, "ADDR"}, {&a.CA, "CACERT"}} {
+		if *v.p == "" {
+			*v.p = a.Env("REDOUBT_" + v.name)
+		}
+	}
+	switch a.Output {
+	case "":
+		a.Output = outputTable
+	case outputTable, outputJSON, outputYAML, outputNone, outputMarkdown:
+	default:
+		return Usagef("the output is table, json, yaml or none, and not %q", a.Output)
+	}
+	if a.Timeout < 0 {
+		return Usagef("--timeout is not less than 0")
+	}
+	return nil
+}
+
+// Say tells the user something beside the answer.
+func (a *App) Say(format string, args ...any) {
+	_, _ = fmt.Fprintf(a.Err, format+"\n", args...)
+}
+
+// Folder is where the settings are.
+func (a *App) Folder() (settings.Folder, error) { return settings.Default(a.Env) }
+
+// Chosen is the context that the command is about: by flag, environment, or the current one; with the server of the flag over it.
+func (a *App) Chosen() (settings.Context, error) {
+	d, err := a.Folder()
+	if err != nil && a.Server == "" {
+		return settings.Context{}, err
+	}
+	f := &settings.File{}
+	if err == nil {
+		if f, err = d.Read(); err != nil {
+			return settings.Context{}, err
+		}
+	}
+	name := a.ContextName
+	if name == "" {
+		name = f.CurrentContext
+	}
+	c, ok := f.Find(name)
+	switch {
+	case !ok && a.ContextName != "" && a.Server == "":
+		return c, Usagef("there is no context %q in %s; `redoubt login --server https://host:port --context %s` makes it", a.ContextName, d.Path(), a.ContextName)
+	case !ok && a.Server == "":
+		return c, fault.FailedPrecondition("no installation is chosen: start one with `redoubt up`, or sign in with `redoubt login --server https://host:port --ca FILE`")
+	}
+	if a.Server != "" && a.Server != c.Server {
+		// What was known of another address does not hold for this one.
+		c = settings.Context{Name: a.ContextName, Server: strings.TrimSuffix(a.Server, "/")}
+	}
+	if a.CA != "" {
+		c.CA, c.CAFile = "", a.CA
+	}
+	return c, nil
+}
+
+// Connect dials the chosen installation with the token that there is.
+func (a *App) Connect(context.Context) (*client.Client, error) {
+	c, err := a.Chosen()
+	if err != nil {
+		return nil, err
+	}
+	token, err := a.Token(c)
+	if err != nil {
+		return nil, err
+	}
+	if token.Empty() {
+		return nil, &Exit{Code: ExitDenied, Message: "not signed in at " + c.Server + ", or no longer\n  → sign in: redoubt login"}
+	}
+	return client.Dial(c.Client(), token, a.DialOptions()...)
+}
+
+// Token is the one to call with: of the environment, or the kept one; empty where there is none.
+func (a *App) Token(c settings.Context) (redact.Secret, error) {
+	if t := a.Env("REDOUBT_TOKEN"); t != "" {
+		return redact.FromString(t), nil
+	}
+	d, err := a.Folder()
+	if err != nil || c.Name == "" {
+		return redact.Secret{}, err
+	}
+	t, _, err := d.Token(c.Name, c.Server, a.Now())
+	return t, err
+}
+
+// DialOptions tell of each call where that is wanted.
+func (a *App) DialOptions() []grpc.DialOption {
+	if !a.Debug {
+		return nil
+	}
+	told := func(method string, begin time.Time, err error) {
+		id := fault.RequestID(err)
+		if id != "" {
+			id = " request " + id
+		}
+		a.Say("debug: %s %s %s%s", method, status.Code(err), time.Since(begin).Round(time.Millisecond), id)
+	}
+	return []grpc.DialOption{
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			begin := time.Now()
+			err := invoke(ctx, method, req, reply, cc, opts...)
+			told(method, begin, err)
+			return err
+		}),
+		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			begin := time.Now()
+			s, err := stream(ctx, desc, cc, method, opts...)
+			told(method+" opened", begin, err)
+			return s, err
+		}),
+	}
+}
+
+// With runs f with a client for the chosen installation.
+func (a *App) With(f func(ctx context.Context, c *client.Client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := a.Connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		return f(cmd.Context(), c, args)
+	}
+}

@@ -1,0 +1,16 @@
+package tenancy
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
+)
+
+// verbs are the commands of this package, for one invocation.
+type verbs struct{ *app.App }
+
+// Commands are the nouns of the tree and its roles.
+func Commands(of *app.App) []*cobra.Command {
+	a := verbs{of}
+	return []*cobra.Command{a.subscriptions(), a.groups(), a.workspaces(), a.roles()}
+}
