@@ -6,11 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
-	"path"
-	"strings"
-	"unicode/utf8"
 
-	"golang.org/x/text/unicode/norm"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
@@ -19,26 +15,9 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/runspec"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
 )
-
-// checkPath refuses what is not a plain relative path: a client will write it below a folder of its own.
-func checkPath(p string) error {
-	bad := func(what string) error {
-		return fault.New(codes.InvalidArgument, faultv1.Reason_PATH_INVALID, "the path of an output %s", what).Field("path", what)
-	}
-	switch {
-	case p == "" || len(p) > 1024:
-		return bad("has 1 to 1,024 bytes")
-	case !utf8.ValidString(p) || !norm.NFC.IsNormalString(p):
-		return bad("is UTF-8 in NFC")
-	case strings.ContainsFunc(p, func(r rune) bool { return r < 0x20 || r == 0x7f || r == '\\' }):
-		return bad("holds no control characters and no backslash")
-	case p[0] == '/' || path.Clean(p) != p || p == "." || p == ".." || strings.HasPrefix(p, "../"):
-		return bad("is relative and without . and ..")
-	}
-	return nil
-}
 
 func outputAAD(r *store.Run, blob string) envelope.AAD {
 	return envelope.AAD{Owner: r.Workspace, Kind: "output", ID: r.UID, Field: blob}
@@ -56,7 +35,7 @@ func (h agents) UploadOutput(stream grpc.ClientStreamingServer[computev1.UploadO
 	if err != nil {
 		return err
 	}
-	if err := checkPath(first.GetPath()); err != nil {
+	if err := runspec.Path("path", "the path of an output", first.GetPath()); err != nil {
 		return err
 	}
 	if first.GetSize() < 0 || len(first.GetDigest()) != sha256.Size {

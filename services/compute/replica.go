@@ -3,7 +3,6 @@ package compute
 import (
 	"context"
 	"errors"
-	"path"
 	"strings"
 	"sync"
 
@@ -17,6 +16,7 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/runspec"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
 )
@@ -107,13 +107,13 @@ func (s *Service) checkReplica(req *computev1.StartReplicaRequest) error {
 			}
 		}
 	}
-	if p := serve.GetEntryScript(); path.IsAbs(p) || path.Clean(p) != p || p == "." || p == ".." || strings.HasPrefix(p, "../") || strings.ContainsAny(p, "\\\x00") {
-		return fault.InvalidArgument("the entry script is a relative path in the snapshot").Field("serve.entry_script", "is not a clean relative path")
+	if err := runspec.Path("serve.entry_script", "the entry script", serve.GetEntryScript()); err != nil {
+		return err
 	}
 	if req.GetLimits().GetTimeout() != nil {
 		return fault.InvalidArgument("a replica serves until it is stopped").Field("limits.timeout", "cannot be set")
 	}
-	return checkEnvironment(req.GetEnvironment())
+	return runspec.Environment(req.GetEnvironment())
 }
 
 // StopReplica implements computev1.ReplicaServiceServer.
