@@ -101,8 +101,26 @@ func One(want spiffeid.ID) Authorize {
 	}
 }
 
-// Member allows every peer of the trust domain: for servers, whose chain decides per method.
-func Member() Authorize { return func(spiffeid.ID) error { return nil } }
+// Member allows every service and operator of the trust domain: for servers, whose chain decides per method. A run's SVID comes from
+// a machine that runs strangers' code, so it connects nowhere but where Run is asked for.
+func Member() Authorize {
+	return func(id spiffeid.ID) error {
+		if got, _ := ParseID(id.String()); got.Kind != KindService && got.Kind != KindOperator {
+			return fault.New(codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED, "the peer is %s, and only services and operators connect here", id)
+		}
+		return nil
+	}
+}
+
+// Run allows the agents of runs: for inference's listener for replicas, which looks at which run it is.
+func Run() Authorize {
+	return func(id spiffeid.ID) error {
+		if got, _ := ParseID(id.String()); got.Kind != KindRun {
+			return fault.New(codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED, "the peer is %s, and only agents of runs connect here", id)
+		}
+		return nil
+	}
+}
 
 // ServerTLS is the server side of mutual TLS: 1.3, the client's SVID checked, allow asked. A nil allow refuses everyone.
 func (s *Source) ServerTLS(allow Authorize) *tls.Config {
@@ -156,10 +174,13 @@ func (s *Source) certificate() (*tls.Certificate, error) {
 	return c, nil
 }
 
-// ServerCredentials is ServerTLS for a gRPC server; handlers read the peer with PeerFrom. Without an argument every member
-// of the trust domain may connect, and the chain decides.
+// ServerCredentials is ServerTLS for a gRPC server; handlers read the peer with PeerFrom. Without an argument every Member
+// may connect, and the chain decides; with some, who all of them allow.
 func (s *Source) ServerCredentials(allow ...Authorize) credentials.TransportCredentials {
-	return s.credentials(s.ServerTLS(all(Member(), allow)))
+	if len(allow) == 0 {
+		allow = []Authorize{Member()}
+	}
+	return s.credentials(s.ServerTLS(all(allow[0], allow[1:])))
 }
 
 // ClientCredentials is ClientTLS for a gRPC client that speaks to server and nobody else.

@@ -79,6 +79,9 @@ func TestServerRefuses(t *testing.T) {
 		{"foreign trust domain", "could not get X509 bundle", &tls.Config{GetClientCertificate: always(leaf(newAuthority(t, foreign), spiffeid.RequireFromPath(foreign, "/service/compute"), time.Minute, time.Now()))}},
 		{"other root", "unknown authority", &tls.Config{GetClientCertificate: always(leaf(newAuthority(t, td), id, time.Minute, time.Now()))}},
 		{"public listener's certificate", "no URI SAN", &tls.Config{GetClientCertificate: always(gateway)}},
+		{"the agent of a run", "only services and operators", &tls.Config{GetClientCertificate: always(leaf(a, spiffeid.RequireFromPath(td, "/workspace/ws_1/run/run_1"), time.Minute, time.Now()))}},
+		{"a replica's endpoint", "only services and operators", &tls.Config{GetClientCertificate: always(leaf(a, spiffeid.RequireFromPath(td, "/workspace/ws_1/endpoint/e"), time.Minute, time.Now()))}},
+		{"what has no kind", "only services and operators", &tls.Config{GetClientCertificate: always(leaf(a, spiffeid.RequireFromPath(td, "/root"), time.Minute, time.Now()))}},
 		{"self-signed", "no URI SAN", &tls.Config{GetClientCertificate: always(selfSigned(t, newKey(t)))}},
 	} {
 		c.conf.InsecureSkipVerify = true
@@ -99,6 +102,29 @@ func TestServerRefuses(t *testing.T) {
 	}
 	if err := check(t, addr, credentials.NewTLS(&tls.Config{GetClientCertificate: always(good), InsecureSkipVerify: true})); err != nil {
 		t.Errorf("the pattern itself is refused: %v", err)
+	}
+}
+
+// A5: where agents of runs connect, nobody else does.
+func TestServerForRuns(t *testing.T) {
+	a := newAuthority(t, td)
+	server, _ := newSource(t, a, service(t, "inference"), time.Minute)
+	addr, told := serve(t, server.ServerCredentials(Run()))
+	run, err := RunID(td, "ws_1", "run_1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]codes.Code{
+		run.Path(): codes.OK, "/service/compute": codes.Unavailable, "/operator/usr_1": codes.Unavailable, "/agent/agt_1": codes.Unavailable,
+		"/workspace/ws_1/endpoint/e": codes.Unavailable,
+	} {
+		client, _ := newSource(t, a, spiffeid.RequireFromPath(td, path), time.Minute)
+		if err := check(t, addr, client.ClientCredentials(service(t, "inference"))); status.Code(err) != want {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+	}
+	if told.peer != run.String() {
+		t.Errorf("the server saw %q", told.peer)
 	}
 }
 

@@ -2,6 +2,8 @@ package identity
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/subtle"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -104,6 +106,9 @@ func (s *Service) EnrolAgent(ctx context.Context, req *identityv1.EnrolAgentRequ
 			return err
 		}
 		out = &identityv1.EnrolAgentResponse{RunToken: token, ExpireTime: timestamppb.New(claims.Expiry), AgentUid: j.Agent}
+		if out.Svid, out.Roots, err = s.runSVID(key, j.Workspace, j.Run); err != nil {
+			return err
+		}
 		call.Identify(p.UID, principalTypes[p.Kind])
 		return call.Audit(ctx, tx, "run_uid", j.Run, "workspace_uid", j.Workspace, "agent_uid", j.Agent, "token", claims.ID)
 	})
@@ -117,12 +122,34 @@ func badJoin() error {
 	return fault.New(codes.Unauthenticated, faultv1.Reason_JOIN_TOKEN_INVALID, "the join token is not known, was used by another key, or is over; ask for a new one")
 }
 
+// runSVID certifies the key of a run's agent for as long as its token lives. All that it opens is inference's listener for replicas,
+// while that expects the run.
+func (s *Service) runSVID(key *ecdsa.PublicKey, workspace, run string) (chain, roots [][]byte, err error) {
+	id, err := svid.RunID(s.td, workspace, run)
+	if err != nil {
+		return nil, nil, err
+	}
+	a := s.authority.Load()
+	chain, err = a.Sign(key, id, s.cfg.RunTokenLife, s.cfg.Now())
+	return chain, bundle(a), err
+}
+
 // RenewRunToken implements AgentService. The chain has checked the token that it is called with, and the proof of its key.
-func (s *Service) RenewRunToken(ctx context.Context, _ *identityv1.RenewRunTokenRequest) (*identityv1.EnrolAgentResponse, error) {
+func (s *Service) RenewRunToken(ctx context.Context, req *identityv1.RenewRunTokenRequest) (*identityv1.EnrolAgentResponse, error) {
 	call := rpc.From(ctx)
 	c := call.Claims
 	if c == nil || c.Run == "" || c.Confirmation == "" || c.Actor != nil {
 		return nil, fault.FailedPrecondition("only a run token is renewed, by the agent that holds its key; sign in again instead")
+	}
+	var key *ecdsa.PublicKey
+	if len(req.GetCsr()) > 0 {
+		var err error
+		if key, err = svid.CSRKey(req.GetCsr()); err != nil {
+			return nil, err
+		}
+		if subtle.ConstantTimeCompare([]byte(authn.Thumbprint(key)), []byte(c.Confirmation)) != 1 {
+			return nil, fault.InvalidArgument("the certificate request is for another key than the token's").Field("csr", "is not of the key that the token is bound to")
+		}
 	}
 	q := s.cfg.DB.Reader()
 	if _, err := s.runs(ctx, q, c.Run, c.Subject); err != nil {
@@ -135,5 +162,11 @@ func (s *Service) RenewRunToken(ctx context.Context, _ *identityv1.RenewRunToken
 	if err != nil {
 		return nil, err
 	}
-	return &identityv1.EnrolAgentResponse{RunToken: token, ExpireTime: timestamppb.New(claims.Expiry), AgentUid: c.SessionID}, nil
+	out := &identityv1.EnrolAgentResponse{RunToken: token, ExpireTime: timestamppb.New(claims.Expiry), AgentUid: c.SessionID}
+	if key != nil {
+		if out.Svid, out.Roots, err = s.runSVID(key, c.Workspace, c.Run); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }

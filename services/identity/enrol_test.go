@@ -223,6 +223,62 @@ func (l *lab) renew(a agent) (*identityv1.EnrolAgentResponse, error) {
 	return identityv1.NewAgentServiceClient(l.gateway()).RenewRunToken(ctx, &identityv1.RenewRunTokenRequest{})
 }
 
+// certify renews the run token of a, with a certificate for the key.
+func (l *lab) certify(a agent, request []byte) (*identityv1.EnrolAgentResponse, error) {
+	ctx := l.bound(l.t.Context(), a.token, a.key, identityv1.AgentService_RenewRunToken_FullMethodName)
+	return identityv1.NewAgentServiceClient(l.gateway()).RenewRunToken(ctx, &identityv1.RenewRunTokenRequest{Csr: request})
+}
+
+// A5, D10: an agent gets a certificate for its key, that names its run and lives as long as the token.
+func TestAgentCertificates(t *testing.T) {
+	l := newLab(t)
+	alice := l.addUser("alice")
+	join, err := l.agentJoin(alice.GetUid(), "run_1")
+	must(t, err)
+	key, thief := newKey(t), newKey(t)
+	res, err := l.enrolAgent(join, csr(t, key))
+	must(t, err)
+	a := agent{key, res.GetRunToken(), res.GetAgentUid()}
+	is := func(name string, res *identityv1.EnrolAgentResponse) {
+		t.Helper()
+		if len(res.GetSvid()) != 1 || len(res.GetRoots()) != 1 || string(res.GetRoots()[0]) != string(l.s.authority.Load().Root().Raw) {
+			t.Fatalf("%s: %d certificates, %d roots", name, len(res.GetSvid()), len(res.GetRoots()))
+		}
+		leaf, err := x509.ParseCertificate(res.GetSvid()[0])
+		must(t, err)
+		if len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://redoubt.test/workspace/ws_1/run/run_1" || len(leaf.DNSNames)+len(leaf.IPAddresses) != 0 || leaf.IsCA ||
+			!key.PublicKey.Equal(leaf.PublicKey) || !leaf.NotAfter.Equal(l.now().Add(maxRunLife)) || !leaf.NotAfter.Equal(res.GetExpireTime().AsTime()) {
+			t.Errorf("%s: %v %v until %v", name, leaf.URIs, leaf.DNSNames, leaf.NotAfter)
+		}
+		must(t, leaf.CheckSignatureFrom(l.s.authority.Load().Root()))
+	}
+	is("enrolled", res)
+	// It counts as no service, were it let in (ports of the mesh end the handshake).
+	_, err = identityv1.NewTokenServiceClient(l.as("workspace/ws_1/run/run_1")).RevokeRun(t.Context(), &identityv1.RevokeRunRequest{RunUid: "run_2", WorkspaceUid: "ws_1"})
+	want(t, "a method for services", err, codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED)
+	l.advance(maxRunLife / 2)
+	must(t, keepServing(l))
+	renewed, err := l.certify(a, csr(t, key))
+	must(t, err)
+	is("renewed", renewed)
+	without, err := l.renew(a)
+	must(t, err)
+	if len(without.GetSvid())+len(without.GetRoots()) != 0 {
+		t.Error("a certificate without a request")
+	}
+	_, err = l.certify(a, csr(t, thief))
+	want(t, "for another key", err, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID)
+	_, err = l.certify(a, []byte("x"))
+	want(t, "no request", err, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID)
+	_, err = l.certify(agent{key: thief, token: a.token}, csr(t, thief))
+	want(t, "with another key", err, codes.Unauthenticated, faultv1.Reason_TOKEN_PROOF_INVALID)
+
+	_, err = identityv1.NewTokenServiceClient(l.service("compute")).RevokeRun(t.Context(), &identityv1.RevokeRunRequest{RunUid: "run_1", WorkspaceUid: "ws_1"})
+	must(t, err)
+	_, err = l.certify(a, csr(t, key))
+	want(t, "after the end", err, codes.Unauthenticated, faultv1.Reason_TOKEN_REVOKED)
+}
+
 func TestAgents(t *testing.T) { // A4
 	l := newLab(t)
 	alice := l.addUser("alice")

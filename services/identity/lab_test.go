@@ -153,7 +153,8 @@ func (l *lab) serve(log *slog.Logger) {
 		return ln.Addr().String(), server.Stop
 	}
 	var stopMain, stopEnrol func()
-	l.addr, stopMain = start(conf, source.ServerCredentials(), l.s.Register)
+	// Whoever has an SVID connects: the chain holds by itself.
+	l.addr, stopMain = start(conf, source.ServerCredentials(func(spiffeid.ID) error { return nil }), l.s.Register)
 	conf.Enrolment = true
 	l.enrol, stopEnrol = start(conf, svid.EnrolServerCredentials(keeper.Current, l.now, nil), l.s.RegisterEnrolment)
 	t.Cleanup(func() {

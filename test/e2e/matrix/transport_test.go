@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
@@ -31,6 +32,7 @@ func TestNoHandshakeWithoutCertificate(t *testing.T) {
 	self, err := svid.SelfSigned(newKey(t), time.Now())
 	must(t, err)
 	_, join := enrolment(t, "inference", newKey(t))
+	ofRun := f.runCertificate(t)
 
 	type port struct{ name, service, addr, counter string }
 	var ports []port
@@ -49,6 +51,7 @@ func TestNoHandshakeWithoutCertificate(t *testing.T) {
 			"plain text": speak,
 		}
 		if p.name != "enrolment" { // where a key without a certificate is what one comes with
+			attempts["a run's certificate"] = func(c net.Conn) error { return speak(tls.Client(c, clientTLS(p.service, ofRun))) }
 			attempts["a certificate of nobody's"] = func(c net.Conn) error { return speak(tls.Client(c, clientTLS(p.service, &self))) }
 		}
 		for name, attempt := range attempts {
@@ -80,6 +83,15 @@ func TestNoHandshakeWithoutCertificate(t *testing.T) {
 			must(t, speak(tls.Client(c, clientTLS(p.service, own))))
 		})
 	}
+}
+
+// runCertificate is what the agent of a run gets.
+func (f *fixture) runCertificate(t *testing.T) *tls.Certificate {
+	t.Helper()
+	key := newKey(t)
+	res, err := identityv1.NewAgentServiceClient(gatewayConn()).EnrolAgent(t.Context(), &identityv1.EnrolAgentRequest{JoinToken: f.join(t), Csr: csr(t, key)})
+	must(t, err)
+	return &tls.Certificate{Certificate: res.GetSvid(), PrivateKey: key}
 }
 
 // speak begins HTTP/2 and waits for the server to say that it speaks it too.
