@@ -17,13 +17,6 @@ type Model struct {
 	CreatedBy    string
 }
 
-type ModelAlias struct {
-	ModelUID string
-	AliasMac []byte
-	Alias    []byte
-	Number   int64
-}
-
 type ModelLeftover struct {
 	VersionUID   string
 	WorkspaceUID string

@@ -9,55 +9,15 @@ import (
 	"context"
 )
 
-const countAliases = `-- name: CountAliases :one
-SELECT COUNT(*) FROM model_aliases WHERE model_uid = $1
+const countLeftovers = `-- name: CountLeftovers :one
+SELECT COUNT(*) FROM model_leftovers WHERE version_uid = $1
 `
 
-func (q *Queries) CountAliases(ctx context.Context, modelUid string) (int64, error) {
-	row := q.db.QueryRowContext(ctx, countAliases, modelUid)
+func (q *Queries) CountLeftovers(ctx context.Context, versionUid string) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countLeftovers, versionUid)
 	var count int64
 	err := row.Scan(&count)
 	return count, err
-}
-
-const deleteAlias = `-- name: DeleteAlias :execrows
-DELETE FROM model_aliases WHERE model_uid = $1 AND alias_mac = $2
-`
-
-type DeleteAliasParams struct {
-	ModelUID string
-	AliasMac []byte
-}
-
-func (q *Queries) DeleteAlias(ctx context.Context, arg DeleteAliasParams) (int64, error) {
-	result, err := q.db.ExecContext(ctx, deleteAlias, arg.ModelUID, arg.AliasMac)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
-}
-
-const deleteAliasesOfModel = `-- name: DeleteAliasesOfModel :exec
-DELETE FROM model_aliases WHERE model_uid = $1
-`
-
-func (q *Queries) DeleteAliasesOfModel(ctx context.Context, modelUid string) error {
-	_, err := q.db.ExecContext(ctx, deleteAliasesOfModel, modelUid)
-	return err
-}
-
-const deleteAliasesOfNumber = `-- name: DeleteAliasesOfNumber :exec
-DELETE FROM model_aliases WHERE model_uid = $1 AND number = $2
-`
-
-type DeleteAliasesOfNumberParams struct {
-	ModelUID string
-	Number   int64
-}
-
-func (q *Queries) DeleteAliasesOfNumber(ctx context.Context, arg DeleteAliasesOfNumberParams) error {
-	_, err := q.db.ExecContext(ctx, deleteAliasesOfNumber, arg.ModelUID, arg.Number)
-	return err
 }
 
 const deleteLeftover = `-- name: DeleteLeftover :execrows
@@ -96,25 +56,24 @@ func (q *Queries) DeleteVersion(ctx context.Context, uid string) (int64, error) 
 	return result.RowsAffected()
 }
 
-const getAlias = `-- name: GetAlias :one
-SELECT model_uid, alias_mac, alias, number FROM model_aliases WHERE model_uid = $1 AND alias_mac = $2
+const deleteVersionsOfModel = `-- name: DeleteVersionsOfModel :exec
+DELETE FROM model_versions WHERE model_uid = $1
 `
 
-type GetAliasParams struct {
-	ModelUID string
-	AliasMac []byte
+func (q *Queries) DeleteVersionsOfModel(ctx context.Context, modelUid string) error {
+	_, err := q.db.ExecContext(ctx, deleteVersionsOfModel, modelUid)
+	return err
 }
 
-func (q *Queries) GetAlias(ctx context.Context, arg GetAliasParams) (ModelAlias, error) {
-	row := q.db.QueryRowContext(ctx, getAlias, arg.ModelUID, arg.AliasMac)
-	var i ModelAlias
-	err := row.Scan(
-		&i.ModelUID,
-		&i.AliasMac,
-		&i.Alias,
-		&i.Number,
-	)
-	return i, err
+const getManifest = `-- name: GetManifest :one
+SELECT manifest FROM model_versions WHERE uid = $1
+`
+
+func (q *Queries) GetManifest(ctx context.Context, uid string) ([]byte, error) {
+	row := q.db.QueryRowContext(ctx, getManifest, uid)
+	var manifest []byte
+	err := row.Scan(&manifest)
+	return manifest, err
 }
 
 const getModel = `-- name: GetModel :one
@@ -168,8 +127,7 @@ func (q *Queries) GetModelByUID(ctx context.Context, uid string) (Model, error) 
 }
 
 const getVersion = `-- name: GetVersion :one
-SELECT uid, model_uid, workspace_uid, number, manifest, body, revision, request_mac, content_mac, create_time, update_time, created_by FROM model_versions
-WHERE model_uid = $1 AND number = $2
+SELECT uid, model_uid, workspace_uid, number, body, revision, create_time, update_time, created_by FROM model_versions WHERE model_uid = $1 AND number = $2
 `
 
 type GetVersionParams struct {
@@ -177,19 +135,28 @@ type GetVersionParams struct {
 	Number   int64
 }
 
-func (q *Queries) GetVersion(ctx context.Context, arg GetVersionParams) (ModelVersion, error) {
+type GetVersionRow struct {
+	UID          string
+	ModelUID     string
+	WorkspaceUID string
+	Number       int64
+	Body         []byte
+	Revision     int64
+	CreateTime   int64
+	UpdateTime   int64
+	CreatedBy    string
+}
+
+func (q *Queries) GetVersion(ctx context.Context, arg GetVersionParams) (GetVersionRow, error) {
 	row := q.db.QueryRowContext(ctx, getVersion, arg.ModelUID, arg.Number)
-	var i ModelVersion
+	var i GetVersionRow
 	err := row.Scan(
 		&i.UID,
 		&i.ModelUID,
 		&i.WorkspaceUID,
 		&i.Number,
-		&i.Manifest,
 		&i.Body,
 		&i.Revision,
-		&i.RequestMac,
-		&i.ContentMac,
 		&i.CreateTime,
 		&i.UpdateTime,
 		&i.CreatedBy,
@@ -198,8 +165,7 @@ func (q *Queries) GetVersion(ctx context.Context, arg GetVersionParams) (ModelVe
 }
 
 const getVersionByRequest = `-- name: GetVersionByRequest :one
-SELECT uid, model_uid, workspace_uid, number, manifest, body, revision, request_mac, content_mac, create_time, update_time, created_by FROM model_versions
-WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
+SELECT uid, content_mac FROM model_versions WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
 `
 
 type GetVersionByRequestParams struct {
@@ -208,44 +174,44 @@ type GetVersionByRequestParams struct {
 	CreateTime   int64
 }
 
-func (q *Queries) GetVersionByRequest(ctx context.Context, arg GetVersionByRequestParams) (ModelVersion, error) {
+type GetVersionByRequestRow struct {
+	UID        string
+	ContentMac []byte
+}
+
+func (q *Queries) GetVersionByRequest(ctx context.Context, arg GetVersionByRequestParams) (GetVersionByRequestRow, error) {
 	row := q.db.QueryRowContext(ctx, getVersionByRequest, arg.WorkspaceUID, arg.RequestMac, arg.CreateTime)
-	var i ModelVersion
-	err := row.Scan(
-		&i.UID,
-		&i.ModelUID,
-		&i.WorkspaceUID,
-		&i.Number,
-		&i.Manifest,
-		&i.Body,
-		&i.Revision,
-		&i.RequestMac,
-		&i.ContentMac,
-		&i.CreateTime,
-		&i.UpdateTime,
-		&i.CreatedBy,
-	)
+	var i GetVersionByRequestRow
+	err := row.Scan(&i.UID, &i.ContentMac)
 	return i, err
 }
 
 const getVersionByUID = `-- name: GetVersionByUID :one
-SELECT uid, model_uid, workspace_uid, number, manifest, body, revision, request_mac, content_mac, create_time, update_time, created_by FROM model_versions
-WHERE uid = $1
+SELECT uid, model_uid, workspace_uid, number, body, revision, create_time, update_time, created_by FROM model_versions WHERE uid = $1
 `
 
-func (q *Queries) GetVersionByUID(ctx context.Context, uid string) (ModelVersion, error) {
+type GetVersionByUIDRow struct {
+	UID          string
+	ModelUID     string
+	WorkspaceUID string
+	Number       int64
+	Body         []byte
+	Revision     int64
+	CreateTime   int64
+	UpdateTime   int64
+	CreatedBy    string
+}
+
+func (q *Queries) GetVersionByUID(ctx context.Context, uid string) (GetVersionByUIDRow, error) {
 	row := q.db.QueryRowContext(ctx, getVersionByUID, uid)
-	var i ModelVersion
+	var i GetVersionByUIDRow
 	err := row.Scan(
 		&i.UID,
 		&i.ModelUID,
 		&i.WorkspaceUID,
 		&i.Number,
-		&i.Manifest,
 		&i.Body,
 		&i.Revision,
-		&i.RequestMac,
-		&i.ContentMac,
 		&i.CreateTime,
 		&i.UpdateTime,
 		&i.CreatedBy,
@@ -360,38 +326,6 @@ func (q *Queries) LatestNumber(ctx context.Context, modelUid string) (int64, err
 	return number, err
 }
 
-const listAliases = `-- name: ListAliases :many
-SELECT model_uid, alias_mac, alias, number FROM model_aliases WHERE model_uid = $1 ORDER BY alias_mac
-`
-
-func (q *Queries) ListAliases(ctx context.Context, modelUid string) ([]ModelAlias, error) {
-	rows, err := q.db.QueryContext(ctx, listAliases, modelUid)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	items := []ModelAlias{}
-	for rows.Next() {
-		var i ModelAlias
-		if err := rows.Scan(
-			&i.ModelUID,
-			&i.AliasMac,
-			&i.Alias,
-			&i.Number,
-		); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Close(); err != nil {
-		return nil, err
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const listLeftovers = `-- name: ListLeftovers :many
 SELECT version_uid, workspace_uid, folder, create_time FROM model_leftovers ORDER BY create_time, version_uid
 `
@@ -504,7 +438,7 @@ func (q *Queries) ListSigningKeys(ctx context.Context) ([]ModelSigningKey, error
 }
 
 const listVersions = `-- name: ListVersions :many
-SELECT uid, model_uid, workspace_uid, number, manifest, body, revision, request_mac, content_mac, create_time, update_time, created_by FROM model_versions
+SELECT uid, model_uid, workspace_uid, number, body, revision, create_time, update_time, created_by FROM model_versions
 WHERE model_uid = $1 AND number < $2 ORDER BY number DESC LIMIT CAST($3 AS BIGINT)
 `
 
@@ -514,25 +448,34 @@ type ListVersionsParams struct {
 	Column3  int64
 }
 
-func (q *Queries) ListVersions(ctx context.Context, arg ListVersionsParams) ([]ModelVersion, error) {
+type ListVersionsRow struct {
+	UID          string
+	ModelUID     string
+	WorkspaceUID string
+	Number       int64
+	Body         []byte
+	Revision     int64
+	CreateTime   int64
+	UpdateTime   int64
+	CreatedBy    string
+}
+
+func (q *Queries) ListVersions(ctx context.Context, arg ListVersionsParams) ([]ListVersionsRow, error) {
 	rows, err := q.db.QueryContext(ctx, listVersions, arg.ModelUID, arg.Number, arg.Column3)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	items := []ModelVersion{}
+	items := []ListVersionsRow{}
 	for rows.Next() {
-		var i ModelVersion
+		var i ListVersionsRow
 		if err := rows.Scan(
 			&i.UID,
 			&i.ModelUID,
 			&i.WorkspaceUID,
 			&i.Number,
-			&i.Manifest,
 			&i.Body,
 			&i.Revision,
-			&i.RequestMac,
-			&i.ContentMac,
 			&i.CreateTime,
 			&i.UpdateTime,
 			&i.CreatedBy,
@@ -559,15 +502,6 @@ func (q *Queries) NextNumber(ctx context.Context, uid string) (int64, error) {
 	var last_number int64
 	err := row.Scan(&last_number)
 	return last_number, err
-}
-
-const purgeAliases = `-- name: PurgeAliases :exec
-DELETE FROM model_aliases WHERE model_uid IN (SELECT uid FROM models WHERE workspace_uid = $1)
-`
-
-func (q *Queries) PurgeAliases(ctx context.Context, workspaceUid string) error {
-	_, err := q.db.ExecContext(ctx, purgeAliases, workspaceUid)
-	return err
 }
 
 const purgeLeftovers = `-- name: PurgeLeftovers :exec
@@ -603,28 +537,6 @@ DELETE FROM model_versions WHERE workspace_uid = $1
 
 func (q *Queries) PurgeVersions(ctx context.Context, workspaceUid string) error {
 	_, err := q.db.ExecContext(ctx, purgeVersions, workspaceUid)
-	return err
-}
-
-const putAlias = `-- name: PutAlias :exec
-INSERT INTO model_aliases (model_uid, alias_mac, alias, number) VALUES ($1, $2, $3, $4)
-ON CONFLICT (model_uid, alias_mac) DO UPDATE SET alias = EXCLUDED.alias, number = EXCLUDED.number
-`
-
-type PutAliasParams struct {
-	ModelUID string
-	AliasMac []byte
-	Alias    []byte
-	Number   int64
-}
-
-func (q *Queries) PutAlias(ctx context.Context, arg PutAliasParams) error {
-	_, err := q.db.ExecContext(ctx, putAlias,
-		arg.ModelUID,
-		arg.AliasMac,
-		arg.Alias,
-		arg.Number,
-	)
 	return err
 }
 
@@ -738,55 +650,23 @@ func (q *Queries) UsesOfModel(ctx context.Context, modelUid string) ([]ModelUse,
 	return items, nil
 }
 
-const usesOfVersion = `-- name: UsesOfVersion :many
-SELECT version_uid, user_uid, user_name FROM model_uses WHERE version_uid = $1 ORDER BY user_uid
-`
-
-func (q *Queries) UsesOfVersion(ctx context.Context, versionUid string) ([]ModelUse, error) {
-	rows, err := q.db.QueryContext(ctx, usesOfVersion, versionUid)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	items := []ModelUse{}
-	for rows.Next() {
-		var i ModelUse
-		if err := rows.Scan(&i.VersionUID, &i.UserUID, &i.UserName); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Close(); err != nil {
-		return nil, err
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const versionsOfModel = `-- name: VersionsOfModel :many
-SELECT uid, number FROM model_versions WHERE model_uid = $1 ORDER BY number
+SELECT uid FROM model_versions WHERE model_uid = $1 ORDER BY number
 `
 
-type VersionsOfModelRow struct {
-	UID    string
-	Number int64
-}
-
-func (q *Queries) VersionsOfModel(ctx context.Context, modelUid string) ([]VersionsOfModelRow, error) {
+func (q *Queries) VersionsOfModel(ctx context.Context, modelUid string) ([]string, error) {
 	rows, err := q.db.QueryContext(ctx, versionsOfModel, modelUid)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	items := []VersionsOfModelRow{}
+	items := []string{}
 	for rows.Next() {
-		var i VersionsOfModelRow
-		if err := rows.Scan(&i.UID, &i.Number); err != nil {
+		var uid string
+		if err := rows.Scan(&uid); err != nil {
 			return nil, err
 		}
-		items = append(items, i)
+		items = append(items, uid)
 	}
 	if err := rows.Close(); err != nil {
 		return nil, err

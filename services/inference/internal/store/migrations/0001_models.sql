@@ -1,6 +1,7 @@
 -- +goose Up
 
--- A model. name and body (description, tags) are sealed; name_mac finds it. last_number is the highest version number ever given.
+-- A model. name and body (description, tags, aliases) are sealed; name_mac finds it. last_number is the highest version number ever
+-- given.
 CREATE TABLE models (
     uid           TEXT NOT NULL PRIMARY KEY,
     workspace_uid TEXT NOT NULL,
@@ -17,7 +18,8 @@ CREATE TABLE models (
 
 CREATE INDEX models_order ON models (workspace_uid, create_time, uid);
 
--- A version. manifest (the signed list of its files, with where they came from) and body (description, tags) are sealed.
+-- A version. manifest (the signed list of its files, with where they came from) and body (description, tags, and what lists show of
+-- the manifest) are sealed.
 CREATE TABLE model_versions (
     uid           TEXT NOT NULL PRIMARY KEY,
     model_uid     TEXT NOT NULL REFERENCES models (uid),
@@ -35,15 +37,6 @@ CREATE TABLE model_versions (
 );
 
 CREATE INDEX model_versions_request ON model_versions (workspace_uid, request_mac);
-
--- An alias of a version. alias is sealed, bound to the number; alias_mac finds it.
-CREATE TABLE model_aliases (
-    model_uid TEXT NOT NULL REFERENCES models (uid),
-    alias_mac BYTEA NOT NULL,
-    alias     BYTEA NOT NULL,
-    number    BIGINT NOT NULL,
-    PRIMARY KEY (model_uid, alias_mac)
-);
 
 -- Who uses a version now, so that it stays. user_name is the user's resource name, sealed.
 CREATE TABLE model_uses (
@@ -74,6 +67,5 @@ CREATE TABLE model_signing_keys (
 DROP TABLE model_signing_keys;
 DROP TABLE model_leftovers;
 DROP TABLE model_uses;
-DROP TABLE model_aliases;
 DROP TABLE model_versions;
 DROP TABLE models;

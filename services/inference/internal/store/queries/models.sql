@@ -14,6 +14,9 @@ SELECT uid, workspace_uid, name, name_mac, body, revision, last_number, create_t
 WHERE workspace_uid = $1 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($4 AS BIGINT);
 
+-- name: LatestNumber :one
+SELECT CAST(COALESCE(MAX(number), 0) AS BIGINT) AS number FROM model_versions WHERE model_uid = $1;
+
 -- name: UpdateModel :execrows
 UPDATE models SET name = $3, name_mac = $4, body = $5, update_time = $6, revision = revision + 1 WHERE uid = $1 AND revision = $2;
 
@@ -28,26 +31,23 @@ INSERT INTO model_versions (uid, model_uid, workspace_uid, number, manifest, bod
 VALUES ($1, $2, $3, $4, $5, $6, 1, $7, $8, $9, $9, $10);
 
 -- name: GetVersion :one
-SELECT uid, model_uid, workspace_uid, number, manifest, body, revision, request_mac, content_mac, create_time, update_time, created_by FROM model_versions
-WHERE model_uid = $1 AND number = $2;
+SELECT uid, model_uid, workspace_uid, number, body, revision, create_time, update_time, created_by FROM model_versions WHERE model_uid = $1 AND number = $2;
 
 -- name: GetVersionByUID :one
-SELECT uid, model_uid, workspace_uid, number, manifest, body, revision, request_mac, content_mac, create_time, update_time, created_by FROM model_versions
-WHERE uid = $1;
+SELECT uid, model_uid, workspace_uid, number, body, revision, create_time, update_time, created_by FROM model_versions WHERE uid = $1;
 
 -- name: GetVersionByRequest :one
-SELECT uid, model_uid, workspace_uid, number, manifest, body, revision, request_mac, content_mac, create_time, update_time, created_by FROM model_versions
-WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1;
+SELECT uid, content_mac FROM model_versions WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1;
 
--- name: LatestNumber :one
-SELECT CAST(COALESCE(MAX(number), 0) AS BIGINT) AS number FROM model_versions WHERE model_uid = $1;
+-- name: GetManifest :one
+SELECT manifest FROM model_versions WHERE uid = $1;
 
 -- name: ListVersions :many
-SELECT uid, model_uid, workspace_uid, number, manifest, body, revision, request_mac, content_mac, create_time, update_time, created_by FROM model_versions
+SELECT uid, model_uid, workspace_uid, number, body, revision, create_time, update_time, created_by FROM model_versions
 WHERE model_uid = $1 AND number < $2 ORDER BY number DESC LIMIT CAST($3 AS BIGINT);
 
 -- name: VersionsOfModel :many
-SELECT uid, number FROM model_versions WHERE model_uid = $1 ORDER BY number;
+SELECT uid FROM model_versions WHERE model_uid = $1 ORDER BY number;
 
 -- name: UpdateVersion :execrows
 UPDATE model_versions SET body = $3, update_time = $4, revision = revision + 1 WHERE uid = $1 AND revision = $2;
@@ -55,27 +55,8 @@ UPDATE model_versions SET body = $3, update_time = $4, revision = revision + 1 W
 -- name: DeleteVersion :execrows
 DELETE FROM model_versions WHERE uid = $1;
 
--- name: PutAlias :exec
-INSERT INTO model_aliases (model_uid, alias_mac, alias, number) VALUES ($1, $2, $3, $4)
-ON CONFLICT (model_uid, alias_mac) DO UPDATE SET alias = EXCLUDED.alias, number = EXCLUDED.number;
-
--- name: GetAlias :one
-SELECT model_uid, alias_mac, alias, number FROM model_aliases WHERE model_uid = $1 AND alias_mac = $2;
-
--- name: ListAliases :many
-SELECT model_uid, alias_mac, alias, number FROM model_aliases WHERE model_uid = $1 ORDER BY alias_mac;
-
--- name: CountAliases :one
-SELECT COUNT(*) FROM model_aliases WHERE model_uid = $1;
-
--- name: DeleteAlias :execrows
-DELETE FROM model_aliases WHERE model_uid = $1 AND alias_mac = $2;
-
--- name: DeleteAliasesOfNumber :exec
-DELETE FROM model_aliases WHERE model_uid = $1 AND number = $2;
-
--- name: DeleteAliasesOfModel :exec
-DELETE FROM model_aliases WHERE model_uid = $1;
+-- name: DeleteVersionsOfModel :exec
+DELETE FROM model_versions WHERE model_uid = $1;
 
 -- name: HoldVersion :exec
 INSERT INTO model_uses (version_uid, user_uid, user_name) VALUES ($1, $2, $3)
@@ -83,9 +64,6 @@ ON CONFLICT (version_uid, user_uid) DO UPDATE SET user_name = EXCLUDED.user_name
 
 -- name: ReleaseUser :exec
 DELETE FROM model_uses WHERE user_uid = $1;
-
--- name: UsesOfVersion :many
-SELECT version_uid, user_uid, user_name FROM model_uses WHERE version_uid = $1 ORDER BY user_uid;
 
 -- name: UsesOfModel :many
 SELECT u.version_uid, u.user_uid, u.user_name FROM model_uses u JOIN model_versions v ON v.uid = u.version_uid
@@ -96,6 +74,9 @@ INSERT INTO model_leftovers (version_uid, workspace_uid, folder, create_time) VA
 
 -- name: ListLeftovers :many
 SELECT version_uid, workspace_uid, folder, create_time FROM model_leftovers ORDER BY create_time, version_uid;
+
+-- name: CountLeftovers :one
+SELECT COUNT(*) FROM model_leftovers WHERE version_uid = $1;
 
 -- name: DeleteLeftover :execrows
 DELETE FROM model_leftovers WHERE version_uid = $1;
@@ -108,9 +89,6 @@ SELECT key_id, private_key, create_time FROM model_signing_keys ORDER BY create_
 
 -- name: PurgeUses :exec
 DELETE FROM model_uses WHERE version_uid IN (SELECT uid FROM model_versions WHERE workspace_uid = $1);
-
--- name: PurgeAliases :exec
-DELETE FROM model_aliases WHERE model_uid IN (SELECT uid FROM models WHERE workspace_uid = $1);
 
 -- name: PurgeVersions :exec
 DELETE FROM model_versions WHERE workspace_uid = $1;
