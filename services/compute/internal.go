@@ -8,6 +8,7 @@ import (
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
 )
 
 type internal struct {
@@ -23,7 +24,7 @@ func (h internal) DescribeRun(ctx context.Context, req *computev1.DescribeRunReq
 	if err != nil {
 		return nil, absent(err, "runs/"+req.GetRunId())
 	}
-	return &computev1.DescribeRunResponse{RunUid: r.UID, State: r.State}, nil
+	return &computev1.DescribeRunResponse{RunUid: r.UID, State: r.State, Kind: r.Kind, Deleted: r.Deleted != store.NotDeleted}, nil
 }
 
 // PurgeWorkspace implements computev1.RunInternalServiceServer: what runs is stopped, then everything goes.
@@ -33,7 +34,7 @@ func (h internal) PurgeWorkspace(ctx context.Context, req *computev1.PurgeWorksp
 		return nil, err
 	}
 	for _, r := range list {
-		if !r.HasEnded() {
+		if !r.HasEnded() && r.Kind != computev1.Run_KIND_TRACKED {
 			h.s.driver.Kill(r.UID)
 			h.s.endRun(ctx, r.UID, computev1.Run_STATE_CANCELED, "the workspace was deleted", faultv1.Reason_REASON_UNSPECIFIED)
 		}
@@ -43,6 +44,9 @@ func (h internal) PurgeWorkspace(ctx context.Context, req *computev1.PurgeWorksp
 		return nil, err
 	}
 	for _, r := range list {
+		if r.Kind == computev1.Run_KIND_TRACKED {
+			continue
+		}
 		if !r.HasEnded() {
 			return nil, fault.Unavailable("a run of the workspace could not be ended; repeat the call")
 		}

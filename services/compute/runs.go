@@ -2,6 +2,7 @@ package compute
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 
 	"google.golang.org/grpc"
@@ -29,10 +30,11 @@ func requestReused() error {
 
 func runMessage(r *store.Run) *computev1.Run {
 	m := &computev1.Run{
-		Name: r.Name(), Uid: r.UID, State: r.State, DisplayName: r.Spec.GetDisplayName(), Experiment: r.Spec.GetExperiment(), Compute: r.Spec.GetCompute(),
+		Name: r.Name(), Uid: r.UID, State: r.State, DisplayName: r.DisplayName(), Experiment: r.Spec.GetExperiment(), Compute: r.Spec.GetCompute(),
 		Snapshot: r.Spec.GetSnapshot(), Command: r.Spec.GetCommand(), Submitter: r.Submitter, CreateTime: timestamppb.New(r.Created),
 		ExitCode: r.Outcome.GetExitCode(), Message: r.Outcome.GetMessage(), Reason: r.Outcome.GetReason(), CancelRequested: r.Cancel,
 		Environment: r.Spec.GetEnvironment(), Limits: r.Spec.GetLimits(), LogBytes: r.LogBytes, Etag: strconv.FormatInt(r.Version, 10), Kind: r.Kind,
+		ExperimentName: r.Spec.GetParent() + "/experiments/" + r.Experiment, Deleted: r.Deleted != store.NotDeleted, User: r.Labels.GetUser(),
 	}
 	if !r.Started.IsZero() {
 		m.StartTime = timestamppb.New(r.Started)
@@ -49,7 +51,7 @@ func (h runs) GetRun(ctx context.Context, req *computev1.GetRunRequest) (*comput
 	if err != nil {
 		return nil, err
 	}
-	return runMessage(r), nil
+	return h.s.shown(ctx, r)
 }
 
 // ListRuns implements computev1.RunServiceServer.
@@ -59,17 +61,17 @@ func (h runs) ListRuns(ctx context.Context, req *computev1.ListRunsRequest) (*co
 		return nil, err
 	}
 	ws := rpc.From(ctx).Scope.WorkspaceUID
-	cur, next, err := h.s.page(ctx, ws, "compute/runs/"+ws+"/"+req.GetState().String(), req.GetPageToken())
+	cur, next, err := h.s.page(ctx, ws, fmt.Sprintf("compute/runs/%s/%v/%t", ws, req.GetState(), req.GetShowDeleted()), req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
-	list, cur, err := h.s.store.ListRuns(ctx, ws, req.GetState(), cur, n)
+	list, cur, err := h.s.store.ListRuns(ctx, ws, req.GetState(), req.GetShowDeleted(), cur, n)
 	if err != nil {
 		return nil, err
 	}
 	out := &computev1.ListRunsResponse{}
-	for _, r := range list {
-		out.Runs = append(out.Runs, runMessage(r))
+	if out.Runs, err = h.s.allShown(ctx, list); err != nil {
+		return nil, err
 	}
 	out.NextPageToken, err = next(cur, len(list), n)
 	return out, err
@@ -89,7 +91,11 @@ func (h runs) WatchRun(req *computev1.WatchRunRequest, stream grpc.ServerStreami
 			return false, absent(err, req.GetName())
 		}
 		if r.Version != sent {
-			if err := stream.Send(runMessage(r)); err != nil {
+			m, err := h.s.shown(ctx, r)
+			if err != nil {
+				return false, err
+			}
+			if err := stream.Send(m); err != nil {
 				return false, err
 			}
 			sent = r.Version
@@ -104,13 +110,16 @@ func (h runs) CancelRun(ctx context.Context, req *computev1.CancelRunRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	if r.Kind == computev1.Run_KIND_REPLICA {
+	switch r.Kind {
+	case computev1.Run_KIND_REPLICA:
 		return nil, errNotDeployed()
+	case computev1.Run_KIND_TRACKED:
+		return nil, fault.FailedPrecondition("the platform does not carry this run; stop it where it runs, and say so with UpdateTrackedRun")
 	}
 	if r, err = h.s.cancel(ctx, r.UID); err != nil {
 		return nil, absent(err, req.GetName())
 	}
-	return runMessage(r), nil
+	return h.s.shown(ctx, r)
 }
 
 // logPieces is how many pieces of a log are read at once.

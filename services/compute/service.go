@@ -120,6 +120,8 @@ func New(cfg Config) (*Service, error) {
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	computev1.RegisterComputeServiceServer(r, computes{s: s})
 	computev1.RegisterRunServiceServer(r, runs{s: s})
+	computev1.RegisterExperimentServiceServer(r, experiments{s: s})
+	computev1.RegisterTrackingServiceServer(r, tracking{s: s})
 	computev1.RegisterAgentRunServiceServer(r, agents{s: s})
 	computev1.RegisterRunInternalServiceServer(r, internal{s: s})
 	computev1.RegisterReplicaServiceServer(r, replicas{s: s})

@@ -44,7 +44,8 @@ func (h runs) SubmitRun(ctx context.Context, req *computev1.SubmitRunRequest) (*
 		UID: resource.NewUID("run"), Workspace: call.Scope.WorkspaceUID, Kind: computev1.Run_KIND_JOB, Compute: c.UID, Spec: spec, Submitter: call.Principal,
 		State: computev1.Run_STATE_QUEUED, Created: h.s.cfg.Now(),
 	}
-	stored, err := h.s.store.InsertRun(ctx, r, req.GetRequestId(), record("run", spec.GetRunId(), "compute", c.ID))
+	join := &store.Join{Name: req.GetExperiment(), May: mayJoin(call)}
+	stored, err := h.s.store.Submit(ctx, r, req.GetRequestId(), join, record("run", spec.GetRunId(), "compute", c.ID))
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +54,7 @@ func (h runs) SubmitRun(ctx context.Context, req *computev1.SubmitRunRequest) (*
 	}
 	h.s.news.changed(c.UID)
 	h.s.wake()
-	return runMessage(stored), nil
+	return h.s.shown(ctx, stored)
 }
 
 // sameRequest compares what is asked now with what was asked under the same request id; an id that was made for it counts as none.

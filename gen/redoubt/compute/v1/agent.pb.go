@@ -744,9 +744,12 @@ func (x *DescribeRunRequest) GetRunId() string {
 }
 
 type DescribeRunResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RunUid        string                 `protobuf:"bytes,1,opt,name=run_uid,json=runUid,proto3" json:"run_uid,omitempty"`
-	State         Run_State              `protobuf:"varint,2,opt,name=state,proto3,enum=redoubt.compute.v1.Run_State" json:"state,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	RunUid string                 `protobuf:"bytes,1,opt,name=run_uid,json=runUid,proto3" json:"run_uid,omitempty"`
+	State  Run_State              `protobuf:"varint,2,opt,name=state,proto3,enum=redoubt.compute.v1.Run_State" json:"state,omitempty"`
+	// What a tracked run logs is taken whatever its state is; a deleted run takes nothing.
+	Kind          Run_Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=redoubt.compute.v1.Run_Kind" json:"kind,omitempty"`
+	Deleted       bool     `protobuf:"varint,4,opt,name=deleted,proto3" json:"deleted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -793,6 +796,20 @@ func (x *DescribeRunResponse) GetState() Run_State {
 		return x.State
 	}
 	return Run_STATE_UNSPECIFIED
+}
+
+func (x *DescribeRunResponse) GetKind() Run_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Run_KIND_UNSPECIFIED
+}
+
+func (x *DescribeRunResponse) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
 }
 
 type PurgeWorkspaceRequest struct {
@@ -909,10 +926,12 @@ const file_redoubt_compute_v1_agent_proto_rawDesc = "" +
 	"\x12DescribeRunRequest\x12.\n" +
 	"\rworkspace_uid\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid\x12!\n" +
 	"\x06run_id\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01(\x80\x02R\x05runId\"c\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x02R\x05runId\"\xaf\x01\n" +
 	"\x13DescribeRunResponse\x12\x17\n" +
 	"\arun_uid\x18\x01 \x01(\tR\x06runUid\x123\n" +
-	"\x05state\x18\x02 \x01(\x0e2\x1d.redoubt.compute.v1.Run.StateR\x05state\"G\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1d.redoubt.compute.v1.Run.StateR\x05state\x120\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x1c.redoubt.compute.v1.Run.KindR\x04kind\x12\x18\n" +
+	"\adeleted\x18\x04 \x01(\bR\adeleted\"G\n" +
 	"\x15PurgeWorkspaceRequest\x12.\n" +
 	"\rworkspace_uid\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid2\x99\x05\n" +
 	"\x0fAgentRunService\x12\x81\x01\n" +
@@ -962,9 +981,10 @@ var file_redoubt_compute_v1_agent_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 	(Run_State)(0),                // 16: redoubt.compute.v1.Run.State
-	(*Output)(nil),                // 17: redoubt.compute.v1.Output
-	(*Run)(nil),                   // 18: redoubt.compute.v1.Run
-	(*emptypb.Empty)(nil),         // 19: google.protobuf.Empty
+	(Run_Kind)(0),                 // 17: redoubt.compute.v1.Run.Kind
+	(*Output)(nil),                // 18: redoubt.compute.v1.Output
+	(*Run)(nil),                   // 19: redoubt.compute.v1.Run
+	(*emptypb.Empty)(nil),         // 20: google.protobuf.Empty
 }
 var file_redoubt_compute_v1_agent_proto_depIdxs = []int32{
 	12, // 0: redoubt.compute.v1.Assignment.environment:type_name -> redoubt.compute.v1.Assignment.EnvironmentEntry
@@ -976,25 +996,26 @@ var file_redoubt_compute_v1_agent_proto_depIdxs = []int32{
 	14, // 6: redoubt.compute.v1.ServeSpec.start_timeout:type_name -> google.protobuf.Duration
 	16, // 7: redoubt.compute.v1.ReportRunRequest.state:type_name -> redoubt.compute.v1.Run.State
 	16, // 8: redoubt.compute.v1.DescribeRunResponse.state:type_name -> redoubt.compute.v1.Run.State
-	0,  // 9: redoubt.compute.v1.AgentRunService.GetAssignment:input_type -> redoubt.compute.v1.GetAssignmentRequest
-	3,  // 10: redoubt.compute.v1.AgentRunService.Heartbeat:input_type -> redoubt.compute.v1.HeartbeatRequest
-	5,  // 11: redoubt.compute.v1.AgentRunService.AppendLogs:input_type -> redoubt.compute.v1.AppendLogsRequest
-	7,  // 12: redoubt.compute.v1.AgentRunService.UploadOutput:input_type -> redoubt.compute.v1.UploadOutputRequest
-	8,  // 13: redoubt.compute.v1.AgentRunService.ReportRun:input_type -> redoubt.compute.v1.ReportRunRequest
-	9,  // 14: redoubt.compute.v1.RunInternalService.DescribeRun:input_type -> redoubt.compute.v1.DescribeRunRequest
-	11, // 15: redoubt.compute.v1.RunInternalService.PurgeWorkspace:input_type -> redoubt.compute.v1.PurgeWorkspaceRequest
-	1,  // 16: redoubt.compute.v1.AgentRunService.GetAssignment:output_type -> redoubt.compute.v1.Assignment
-	4,  // 17: redoubt.compute.v1.AgentRunService.Heartbeat:output_type -> redoubt.compute.v1.HeartbeatResponse
-	6,  // 18: redoubt.compute.v1.AgentRunService.AppendLogs:output_type -> redoubt.compute.v1.AppendLogsResponse
-	17, // 19: redoubt.compute.v1.AgentRunService.UploadOutput:output_type -> redoubt.compute.v1.Output
-	18, // 20: redoubt.compute.v1.AgentRunService.ReportRun:output_type -> redoubt.compute.v1.Run
-	10, // 21: redoubt.compute.v1.RunInternalService.DescribeRun:output_type -> redoubt.compute.v1.DescribeRunResponse
-	19, // 22: redoubt.compute.v1.RunInternalService.PurgeWorkspace:output_type -> google.protobuf.Empty
-	16, // [16:23] is the sub-list for method output_type
-	9,  // [9:16] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	17, // 9: redoubt.compute.v1.DescribeRunResponse.kind:type_name -> redoubt.compute.v1.Run.Kind
+	0,  // 10: redoubt.compute.v1.AgentRunService.GetAssignment:input_type -> redoubt.compute.v1.GetAssignmentRequest
+	3,  // 11: redoubt.compute.v1.AgentRunService.Heartbeat:input_type -> redoubt.compute.v1.HeartbeatRequest
+	5,  // 12: redoubt.compute.v1.AgentRunService.AppendLogs:input_type -> redoubt.compute.v1.AppendLogsRequest
+	7,  // 13: redoubt.compute.v1.AgentRunService.UploadOutput:input_type -> redoubt.compute.v1.UploadOutputRequest
+	8,  // 14: redoubt.compute.v1.AgentRunService.ReportRun:input_type -> redoubt.compute.v1.ReportRunRequest
+	9,  // 15: redoubt.compute.v1.RunInternalService.DescribeRun:input_type -> redoubt.compute.v1.DescribeRunRequest
+	11, // 16: redoubt.compute.v1.RunInternalService.PurgeWorkspace:input_type -> redoubt.compute.v1.PurgeWorkspaceRequest
+	1,  // 17: redoubt.compute.v1.AgentRunService.GetAssignment:output_type -> redoubt.compute.v1.Assignment
+	4,  // 18: redoubt.compute.v1.AgentRunService.Heartbeat:output_type -> redoubt.compute.v1.HeartbeatResponse
+	6,  // 19: redoubt.compute.v1.AgentRunService.AppendLogs:output_type -> redoubt.compute.v1.AppendLogsResponse
+	18, // 20: redoubt.compute.v1.AgentRunService.UploadOutput:output_type -> redoubt.compute.v1.Output
+	19, // 21: redoubt.compute.v1.AgentRunService.ReportRun:output_type -> redoubt.compute.v1.Run
+	10, // 22: redoubt.compute.v1.RunInternalService.DescribeRun:output_type -> redoubt.compute.v1.DescribeRunResponse
+	20, // 23: redoubt.compute.v1.RunInternalService.PurgeWorkspace:output_type -> google.protobuf.Empty
+	17, // [17:24] is the sub-list for method output_type
+	10, // [10:17] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_compute_v1_agent_proto_init() }

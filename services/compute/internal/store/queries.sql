@@ -22,8 +22,8 @@ DELETE FROM computes WHERE uid = $1;
 
 -- name: InsertRun :execrows
 INSERT INTO runs (uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version,
-                  create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', 0, 1, $10, 0, 0, 0, 0, 0, 0, $11)
+                  create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, labels, deleted)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', 0, 1, $10, $12, $15, 0, 0, 0, 0, $11, $13, $14, 0)
 ON CONFLICT (workspace_uid, id_mac) DO NOTHING;
 
 -- name: GetRun :one
@@ -37,22 +37,22 @@ SELECT * FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time
 
 -- name: ListRuns :many
 SELECT * FROM runs
-WHERE workspace_uid = $1 AND kind <> $5 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
+WHERE workspace_uid = $1 AND kind <> $5 AND deleted <= $6 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($4 AS BIGINT);
 
 -- name: ListRunsInState :many
 SELECT * FROM runs
-WHERE workspace_uid = $1 AND state = $2 AND kind <> $6 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
+WHERE workspace_uid = $1 AND state = $2 AND kind <> $6 AND deleted <= $7 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($5 AS BIGINT);
 
 -- name: ComputesInState :many
-SELECT DISTINCT compute_uid FROM runs WHERE state = $1 ORDER BY compute_uid;
+SELECT DISTINCT compute_uid FROM runs WHERE state = $1 AND compute_uid <> '' ORDER BY compute_uid;
 
 -- name: QueuedOnCompute :many
 SELECT * FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT);
 
 -- name: RunsInStates :many
-SELECT * FROM runs WHERE state >= $1 AND state <= $2 ORDER BY create_time, uid;
+SELECT * FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid;
 
 -- name: NotRevoked :many
 SELECT * FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100;
@@ -82,17 +82,23 @@ SELECT run_uid, start, length, data FROM log_chunks
 WHERE run_uid = $1 AND start + length > $2 ORDER BY start LIMIT CAST($3 AS BIGINT);
 
 -- name: PutOutput :exec
-INSERT INTO outputs (run_uid, path_mac, entry, size, blob, create_time) VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (run_uid, path_mac) DO UPDATE SET entry = EXCLUDED.entry, size = EXCLUDED.size, blob = EXCLUDED.blob, create_time = EXCLUDED.create_time;
+INSERT INTO outputs (run_uid, path_mac, entry, size, blob, create_time, artifact) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (run_uid, path_mac) DO UPDATE SET entry = EXCLUDED.entry, size = EXCLUDED.size, blob = EXCLUDED.blob, create_time = EXCLUDED.create_time, artifact = EXCLUDED.artifact;
 
 -- name: GetOutput :one
-SELECT run_uid, path_mac, entry, size, blob, create_time FROM outputs WHERE run_uid = $1 AND path_mac = $2;
+SELECT run_uid, path_mac, entry, size, blob, create_time, artifact FROM outputs WHERE run_uid = $1 AND path_mac = $2;
 
 -- name: ListOutputs :many
-SELECT run_uid, path_mac, entry, size, blob, create_time FROM outputs WHERE run_uid = $1 ORDER BY create_time, blob;
+SELECT run_uid, path_mac, entry, size, blob, create_time, artifact FROM outputs WHERE run_uid = $1 ORDER BY create_time, blob;
 
 -- name: CountOutputs :one
 SELECT COUNT(*) FROM outputs WHERE run_uid = $1;
+
+-- name: CountAgentOutputs :one
+SELECT COUNT(*) FROM outputs WHERE run_uid = $1 AND artifact = 0;
+
+-- name: DeleteOutput :execrows
+DELETE FROM outputs WHERE run_uid = $1 AND path_mac = $2 AND blob = $3;
 
 -- name: SumOtherOutputs :one
 SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) AS size FROM outputs WHERE run_uid = $1 AND path_mac <> $2;
@@ -108,3 +114,52 @@ DELETE FROM runs WHERE workspace_uid = $1;
 
 -- name: DeleteComputesOfWorkspace :exec
 DELETE FROM computes WHERE workspace_uid = $1;
+
+-- name: InsertExperiment :execrows
+INSERT INTO experiments (uid, workspace_uid, id, name_mac, content, deleted, version, create_time, update_time, created_by)
+VALUES ($1, $2, $3, $4, $5, 0, 1, $6, $6, $7) ON CONFLICT DO NOTHING;
+
+-- name: GetExperiment :one
+SELECT * FROM experiments WHERE workspace_uid = $1 AND id = $2;
+
+-- name: GetExperimentByName :one
+SELECT * FROM experiments WHERE workspace_uid = $1 AND name_mac = $2;
+
+-- name: ListExperiments :many
+SELECT * FROM experiments WHERE workspace_uid = $1 AND uid > $2 ORDER BY uid LIMIT CAST($3 AS BIGINT);
+
+-- name: CountExperiments :one
+SELECT COUNT(*) FROM experiments WHERE workspace_uid = $1;
+
+-- name: NameTaken :one
+SELECT COUNT(*) FROM experiments WHERE workspace_uid = $1 AND name_mac = $2 AND id <> $3;
+
+-- name: UpdateExperiment :execrows
+UPDATE experiments SET name_mac = $3, content = $4, deleted = $5, update_time = $6, version = version + 1 WHERE uid = $1 AND version = $2;
+
+-- name: MarkRunsOfExperiment :exec
+UPDATE runs SET deleted = $3, version = version + 1 WHERE workspace_uid = $1 AND experiment = $2 AND deleted = $4;
+
+-- name: CarriedInExperiment :one
+SELECT COUNT(*) FROM runs WHERE workspace_uid = $1 AND experiment = $2 AND compute_uid <> '' AND state < $3;
+
+-- name: SetRunLabels :exec
+UPDATE runs SET labels = $2 WHERE uid = $1;
+
+-- name: SetRunDeleted :exec
+UPDATE runs SET deleted = $2 WHERE uid = $1;
+
+-- name: ScanRuns :many
+SELECT * FROM runs
+WHERE workspace_uid = $1 AND start_time <= $2 AND (start_time < $2 OR uid > $3) AND start_time >= $4
+  AND kind <> $5 AND deleted >= $6 AND deleted <= $7
+ORDER BY start_time DESC, uid LIMIT CAST($8 AS BIGINT);
+
+-- name: ScanRunsOfExperiment :many
+SELECT * FROM runs
+WHERE workspace_uid = $1 AND experiment = $9 AND start_time <= $2 AND (start_time < $2 OR uid > $3) AND start_time >= $4
+  AND kind <> $5 AND deleted >= $6 AND deleted <= $7
+ORDER BY start_time DESC, uid LIMIT CAST($8 AS BIGINT);
+
+-- name: DeleteExperimentsOfWorkspace :exec
+DELETE FROM experiments WHERE workspace_uid = $1;

@@ -16,6 +16,8 @@ func specField(kind computev1.Run_Kind) string {
 	switch kind {
 	case computev1.Run_KIND_JOB:
 		return "spec"
+	case computev1.Run_KIND_TRACKED:
+		return "tracked"
 	case computev1.Run_KIND_REPLICA:
 		return "replica"
 	default:

@@ -36,7 +36,7 @@ func TestReplicaRoundTrip(t *testing.T) {
 			t.Errorf("a job reads %+v", job)
 		}
 		for _, state := range []computev1.Run_State{0, computev1.Run_STATE_QUEUED} {
-			list, _, err := l.ListRuns(t.Context(), l.ws, state, Cursor{}, 10)
+			list, _, err := l.ListRuns(t.Context(), l.ws, state, false, Cursor{}, 10)
 			must(t, err)
 			if len(list) != 1 || list[0].UID != job.UID {
 				t.Errorf("the list of state %v has %d runs, want the job alone", state, len(list))

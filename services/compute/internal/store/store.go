@@ -81,10 +81,23 @@ type Run struct {
 	LogBytes                                       int64
 	// Revoked says that identity has killed the run's tokens.
 	Revoked bool
+	// Experiment is the id of the experiment that it belongs to.
+	Experiment string
+	Deleted    Deleted
+	// Labels are what is said of it besides: display name and user. nil where nothing was.
+	Labels *computev1.CreateTrackedRunRequest
 }
 
 // Name is the run's resource name.
 func (r *Run) Name() string { return r.Spec.GetParent() + "/runs/" + r.Spec.GetRunId() }
+
+// DisplayName is the name that was given to it last.
+func (r *Run) DisplayName() string {
+	if r.Labels != nil {
+		return r.Labels.GetDisplayName()
+	}
+	return r.Spec.GetDisplayName()
+}
 
 // HasEnded reports whether the run is in one of its last states.
 func (r *Run) HasEnded() bool { return r.State >= computev1.Run_STATE_COMPLETED }
@@ -232,14 +245,23 @@ func (s *Store) DeleteCompute(ctx context.Context, uid string, record Record) er
 
 // --- runs
 
-// InsertRun queues a run. With a request id that was used within the last day, the run of then is given back instead, if what was
-// asked is the same.
+// InsertRun stores a run that names no experiment by its display name; see Submit.
 func (s *Store) InsertRun(ctx context.Context, r *Run, requestID string, record Record) (*Run, error) {
+	return s.Submit(ctx, r, requestID, nil, record)
+}
+
+// Submit stores a run. With a request id that was used within the last day, the run of then is given back instead, if what was
+// asked is the same. A run without an experiment joins the one that join is for; without either it is in Default.
+func (s *Store) Submit(ctx context.Context, r *Run, requestID string, join *Join, record Record) (*Run, error) {
 	key, err := s.keys.Key(ctx, r.Workspace)
 	if err != nil {
 		return nil, err
 	}
 	spec, outcome, err := s.sealRun(key, r)
+	if err != nil {
+		return nil, err
+	}
+	labels, err := sealLabels(key, r)
 	if err != nil {
 		return nil, err
 	}
@@ -260,9 +282,14 @@ func (s *Store) InsertRun(ctx context.Context, r *Run, requestID string, record 
 				return err
 			}
 		}
+		experiment, err := join.experiment(ctx, q, key, r)
+		if err != nil {
+			return err
+		}
 		n, err := q.InsertRun(ctx, db.InsertRunParams{
 			UID: r.UID, WorkspaceUID: r.Workspace, ComputeUID: r.Compute, IDMac: key.MAC("run", r.Workspace, r.Spec.GetRunId()), RequestMac: requestMAC,
 			Spec: spec, Outcome: outcome, Submitter: r.Submitter, State: int64(r.State), CreateTime: micros(r.Created), Kind: int64(r.Kind),
+			StartTime: micros(r.Started), EndTime: micros(r.Ended), Experiment: experiment, Labels: labels,
 		})
 		if err != nil {
 			return sqldb.Fault(err)
@@ -310,9 +337,12 @@ func (s *Store) run(ctx context.Context, row db.Run) (*Run, error) {
 		UID: row.UID, Workspace: row.WorkspaceUID, Compute: row.ComputeUID, Submitter: row.Submitter, State: computev1.Run_State(row.State),
 		Generation: row.Generation, AgentKey: row.AgentKey, Cancel: row.Cancel != 0, Version: row.Version, LogBytes: row.LogBytes, Revoked: row.Revoked != 0,
 		Created: instant(row.CreateTime), Started: instant(row.StartTime), Ended: instant(row.EndTime), Heartbeat: instant(row.HeartbeatTime), CanceledAt: instant(row.CancelTime),
-		Kind: computev1.Run_Kind(row.Kind), Outcome: &computev1.ReportRunRequest{},
+		Kind: computev1.Run_Kind(row.Kind), Outcome: &computev1.ReportRunRequest{}, Experiment: row.Experiment, Deleted: Deleted(row.Deleted),
 	}
 	if err := openSpec(key, r, row.Spec); err != nil {
+		return nil, err
+	}
+	if err := openLabels(key, r, row.Labels); err != nil {
 		return nil, err
 	}
 	outcome, err := key.Open(runAAD(r.Workspace, r.UID, "outcome"), row.Outcome)
@@ -374,17 +404,21 @@ func (s *Store) RunByUID(ctx context.Context, uid string) (*Run, error) {
 }
 
 // ListRuns gives runs after the cursor, newest first, but no replicas; state 0 is all.
-func (s *Store) ListRuns(ctx context.Context, workspace string, state computev1.Run_State, after Cursor, limit int) ([]*Run, Cursor, error) {
+func (s *Store) ListRuns(ctx context.Context, workspace string, state computev1.Run_State, deleted bool, after Cursor, limit int) ([]*Run, Cursor, error) {
 	if after.Time == 0 {
 		after.Time = 1 << 62
 	}
 	q := db.New(s.db.Reader())
 	var rows []db.Run
 	var err error
+	most := int64(NotDeleted)
+	if deleted {
+		most = int64(DeletedWithExperiment)
+	}
 	if state == 0 {
-		rows, err = q.ListRuns(ctx, db.ListRunsParams{WorkspaceUID: workspace, CreateTime: after.Time, UID: after.UID, Column4: int64(limit), Kind: int64(computev1.Run_KIND_REPLICA)})
+		rows, err = q.ListRuns(ctx, db.ListRunsParams{WorkspaceUID: workspace, CreateTime: after.Time, UID: after.UID, Column4: int64(limit), Kind: int64(computev1.Run_KIND_REPLICA), Deleted: most})
 	} else {
-		rows, err = q.ListRunsInState(ctx, db.ListRunsInStateParams{WorkspaceUID: workspace, State: int64(state), CreateTime: after.Time, UID: after.UID, Column5: int64(limit), Kind: int64(computev1.Run_KIND_REPLICA)})
+		rows, err = q.ListRunsInState(ctx, db.ListRunsInStateParams{WorkspaceUID: workspace, State: int64(state), CreateTime: after.Time, UID: after.UID, Column5: int64(limit), Kind: int64(computev1.Run_KIND_REPLICA), Deleted: most})
 	}
 	if err != nil {
 		return nil, after, sqldb.Fault(err)
@@ -515,7 +549,7 @@ func (s *Store) OfWorkspace(ctx context.Context, workspace string) ([]*Run, erro
 func (s *Store) Purge(ctx context.Context, workspace string, record Record) error {
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
-		for _, f := range []func(context.Context, string) error{q.DeleteLogsOfWorkspace, q.DeleteOutputsOfWorkspace, q.DeleteRunsOfWorkspace, q.DeleteComputesOfWorkspace} {
+		for _, f := range []func(context.Context, string) error{q.DeleteLogsOfWorkspace, q.DeleteOutputsOfWorkspace, q.DeleteRunsOfWorkspace, q.DeleteComputesOfWorkspace, q.DeleteExperimentsOfWorkspace} {
 			if err := f(ctx, workspace); err != nil {
 				return sqldb.Fault(err)
 			}

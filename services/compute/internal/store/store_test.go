@@ -429,7 +429,7 @@ func TestLists(t *testing.T) {
 		var got []*Run
 		var cur Cursor
 		for {
-			page, next, err := l.ListRuns(ctx, l.ws, 0, cur, 2)
+			page, next, err := l.ListRuns(ctx, l.ws, 0, false, cur, 2)
 			must(t, err)
 			got, cur = append(got, page...), next
 			if len(page) < 2 {
@@ -439,7 +439,7 @@ func TestLists(t *testing.T) {
 		if ids(got) != "r8 r7 r6 r5 r4 r3 r2 r1 r0" {
 			t.Errorf("newest first: %s", ids(got))
 		}
-		queued, _, err := l.ListRuns(ctx, l.ws, computev1.Run_STATE_QUEUED, Cursor{}, 10)
+		queued, _, err := l.ListRuns(ctx, l.ws, computev1.Run_STATE_QUEUED, false, Cursor{}, 10)
 		if must(t, err); ids(queued) != "r8 r0" {
 			t.Errorf("queued: %s", ids(queued))
 		}

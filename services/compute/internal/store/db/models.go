@@ -15,6 +15,19 @@ type Compute struct {
 	CreatedBy    string
 }
 
+type Experiment struct {
+	UID          string
+	WorkspaceUID string
+	ID           string
+	NameMac      []byte
+	Content      []byte
+	Deleted      int64
+	Version      int64
+	CreateTime   int64
+	UpdateTime   int64
+	CreatedBy    string
+}
+
 type LogChunk struct {
 	RunUID string
 	Start  int64
@@ -29,6 +42,7 @@ type Output struct {
 	Size       int64
 	Blob       string
 	CreateTime int64
+	Artifact   int64
 }
 
 type Run struct {
@@ -53,4 +67,7 @@ type Run struct {
 	LogBytes      int64
 	Revoked       int64
 	Kind          int64
+	Experiment    string
+	Deleted       int64
+	Labels        []byte
 }

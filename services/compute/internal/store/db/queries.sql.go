@@ -26,6 +26,23 @@ func (q *Queries) ActiveOnCompute(ctx context.Context, arg ActiveOnComputeParams
 	return count, err
 }
 
+const carriedInExperiment = `-- name: CarriedInExperiment :one
+SELECT COUNT(*) FROM runs WHERE workspace_uid = $1 AND experiment = $2 AND compute_uid <> '' AND state < $3
+`
+
+type CarriedInExperimentParams struct {
+	WorkspaceUID string
+	Experiment   string
+	State        int64
+}
+
+func (q *Queries) CarriedInExperiment(ctx context.Context, arg CarriedInExperimentParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, carriedInExperiment, arg.WorkspaceUID, arg.Experiment, arg.State)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const computeRunsNotEnded = `-- name: ComputeRunsNotEnded :one
 SELECT COUNT(*) FROM runs WHERE compute_uid = $1 AND state < $2
 `
@@ -43,7 +60,7 @@ func (q *Queries) ComputeRunsNotEnded(ctx context.Context, arg ComputeRunsNotEnd
 }
 
 const computesInState = `-- name: ComputesInState :many
-SELECT DISTINCT compute_uid FROM runs WHERE state = $1 ORDER BY compute_uid
+SELECT DISTINCT compute_uid FROM runs WHERE state = $1 AND compute_uid <> '' ORDER BY compute_uid
 `
 
 func (q *Queries) ComputesInState(ctx context.Context, state int64) ([]string, error) {
@@ -67,6 +84,28 @@ func (q *Queries) ComputesInState(ctx context.Context, state int64) ([]string, e
 		return nil, err
 	}
 	return items, nil
+}
+
+const countAgentOutputs = `-- name: CountAgentOutputs :one
+SELECT COUNT(*) FROM outputs WHERE run_uid = $1 AND artifact = 0
+`
+
+func (q *Queries) CountAgentOutputs(ctx context.Context, runUid string) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countAgentOutputs, runUid)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countExperiments = `-- name: CountExperiments :one
+SELECT COUNT(*) FROM experiments WHERE workspace_uid = $1
+`
+
+func (q *Queries) CountExperiments(ctx context.Context, workspaceUid string) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countExperiments, workspaceUid)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
 }
 
 const countOutputs = `-- name: CountOutputs :one
@@ -101,6 +140,15 @@ func (q *Queries) DeleteComputesOfWorkspace(ctx context.Context, workspaceUid st
 	return err
 }
 
+const deleteExperimentsOfWorkspace = `-- name: DeleteExperimentsOfWorkspace :exec
+DELETE FROM experiments WHERE workspace_uid = $1
+`
+
+func (q *Queries) DeleteExperimentsOfWorkspace(ctx context.Context, workspaceUid string) error {
+	_, err := q.db.ExecContext(ctx, deleteExperimentsOfWorkspace, workspaceUid)
+	return err
+}
+
 const deleteLogsOfWorkspace = `-- name: DeleteLogsOfWorkspace :exec
 DELETE FROM log_chunks WHERE run_uid IN (SELECT uid FROM runs WHERE workspace_uid = $1)
 `
@@ -108,6 +156,24 @@ DELETE FROM log_chunks WHERE run_uid IN (SELECT uid FROM runs WHERE workspace_ui
 func (q *Queries) DeleteLogsOfWorkspace(ctx context.Context, workspaceUid string) error {
 	_, err := q.db.ExecContext(ctx, deleteLogsOfWorkspace, workspaceUid)
 	return err
+}
+
+const deleteOutput = `-- name: DeleteOutput :execrows
+DELETE FROM outputs WHERE run_uid = $1 AND path_mac = $2 AND blob = $3
+`
+
+type DeleteOutputParams struct {
+	RunUID  string
+	PathMac []byte
+	Blob    string
+}
+
+func (q *Queries) DeleteOutput(ctx context.Context, arg DeleteOutputParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteOutput, arg.RunUID, arg.PathMac, arg.Blob)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
 }
 
 const deleteOutputsOfWorkspace = `-- name: DeleteOutputsOfWorkspace :exec
@@ -174,8 +240,62 @@ func (q *Queries) GetComputeByUID(ctx context.Context, uid string) (Compute, err
 	return i, err
 }
 
+const getExperiment = `-- name: GetExperiment :one
+SELECT uid, workspace_uid, id, name_mac, content, deleted, version, create_time, update_time, created_by FROM experiments WHERE workspace_uid = $1 AND id = $2
+`
+
+type GetExperimentParams struct {
+	WorkspaceUID string
+	ID           string
+}
+
+func (q *Queries) GetExperiment(ctx context.Context, arg GetExperimentParams) (Experiment, error) {
+	row := q.db.QueryRowContext(ctx, getExperiment, arg.WorkspaceUID, arg.ID)
+	var i Experiment
+	err := row.Scan(
+		&i.UID,
+		&i.WorkspaceUID,
+		&i.ID,
+		&i.NameMac,
+		&i.Content,
+		&i.Deleted,
+		&i.Version,
+		&i.CreateTime,
+		&i.UpdateTime,
+		&i.CreatedBy,
+	)
+	return i, err
+}
+
+const getExperimentByName = `-- name: GetExperimentByName :one
+SELECT uid, workspace_uid, id, name_mac, content, deleted, version, create_time, update_time, created_by FROM experiments WHERE workspace_uid = $1 AND name_mac = $2
+`
+
+type GetExperimentByNameParams struct {
+	WorkspaceUID string
+	NameMac      []byte
+}
+
+func (q *Queries) GetExperimentByName(ctx context.Context, arg GetExperimentByNameParams) (Experiment, error) {
+	row := q.db.QueryRowContext(ctx, getExperimentByName, arg.WorkspaceUID, arg.NameMac)
+	var i Experiment
+	err := row.Scan(
+		&i.UID,
+		&i.WorkspaceUID,
+		&i.ID,
+		&i.NameMac,
+		&i.Content,
+		&i.Deleted,
+		&i.Version,
+		&i.CreateTime,
+		&i.UpdateTime,
+		&i.CreatedBy,
+	)
+	return i, err
+}
+
 const getOutput = `-- name: GetOutput :one
-SELECT run_uid, path_mac, entry, size, blob, create_time FROM outputs WHERE run_uid = $1 AND path_mac = $2
+SELECT run_uid, path_mac, entry, size, blob, create_time, artifact FROM outputs WHERE run_uid = $1 AND path_mac = $2
 `
 
 type GetOutputParams struct {
@@ -193,12 +313,13 @@ func (q *Queries) GetOutput(ctx context.Context, arg GetOutputParams) (Output, e
 		&i.Size,
 		&i.Blob,
 		&i.CreateTime,
+		&i.Artifact,
 	)
 	return i, err
 }
 
 const getRun = `-- name: GetRun :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE uid = $1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE uid = $1
 `
 
 func (q *Queries) GetRun(ctx context.Context, uid string) (Run, error) {
@@ -226,12 +347,15 @@ func (q *Queries) GetRun(ctx context.Context, uid string) (Run, error) {
 		&i.LogBytes,
 		&i.Revoked,
 		&i.Kind,
+		&i.Experiment,
+		&i.Deleted,
+		&i.Labels,
 	)
 	return i, err
 }
 
 const getRunByID = `-- name: GetRunByID :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE workspace_uid = $1 AND id_mac = $2
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE workspace_uid = $1 AND id_mac = $2
 `
 
 type GetRunByIDParams struct {
@@ -264,12 +388,15 @@ func (q *Queries) GetRunByID(ctx context.Context, arg GetRunByIDParams) (Run, er
 		&i.LogBytes,
 		&i.Revoked,
 		&i.Kind,
+		&i.Experiment,
+		&i.Deleted,
+		&i.Labels,
 	)
 	return i, err
 }
 
 const getRunByRequest = `-- name: GetRunByRequest :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
 `
 
 type GetRunByRequestParams struct {
@@ -303,6 +430,9 @@ func (q *Queries) GetRunByRequest(ctx context.Context, arg GetRunByRequestParams
 		&i.LogBytes,
 		&i.Revoked,
 		&i.Kind,
+		&i.Experiment,
+		&i.Deleted,
+		&i.Labels,
 	)
 	return i, err
 }
@@ -340,6 +470,37 @@ func (q *Queries) InsertCompute(ctx context.Context, arg InsertComputeParams) (i
 	return result.RowsAffected()
 }
 
+const insertExperiment = `-- name: InsertExperiment :execrows
+INSERT INTO experiments (uid, workspace_uid, id, name_mac, content, deleted, version, create_time, update_time, created_by)
+VALUES ($1, $2, $3, $4, $5, 0, 1, $6, $6, $7) ON CONFLICT DO NOTHING
+`
+
+type InsertExperimentParams struct {
+	UID          string
+	WorkspaceUID string
+	ID           string
+	NameMac      []byte
+	Content      []byte
+	CreateTime   int64
+	CreatedBy    string
+}
+
+func (q *Queries) InsertExperiment(ctx context.Context, arg InsertExperimentParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, insertExperiment,
+		arg.UID,
+		arg.WorkspaceUID,
+		arg.ID,
+		arg.NameMac,
+		arg.Content,
+		arg.CreateTime,
+		arg.CreatedBy,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const insertLog = `-- name: InsertLog :exec
 INSERT INTO log_chunks (run_uid, start, length, data) VALUES ($1, $2, $3, $4)
 `
@@ -363,8 +524,8 @@ func (q *Queries) InsertLog(ctx context.Context, arg InsertLogParams) error {
 
 const insertRun = `-- name: InsertRun :execrows
 INSERT INTO runs (uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version,
-                  create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', 0, 1, $10, 0, 0, 0, 0, 0, 0, $11)
+                  create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, labels, deleted)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', 0, 1, $10, $12, $15, 0, 0, 0, 0, $11, $13, $14, 0)
 ON CONFLICT (workspace_uid, id_mac) DO NOTHING
 `
 
@@ -380,6 +541,10 @@ type InsertRunParams struct {
 	State        int64
 	CreateTime   int64
 	Kind         int64
+	StartTime    int64
+	Experiment   string
+	Labels       []byte
+	EndTime      int64
 }
 
 func (q *Queries) InsertRun(ctx context.Context, arg InsertRunParams) (int64, error) {
@@ -395,6 +560,10 @@ func (q *Queries) InsertRun(ctx context.Context, arg InsertRunParams) (int64, er
 		arg.State,
 		arg.CreateTime,
 		arg.Kind,
+		arg.StartTime,
+		arg.Experiment,
+		arg.Labels,
+		arg.EndTime,
 	)
 	if err != nil {
 		return 0, err
@@ -452,8 +621,52 @@ func (q *Queries) ListComputes(ctx context.Context, arg ListComputesParams) ([]C
 	return items, nil
 }
 
+const listExperiments = `-- name: ListExperiments :many
+SELECT uid, workspace_uid, id, name_mac, content, deleted, version, create_time, update_time, created_by FROM experiments WHERE workspace_uid = $1 AND uid > $2 ORDER BY uid LIMIT CAST($3 AS BIGINT)
+`
+
+type ListExperimentsParams struct {
+	WorkspaceUID string
+	UID          string
+	Column3      int64
+}
+
+func (q *Queries) ListExperiments(ctx context.Context, arg ListExperimentsParams) ([]Experiment, error) {
+	rows, err := q.db.QueryContext(ctx, listExperiments, arg.WorkspaceUID, arg.UID, arg.Column3)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []Experiment{}
+	for rows.Next() {
+		var i Experiment
+		if err := rows.Scan(
+			&i.UID,
+			&i.WorkspaceUID,
+			&i.ID,
+			&i.NameMac,
+			&i.Content,
+			&i.Deleted,
+			&i.Version,
+			&i.CreateTime,
+			&i.UpdateTime,
+			&i.CreatedBy,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listOutputs = `-- name: ListOutputs :many
-SELECT run_uid, path_mac, entry, size, blob, create_time FROM outputs WHERE run_uid = $1 ORDER BY create_time, blob
+SELECT run_uid, path_mac, entry, size, blob, create_time, artifact FROM outputs WHERE run_uid = $1 ORDER BY create_time, blob
 `
 
 func (q *Queries) ListOutputs(ctx context.Context, runUid string) ([]Output, error) {
@@ -472,6 +685,7 @@ func (q *Queries) ListOutputs(ctx context.Context, runUid string) ([]Output, err
 			&i.Size,
 			&i.Blob,
 			&i.CreateTime,
+			&i.Artifact,
 		); err != nil {
 			return nil, err
 		}
@@ -487,8 +701,8 @@ func (q *Queries) ListOutputs(ctx context.Context, runUid string) ([]Output, err
 }
 
 const listRuns = `-- name: ListRuns :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs
-WHERE workspace_uid = $1 AND kind <> $5 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
+WHERE workspace_uid = $1 AND kind <> $5 AND deleted <= $6 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($4 AS BIGINT)
 `
 
@@ -498,6 +712,7 @@ type ListRunsParams struct {
 	UID          string
 	Column4      int64
 	Kind         int64
+	Deleted      int64
 }
 
 func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, error) {
@@ -507,6 +722,7 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 		arg.UID,
 		arg.Column4,
 		arg.Kind,
+		arg.Deleted,
 	)
 	if err != nil {
 		return nil, err
@@ -537,6 +753,9 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 			&i.LogBytes,
 			&i.Revoked,
 			&i.Kind,
+			&i.Experiment,
+			&i.Deleted,
+			&i.Labels,
 		); err != nil {
 			return nil, err
 		}
@@ -552,8 +771,8 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 }
 
 const listRunsInState = `-- name: ListRunsInState :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs
-WHERE workspace_uid = $1 AND state = $2 AND kind <> $6 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
+WHERE workspace_uid = $1 AND state = $2 AND kind <> $6 AND deleted <= $7 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($5 AS BIGINT)
 `
 
@@ -564,6 +783,7 @@ type ListRunsInStateParams struct {
 	UID          string
 	Column5      int64
 	Kind         int64
+	Deleted      int64
 }
 
 func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams) ([]Run, error) {
@@ -574,6 +794,7 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 		arg.UID,
 		arg.Column5,
 		arg.Kind,
+		arg.Deleted,
 	)
 	if err != nil {
 		return nil, err
@@ -604,6 +825,9 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 			&i.LogBytes,
 			&i.Revoked,
 			&i.Kind,
+			&i.Experiment,
+			&i.Deleted,
+			&i.Labels,
 		); err != nil {
 			return nil, err
 		}
@@ -618,8 +842,46 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 	return items, nil
 }
 
+const markRunsOfExperiment = `-- name: MarkRunsOfExperiment :exec
+UPDATE runs SET deleted = $3, version = version + 1 WHERE workspace_uid = $1 AND experiment = $2 AND deleted = $4
+`
+
+type MarkRunsOfExperimentParams struct {
+	WorkspaceUID string
+	Experiment   string
+	Deleted      int64
+	Deleted_2    int64
+}
+
+func (q *Queries) MarkRunsOfExperiment(ctx context.Context, arg MarkRunsOfExperimentParams) error {
+	_, err := q.db.ExecContext(ctx, markRunsOfExperiment,
+		arg.WorkspaceUID,
+		arg.Experiment,
+		arg.Deleted,
+		arg.Deleted_2,
+	)
+	return err
+}
+
+const nameTaken = `-- name: NameTaken :one
+SELECT COUNT(*) FROM experiments WHERE workspace_uid = $1 AND name_mac = $2 AND id <> $3
+`
+
+type NameTakenParams struct {
+	WorkspaceUID string
+	NameMac      []byte
+	ID           string
+}
+
+func (q *Queries) NameTaken(ctx context.Context, arg NameTakenParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, nameTaken, arg.WorkspaceUID, arg.NameMac, arg.ID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const notRevoked = `-- name: NotRevoked :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100
 `
 
 func (q *Queries) NotRevoked(ctx context.Context, state int64) ([]Run, error) {
@@ -653,6 +915,9 @@ func (q *Queries) NotRevoked(ctx context.Context, state int64) ([]Run, error) {
 			&i.LogBytes,
 			&i.Revoked,
 			&i.Kind,
+			&i.Experiment,
+			&i.Deleted,
+			&i.Labels,
 		); err != nil {
 			return nil, err
 		}
@@ -668,8 +933,8 @@ func (q *Queries) NotRevoked(ctx context.Context, state int64) ([]Run, error) {
 }
 
 const putOutput = `-- name: PutOutput :exec
-INSERT INTO outputs (run_uid, path_mac, entry, size, blob, create_time) VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (run_uid, path_mac) DO UPDATE SET entry = EXCLUDED.entry, size = EXCLUDED.size, blob = EXCLUDED.blob, create_time = EXCLUDED.create_time
+INSERT INTO outputs (run_uid, path_mac, entry, size, blob, create_time, artifact) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (run_uid, path_mac) DO UPDATE SET entry = EXCLUDED.entry, size = EXCLUDED.size, blob = EXCLUDED.blob, create_time = EXCLUDED.create_time, artifact = EXCLUDED.artifact
 `
 
 type PutOutputParams struct {
@@ -679,6 +944,7 @@ type PutOutputParams struct {
 	Size       int64
 	Blob       string
 	CreateTime int64
+	Artifact   int64
 }
 
 func (q *Queries) PutOutput(ctx context.Context, arg PutOutputParams) error {
@@ -689,12 +955,13 @@ func (q *Queries) PutOutput(ctx context.Context, arg PutOutputParams) error {
 		arg.Size,
 		arg.Blob,
 		arg.CreateTime,
+		arg.Artifact,
 	)
 	return err
 }
 
 const queuedOnCompute = `-- name: QueuedOnCompute :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT)
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT)
 `
 
 type QueuedOnComputeParams struct {
@@ -734,6 +1001,9 @@ func (q *Queries) QueuedOnCompute(ctx context.Context, arg QueuedOnComputeParams
 			&i.LogBytes,
 			&i.Revoked,
 			&i.Kind,
+			&i.Experiment,
+			&i.Deleted,
+			&i.Labels,
 		); err != nil {
 			return nil, err
 		}
@@ -788,7 +1058,7 @@ func (q *Queries) ReadLog(ctx context.Context, arg ReadLogParams) ([]LogChunk, e
 }
 
 const runsInStates = `-- name: RunsInStates :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE state >= $1 AND state <= $2 ORDER BY create_time, uid
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid
 `
 
 type RunsInStatesParams struct {
@@ -827,6 +1097,9 @@ func (q *Queries) RunsInStates(ctx context.Context, arg RunsInStatesParams) ([]R
 			&i.LogBytes,
 			&i.Revoked,
 			&i.Kind,
+			&i.Experiment,
+			&i.Deleted,
+			&i.Labels,
 		); err != nil {
 			return nil, err
 		}
@@ -842,7 +1115,7 @@ func (q *Queries) RunsInStates(ctx context.Context, arg RunsInStatesParams) ([]R
 }
 
 const runsOfWorkspace = `-- name: RunsOfWorkspace :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind FROM runs WHERE workspace_uid = $1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE workspace_uid = $1
 `
 
 func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]Run, error) {
@@ -876,6 +1149,161 @@ func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]R
 			&i.LogBytes,
 			&i.Revoked,
 			&i.Kind,
+			&i.Experiment,
+			&i.Deleted,
+			&i.Labels,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const scanRuns = `-- name: ScanRuns :many
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
+WHERE workspace_uid = $1 AND start_time <= $2 AND (start_time < $2 OR uid > $3) AND start_time >= $4
+  AND kind <> $5 AND deleted >= $6 AND deleted <= $7
+ORDER BY start_time DESC, uid LIMIT CAST($8 AS BIGINT)
+`
+
+type ScanRunsParams struct {
+	WorkspaceUID string
+	StartTime    int64
+	UID          string
+	StartTime_2  int64
+	Kind         int64
+	Deleted      int64
+	Deleted_2    int64
+	Column8      int64
+}
+
+func (q *Queries) ScanRuns(ctx context.Context, arg ScanRunsParams) ([]Run, error) {
+	rows, err := q.db.QueryContext(ctx, scanRuns,
+		arg.WorkspaceUID,
+		arg.StartTime,
+		arg.UID,
+		arg.StartTime_2,
+		arg.Kind,
+		arg.Deleted,
+		arg.Deleted_2,
+		arg.Column8,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []Run{}
+	for rows.Next() {
+		var i Run
+		if err := rows.Scan(
+			&i.UID,
+			&i.WorkspaceUID,
+			&i.ComputeUID,
+			&i.IDMac,
+			&i.RequestMac,
+			&i.Spec,
+			&i.Outcome,
+			&i.Submitter,
+			&i.State,
+			&i.Generation,
+			&i.AgentKey,
+			&i.Cancel,
+			&i.Version,
+			&i.CreateTime,
+			&i.StartTime,
+			&i.EndTime,
+			&i.HeartbeatTime,
+			&i.CancelTime,
+			&i.LogBytes,
+			&i.Revoked,
+			&i.Kind,
+			&i.Experiment,
+			&i.Deleted,
+			&i.Labels,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const scanRunsOfExperiment = `-- name: ScanRunsOfExperiment :many
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
+WHERE workspace_uid = $1 AND experiment = $9 AND start_time <= $2 AND (start_time < $2 OR uid > $3) AND start_time >= $4
+  AND kind <> $5 AND deleted >= $6 AND deleted <= $7
+ORDER BY start_time DESC, uid LIMIT CAST($8 AS BIGINT)
+`
+
+type ScanRunsOfExperimentParams struct {
+	WorkspaceUID string
+	StartTime    int64
+	UID          string
+	StartTime_2  int64
+	Kind         int64
+	Deleted      int64
+	Deleted_2    int64
+	Column8      int64
+	Experiment   string
+}
+
+func (q *Queries) ScanRunsOfExperiment(ctx context.Context, arg ScanRunsOfExperimentParams) ([]Run, error) {
+	rows, err := q.db.QueryContext(ctx, scanRunsOfExperiment,
+		arg.WorkspaceUID,
+		arg.StartTime,
+		arg.UID,
+		arg.StartTime_2,
+		arg.Kind,
+		arg.Deleted,
+		arg.Deleted_2,
+		arg.Column8,
+		arg.Experiment,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []Run{}
+	for rows.Next() {
+		var i Run
+		if err := rows.Scan(
+			&i.UID,
+			&i.WorkspaceUID,
+			&i.ComputeUID,
+			&i.IDMac,
+			&i.RequestMac,
+			&i.Spec,
+			&i.Outcome,
+			&i.Submitter,
+			&i.State,
+			&i.Generation,
+			&i.AgentKey,
+			&i.Cancel,
+			&i.Version,
+			&i.CreateTime,
+			&i.StartTime,
+			&i.EndTime,
+			&i.HeartbeatTime,
+			&i.CancelTime,
+			&i.LogBytes,
+			&i.Revoked,
+			&i.Kind,
+			&i.Experiment,
+			&i.Deleted,
+			&i.Labels,
 		); err != nil {
 			return nil, err
 		}
@@ -916,6 +1344,34 @@ func (q *Queries) SetLogBytes(ctx context.Context, arg SetLogBytesParams) (int64
 	return result.RowsAffected()
 }
 
+const setRunDeleted = `-- name: SetRunDeleted :exec
+UPDATE runs SET deleted = $2 WHERE uid = $1
+`
+
+type SetRunDeletedParams struct {
+	UID     string
+	Deleted int64
+}
+
+func (q *Queries) SetRunDeleted(ctx context.Context, arg SetRunDeletedParams) error {
+	_, err := q.db.ExecContext(ctx, setRunDeleted, arg.UID, arg.Deleted)
+	return err
+}
+
+const setRunLabels = `-- name: SetRunLabels :exec
+UPDATE runs SET labels = $2 WHERE uid = $1
+`
+
+type SetRunLabelsParams struct {
+	UID    string
+	Labels []byte
+}
+
+func (q *Queries) SetRunLabels(ctx context.Context, arg SetRunLabelsParams) error {
+	_, err := q.db.ExecContext(ctx, setRunLabels, arg.UID, arg.Labels)
+	return err
+}
+
 const sumOtherOutputs = `-- name: SumOtherOutputs :one
 SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) AS size FROM outputs WHERE run_uid = $1 AND path_mac <> $2
 `
@@ -944,6 +1400,34 @@ type TouchRunParams struct {
 
 func (q *Queries) TouchRun(ctx context.Context, arg TouchRunParams) (int64, error) {
 	result, err := q.db.ExecContext(ctx, touchRun, arg.UID, arg.HeartbeatTime, arg.State)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const updateExperiment = `-- name: UpdateExperiment :execrows
+UPDATE experiments SET name_mac = $3, content = $4, deleted = $5, update_time = $6, version = version + 1 WHERE uid = $1 AND version = $2
+`
+
+type UpdateExperimentParams struct {
+	UID        string
+	Version    int64
+	NameMac    []byte
+	Content    []byte
+	Deleted    int64
+	UpdateTime int64
+}
+
+func (q *Queries) UpdateExperiment(ctx context.Context, arg UpdateExperimentParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, updateExperiment,
+		arg.UID,
+		arg.Version,
+		arg.NameMac,
+		arg.Content,
+		arg.Deleted,
+		arg.UpdateTime,
+	)
 	if err != nil {
 		return 0, err
 	}
