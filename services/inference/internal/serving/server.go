@@ -1,162 +1,212 @@
 package serving
 
 import (
+	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"log/slog"
-	"net"
-	"net/http"
+	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
+	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/pool"
 )
 
-// Config of the server. Certificate and MeshTLS are required.
+// Config of a Server. Certificate, MeshTLS, TrustDomain, Log, Installation and Logger are required.
 type Config struct {
 	// Certificate is what the scoring listener shows, asked for at each handshake.
 	Certificate func() (*tls.Certificate, error)
-	// CertificateFile and KeyFile are shown in its place where they are set, and read again when they change.
+	// CertificateFile and KeyFile, as PEM, are shown in its place where they are set, and read again when they change.
 	CertificateFile, KeyFile string
-	// MeshTLS is the server side of the mesh's mutual TLS, for the replica listener.
+	// MeshTLS makes the server side of the mesh's mutual TLS, for the replica listener.
 	MeshTLS func(svid.Authorize) *tls.Config
 	// TrustDomain is that of the replicas' identities.
 	TrustDomain string
-	Now         func() time.Time
-	Logger      *slog.Logger
+	// Log takes the record of each request.
+	Log Log
+	// Installation is the domain that stands in the ErrorInfo of errors, after "redoubt.".
+	Installation string
+	// Version is told to clients that ask for it.
+	Version string
+	// Tracing may be nil: then no span is recorded.
+	Tracing *observe.Tracing
+
+	// MaxInFlightBytes bounds the bodies that are in memory at a time. Default 512 MiB.
+	MaxInFlightBytes int64
+	// MaxConnections of the scoring listener, and of one address. Defaults 8,192 and half of MaxConnections.
+	MaxConnections, MaxConnectionsPerAddress int
+	// MaxMirrored is how many copies for mirrors may be under way; others are not made. Default 32.
+	MaxMirrored int
+	// BodyGrace is how long a body may take besides a second for each 256 KiB of it. Default 10 s.
+	BodyGrace time.Duration
+	// WriteTimeout is how long a client may leave what it is sent unread. Default 30 s.
+	WriteTimeout time.Duration
+	// NoWorkerGrace is how long requests wait for a deployment that has just lost its last worker. Default 2 s.
+	NoWorkerGrace time.Duration
+
+	// IntN gives a number from 0 to n-1, for the split of the traffic. Default math/rand/v2's. Safe for concurrent use.
+	IntN   func(n int) int
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
-// Endpoint is what the listener needs to know of one endpoint. It is not changed after Set.
-type Endpoint struct {
-	UID, WorkspaceUID, Name string
-	Kind                    inferencev1.Endpoint_Kind
-	Auth                    inferencev1.Endpoint_Auth
-	// Credentials of the form Auth only.
-	Credentials []Credential
-	// Deployments by id.
-	Deployments map[string]*Deployment
-	// Traffic are the deployments that get a share of more than 0 percent.
-	Traffic []Share
-	Mirror  *Share
-}
-
-// Credential opens an endpoint. Label is "key-primary", "key-secondary" or "token"; a zero Expires is never.
-type Credential struct {
-	Hash             [32]byte
-	Label, Principal string
-	Expires          time.Time
-}
-
-// Share is a deployment's part of the requests.
-type Share struct {
-	Deployment string
-	Percent    int
-}
-
-// Deployment is what the listener needs to know of one deployment.
-type Deployment struct {
-	ID, UID string
-	// Model and ModelVersion are what it serves, by id and number.
-	Model, ModelVersion string
-	QueueLength         int
-	MaxBodyBytes        int64
-	Timeout             time.Duration
-	// Replicas are the uids of the runs that take requests now.
-	Replicas []string
-}
-
-// Server is the two listeners. It is safe for concurrent use.
+// Server answers the requests to endpoints. It is safe for concurrent use.
 type Server struct {
-	cfg     Config
-	changed chan struct{}
+	cfg  Config
+	pool *pool.Pool
 
-	mu        sync.Mutex
-	endpoints map[string]*Endpoint
-	expected  map[string]struct{}
+	setting sync.Mutex // of Set and Remove, one at a time
+	byUID   sync.Map   // string → *endpoint
+	byName  sync.Map   // full name → uid
+
+	inFlight atomic.Int64 // bytes
+	mirrored chan struct{}
+	mirrors  sync.WaitGroup
+	unknown  atomic.Int64
+	bodies   sync.Pool // *pool.Body
+	records  sync.Pool // *record
+	unzips   sync.Pool // *gzip.Reader
+	copies   sync.Pool // *[]byte
+
+	grpc *oipServers
 }
 
-// New makes the server.
+// New makes a Server. It listens nowhere: see Serve.
 func New(cfg Config) (*Server, error) {
-	if cfg.Certificate == nil || cfg.MeshTLS == nil {
-		return nil, errors.New("serving: Certificate and MeshTLS are required")
+	if cfg.Certificate == nil || cfg.MeshTLS == nil || cfg.TrustDomain == "" || cfg.Log == nil || cfg.Installation == "" || cfg.Logger == nil {
+		return nil, errors.New("serving: Certificate, MeshTLS, TrustDomain, Log, Installation and Logger are required")
 	}
-	return &Server{cfg: cfg, changed: make(chan struct{}, 1), endpoints: make(map[string]*Endpoint), expected: make(map[string]struct{})}, nil
+	if cfg.MaxInFlightBytes == 0 {
+		cfg.MaxInFlightBytes = 512 << 20
+	}
+	if cfg.MaxConnections == 0 {
+		cfg.MaxConnections = 8192
+	}
+	if cfg.MaxConnectionsPerAddress == 0 {
+		cfg.MaxConnectionsPerAddress = max(cfg.MaxConnections/2, 1)
+	}
+	if cfg.MaxMirrored == 0 {
+		cfg.MaxMirrored = 32
+	}
+	if cfg.BodyGrace == 0 {
+		cfg.BodyGrace = 10 * time.Second
+	}
+	if cfg.WriteTimeout == 0 {
+		cfg.WriteTimeout = 30 * time.Second
+	}
+	if cfg.IntN == nil {
+		cfg.IntN = rand.IntN
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Tracing == nil {
+		var err error
+		if cfg.Tracing, err = observe.NewTracing(context.Background(), observe.TraceConfig{Service: "inference"}); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.CertificateFile != "" {
+		var err error
+		if cfg.Certificate, err = fileCertificate(cfg.CertificateFile, cfg.KeyFile, cfg.Now, cfg.Logger); err != nil {
+			return nil, err
+		}
+	}
+	p, err := pool.New(pool.Config{TLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain, Grace: cfg.NoWorkerGrace, Logger: cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, pool: p, mirrored: make(chan struct{}, cfg.MaxMirrored)}
+	s.bodies.New = func() any { return pool.NewBody(smallBody) }
+	s.records.New = func() any { return newRecord() }
+	s.unzips.New = func() any { return new(gzip.Reader) }
+	s.copies.New = func() any { b := make([]byte, copySize); return &b }
+	s.grpc = newOIPServers(s)
+	return s, nil
 }
 
-// Set makes an endpoint what e says. When it returns, no request that begins later sees the earlier state.
+// Set makes e what the listener knows of the endpoint. When it returns, no request that begins later sees the earlier state, and none
+// that is still on its way to a worker gets there by a credential that e does not have.
 func (s *Server) Set(e *Endpoint) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.endpoints[e.UID] = e
+	s.setting.Lock()
+	defer s.setting.Unlock()
+	fresh := newEndpoint(e)
+	for _, d := range e.Deployments {
+		s.pool.Configure(d.UID, d.Replicas, d.QueueLength)
+	}
+	old, _ := s.endpoint(e.UID)
+	s.byUID.Store(e.UID, fresh)
+	if old != nil && old.Name != e.Name {
+		s.byName.CompareAndDelete(old.Name, e.UID)
+	}
+	s.byName.Store(e.Name, e.UID)
+	s.retire(old, fresh)
 }
 
-// Remove makes an endpoint unknown.
+// Remove forgets an endpoint. When it returns, a request that begins later finds none.
 func (s *Server) Remove(endpointUID string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.endpoints, endpointUID)
+	s.setting.Lock()
+	defer s.setting.Unlock()
+	old, ok := s.endpoint(endpointUID)
+	if !ok {
+		return
+	}
+	s.byUID.Delete(endpointUID)
+	s.byName.CompareAndDelete(old.Name, endpointUID)
+	s.retire(old, nil)
 }
 
-// Expect takes connections of a replica from now on.
+// retire ends the queues of deployments that are no longer there. It comes after the new state stands, so that who waited in one finds
+// where to go.
+func (s *Server) retire(old, fresh *endpoint) {
+	if old == nil {
+		return
+	}
+	for _, d := range old.Deployments {
+		if fresh == nil || fresh.Deployments[d.ID] == nil || fresh.Deployments[d.ID].UID != d.UID {
+			s.pool.Retire(d.UID)
+		}
+	}
+}
+
+func (s *Server) endpoint(uid string) (*endpoint, bool) {
+	v, ok := s.byUID.Load(uid)
+	if !ok {
+		return nil, false
+	}
+	e, ok := v.(*endpoint)
+	return e, ok
+}
+
+func (s *Server) endpointNamed(name string) (*endpoint, bool) {
+	uid, ok := s.byName.Load(name)
+	if !ok {
+		return nil, false
+	}
+	u, _ := uid.(string)
+	return s.endpoint(u)
+}
+
+// Expect lets the workers of a replica connect from now on.
 func (s *Server) Expect(runUID, workspaceUID, deploymentUID string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.expected[runUID+" "+workspaceUID+" "+deploymentUID] = struct{}{}
+	s.pool.Expect(runUID, workspaceUID, deploymentUID)
 }
 
-// Forget closes the connections of a replica, and takes no more.
-func (s *Server) Forget(string) {}
+// Forget closes the connections of a replica and takes no more. What it was answering is cut.
+func (s *Server) Forget(runUID string) { s.pool.Forget(runUID) }
 
 // Ready is how many workers of a replica are connected.
-func (s *Server) Ready(string) int { return 0 }
+func (s *Server) Ready(runUID string) int { return s.pool.Ready(runUID) }
 
 // Changed has a token after workers came or went.
-func (s *Server) Changed() <-chan struct{} { return s.changed }
+func (s *Server) Changed() <-chan struct{} { return s.pool.Changed() }
 
-// Drain returns when no request is on the connections of a replica any more.
-func (s *Server) Drain(context.Context, string) error { return nil }
+// Drain returns when no request is on a replica's connections any more. Take it out of its deployment by Set first.
+func (s *Server) Drain(ctx context.Context, runUID string) error { return s.pool.Drain(ctx, runUID) }
 
-// Serve takes connections until ctx ends. It closes both listeners.
-func (s *Server) Serve(ctx context.Context, scoring, replicas net.Listener) error {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "Healthy") })
-	srv := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
-		ErrorLog:  slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: aeadOnly, SessionTicketsDisabled: true, Time: s.cfg.Now, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.cfg.Certificate() }},
-	}
-	stop := context.AfterFunc(ctx, func() {
-		_ = srv.Close()
-		_ = replicas.Close()
-	})
-	defer stop()
-	go s.refuse(tls.NewListener(replicas, s.cfg.MeshTLS(nil)))
-	if err := srv.ServeTLS(scoring, "", ""); err != nil && ctx.Err() == nil {
-		return err
-	}
-	return nil
-}
-
-// aeadOnly is what TLS 1.2 may use: forward secrecy and authenticated encryption. TLS 1.3 has nothing else.
-var aeadOnly = []uint16{
-	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-}
-
-// refuse ends every handshake of the replica listener: nobody is allowed there yet.
-func (s *Server) refuse(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer func() { _ = c.Close() }()
-			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-			_, _ = c.Read(make([]byte, 1))
-		}()
-	}
-}
+// Unknown is how many requests named an endpoint that is none. They have no workspace, and so no record.
+func (s *Server) Unknown() int64 { return s.unknown.Load() }

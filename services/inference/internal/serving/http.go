@@ -1,0 +1,365 @@
+package serving
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/pool"
+)
+
+// Names of headers, as net/http keeps them.
+const (
+	headerRequestID  = "X-Request-Id"
+	headerDeployment = "Azureml-Model-Deployment"
+	headerClientID   = "X-Ms-Client-Request-Id"
+)
+
+// maxPassed bounds the two headers of a client's that reach the worker.
+const maxPassed = 256
+
+// request is an HTTP request on its way.
+type request struct {
+	*call
+	w       http.ResponseWriter
+	r       *http.Request
+	dialect dialect
+}
+
+// dialect is how a protocol says that something went wrong.
+type dialect func(*refusal) []byte
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+		s.serveGRPC(w, r)
+		return
+	}
+	if r.ContentLength != 0 { // whatever is said about it, it has to come, or the connection goes
+		s.allow(w, time.Now().Add(s.cfg.BodyGrace+time.Second))
+	}
+	if r.URL.Path == "/" {
+		s.healthy(w, r)
+		return
+	}
+	uid, rest, ok := route(r.URL.Path)
+	if !ok {
+		s.nowhere(w)
+		return
+	}
+	h := protocolOf(rest)
+	q := &request{call: s.newCall(h.protocol, one(r.Header, headerRequestID), one(r.Header, "Traceparent")), w: w, r: r, dialect: h.dialect}
+	defer q.end()
+	q.describe()
+	w.Header()[headerRequestID] = []string{q.id}
+	e, _ := s.endpoint(uid)
+	p, refused := present(r.Header["Authorization"])
+	if refused == nil {
+		refused = q.enter(e, func(e *endpoint) (caller, *refusal) { return admit(e, &p, s.cfg.Now()) })
+	}
+	if refused == nil {
+		refused = q.selectors()
+	}
+	if refused == nil {
+		refused = h.serve(q, rest)
+	}
+	if refused != nil {
+		q.refuse(refused)
+	}
+}
+
+// route takes the path of a request to an endpoint apart.
+func route(path string) (uid, rest string, ok bool) {
+	path, ok = strings.CutPrefix(path, "/endpoints/")
+	if !ok {
+		return "", "", false
+	}
+	uid, rest, _ = strings.Cut(path, "/")
+	return uid, rest, uid != ""
+}
+
+// handler serves what is below an endpoint, for callers who may.
+type handler struct {
+	protocol string
+	dialect  dialect
+	serve    func(q *request, rest string) *refusal
+}
+
+func protocolOf(rest string) handler {
+	return handler{"http", errorBody, (*request).plain}
+}
+
+// plain serves our own protocol.
+func (q *request) plain(rest string) *refusal {
+	switch rest {
+	case "score":
+		if q.r.Method != http.MethodPost {
+			return wrongMethod(http.MethodPost)
+		}
+		return q.score()
+	case "swagger.json":
+		return q.swagger()
+	case "":
+		return q.health()
+	}
+	return notFound("there is nothing at this path of the endpoint")
+}
+
+// score passes a request through as it is.
+func (q *request) score() *refusal {
+	if refused := q.choose(); refused != nil {
+		return refused
+	}
+	contentType, accept := one(q.r.Header, "Content-Type"), one(q.r.Header, "Accept")
+	if len(contentType) > maxPassed || len(accept) > maxPassed {
+		return badRequest("Content-Type and Accept have at most %d bytes", maxPassed)
+	}
+	if refused := q.readBody(q.w, q.r, q.deployment.bodyLimit()); refused != nil {
+		return refused
+	}
+	q.mirror("/score", contentType)
+	return q.pass(&pool.Request{Method: http.MethodPost, Path: "/score", ContentType: contentType, Accept: accept})
+}
+
+// swagger passes on what the model says of itself.
+func (q *request) swagger() *refusal {
+	if q.r.Method != http.MethodGet {
+		return wrongMethod(http.MethodGet)
+	}
+	path := "/swagger.json"
+	switch q.r.URL.Query().Get("version") {
+	case "", "2":
+	case "3":
+		path += "?version=3"
+	default:
+		return badRequest("version is 2 or 3")
+	}
+	if refused := q.choose(); refused != nil {
+		return refused
+	}
+	return q.pass(&pool.Request{Method: http.MethodGet, Path: path})
+}
+
+// health tells whether a deployment that traffic goes to has a worker.
+func (q *request) health() *refusal {
+	if refused := q.readable(); refused != nil {
+		return refused
+	}
+	if !q.ready() {
+		return noReplica()
+	}
+	q.answer(http.StatusOK, "text/plain; charset=utf-8", []byte("Healthy"))
+	return nil
+}
+
+// readable refuses all methods but those that read.
+func (q *request) readable() *refusal {
+	if q.r.Method != http.MethodGet && q.r.Method != http.MethodHead {
+		return wrongMethod("GET, HEAD")
+	}
+	return nil
+}
+
+// ready settles on a deployment and tells whether a worker of it is connected.
+func (q *request) ready() bool {
+	return q.choose() == nil && q.s.pool.Workers(q.deployment.UID) > 0
+}
+
+// pass forwards a request and gives its answer to the client as it comes.
+func (q *request) pass(req *pool.Request) *refusal {
+	resp, refused := q.forward(q.r.Context(), req)
+	if refused != nil {
+		return refused
+	}
+	if resp.Streamed() || resp.ContentLength > copySize {
+		return q.stream(resp)
+	}
+	buf, _ := q.s.copies.Get().(*[]byte)
+	defer q.s.copies.Put(buf)
+	body := (*buf)[:resp.ContentLength]
+	if _, err := io.ReadFull(resp, body); err != nil {
+		return exchangeFailed(err)
+	}
+	q.release()
+	q.head(resp)
+	q.w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
+	q.log(resp.Status, int64(len(body)), q.modelRefusal(resp))
+	q.w.WriteHeader(resp.Status)
+	_, _ = q.w.Write(body) // a client that is gone is net/http's to notice
+	return nil
+}
+
+// release gives the worker back as soon as its answer has been read.
+func (c *call) release() {
+	if c.conn != nil {
+		c.conn.Release()
+		c.conn = nil
+	}
+}
+
+// stream copies an answer. The record goes out before the last piece does.
+func (q *request) stream(resp *pool.Response) *refusal {
+	buf, _ := q.s.copies.Get().(*[]byte)
+	defer q.s.copies.Put(buf)
+	q.head(resp)
+	if !resp.Streamed() {
+		q.w.Header()["Content-Length"] = []string{strconv.FormatInt(resp.ContentLength, 10)}
+	}
+	q.w.WriteHeader(resp.Status)
+	flush := http.NewResponseController(q.w)
+	var sent int64
+	for {
+		n, err := resp.Read(*buf)
+		if err != nil && err != io.EOF { //nolint:errorlint // Response's own
+			q.log(resp.Status, sent, exchangeFailed(err))
+			panic(http.ErrAbortHandler) // the client must not take it for the whole
+		}
+		sent += int64(n)
+		if err == io.EOF || sent == resp.ContentLength { //nolint:errorlint // the same
+			q.log(resp.Status, sent, q.modelRefusal(resp))
+		}
+		if n > 0 {
+			_, werr := q.w.Write((*buf)[:n])
+			if werr == nil && resp.Streamed() {
+				werr = flush.Flush()
+			}
+			if werr != nil || q.r.Context().Err() != nil && err == nil {
+				q.log(statusClientGone, sent, gone())
+				panic(http.ErrAbortHandler)
+			}
+		}
+		if err == io.EOF { //nolint:errorlint // the same
+			return nil
+		}
+	}
+}
+
+// modelRefusal is what the log says of an answer in which the model's host reports a fault of user code.
+func (q *request) modelRefusal(resp *pool.Response) *refusal {
+	if resp.ModelError == "" {
+		return nil
+	}
+	return modelFailed(resp.Status, "%s", resp.ModelError)
+}
+
+// head sets the headers of a worker's answer.
+func (q *request) head(resp *pool.Response) {
+	h := q.w.Header()
+	for _, f := range resp.Fields {
+		if passes(f.Name) {
+			h.Add(f.Name, f.Value)
+		}
+	}
+	if resp.ContentType != "" {
+		h["Content-Type"] = []string{resp.ContentType}
+	} else {
+		h["Content-Type"] = nil // net/http would guess one
+	}
+	h["X-Content-Type-Options"] = []string{"nosniff"}
+	h[headerDeployment] = []string{q.deployment.ID}
+}
+
+// passes tells whether a header of user code's reaches the client. Those of the connection, cookies and what rules a whole origin do not:
+// all endpoints stand on one.
+func passes(name string) bool {
+	switch name = strings.ToLower(name); name {
+	case "cache-control", "content-disposition", "content-encoding", "content-language", "etag", "expires", "last-modified", "retry-after", "vary":
+		return true
+	case "x-request-id", "x-content-type-options", "x-frame-options", "x-xss-protection", "x-dns-prefetch-control", "x-permitted-cross-domain-policies", "x-robots-tag":
+		return false
+	}
+	return strings.HasPrefix(name, "x-") && !strings.HasPrefix(name, "x-redoubt-") && !strings.HasPrefix(name, "x-accel-") && !strings.HasPrefix(name, "x-forwarded-")
+}
+
+// answer writes an answer of our own.
+func (q *request) answer(status int, contentType string, body []byte) {
+	h := q.w.Header()
+	h["Content-Type"], h["X-Content-Type-Options"] = []string{contentType}, []string{"nosniff"}
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	if q.deployment != nil {
+		h[headerDeployment] = []string{q.deployment.ID}
+	}
+	q.log(status, int64(len(body)), nil)
+	q.w.WriteHeader(status)
+	_, _ = q.w.Write(body)
+}
+
+// refuse writes a refusal in the words of the protocol.
+func (q *request) refuse(r *refusal) {
+	q.release()
+	body := q.dialect(r)
+	if r.status == statusClientGone {
+		q.log(r.status, 0, r)
+		panic(http.ErrAbortHandler)
+	}
+	h := q.w.Header()
+	h["Content-Type"], h["X-Content-Type-Options"] = []string{"application/json"}, []string{"nosniff"}
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	if r.header != "" {
+		h.Set(r.header, r.value)
+	}
+	if r.status == http.StatusUnauthorized {
+		h["Www-Authenticate"] = []string{`Bearer realm="redoubt"`}
+	}
+	if after := r.RetryAfter(); after > 0 {
+		h["Retry-After"] = []string{strconv.Itoa(int(after / time.Second))}
+	}
+	if q.deployment != nil {
+		h[headerDeployment] = []string{q.deployment.ID}
+	}
+	if !q.whole && q.r.ContentLength != 0 && q.r.ProtoMajor == 1 { // what is left of the body is not worth waiting for
+		h["Connection"] = []string{"close"}
+	}
+	q.log(r.status, int64(len(body)), r)
+	q.w.WriteHeader(r.status)
+	_, _ = q.w.Write(body)
+}
+
+// selectors reads the headers with which a caller chooses.
+func (q *request) selectors() *refusal {
+	for _, name := range []string{headerDeployment, "Content-Type", "Content-Length"} {
+		if n := len(q.r.Header[name]); n > 1 {
+			return badRequest("%s was sent %d times; send it once", name, n)
+		}
+	}
+	q.wanted = one(q.r.Header, headerDeployment)
+	return nil
+}
+
+// describe notes what the record says of the request.
+func (q *request) describe() {
+	rec := q.rec
+	rec.HttpMethod, rec.UserAgent, rec.RequestUrl = text(q.r.Method, 32), text(q.r.UserAgent(), maxAgent), requestURL(q.r.URL)
+	rec.Address, rec.ClientRequestId = address(q.r.RemoteAddr), text(one(q.r.Header, headerClientID), maxClientID)
+}
+
+// one is the value of a header that was sent once, or "".
+func one(h http.Header, name string) string {
+	if v := h[name]; len(v) == 1 {
+		return v[0]
+	}
+	return ""
+}
+
+// healthy is for probes of the listener itself.
+func (s *Server) healthy(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h["Content-Type"], h["X-Content-Type-Options"] = []string{"text/plain; charset=utf-8"}, []string{"nosniff"}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		h["Allow"] = []string{"GET, HEAD"}
+		w.WriteHeader(http.StatusMethodNotAllowed)
+		return
+	}
+	_, _ = io.WriteString(w, "Healthy")
+}
+
+// nowhere is for paths that are no endpoint's.
+func (s *Server) nowhere(w http.ResponseWriter) {
+	s.unknown.Add(1)
+	h := w.Header()
+	h["Content-Type"], h["X-Content-Type-Options"] = []string{"application/json"}, []string{"nosniff"}
+	w.WriteHeader(http.StatusNotFound)
+	_, _ = w.Write(errorBody(notFound("there is nothing at this path: requests go to /endpoints/{endpoint uid}/score")))
+}

@@ -1,0 +1,77 @@
+package serving
+
+import (
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
+	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+)
+
+// record is a telemetryv1.ScoringRequest with the messages that stand in it, to be used again.
+type record struct {
+	telemetryv1.ScoringRequest
+	duration, queued durationpb.Duration
+	time             timestamppb.Timestamp
+}
+
+func newRecord() *record { return &record{} }
+
+// bounds of what a record takes of what a caller writes.
+const (
+	maxAgent    = 256
+	maxURL      = 1024
+	maxClientID = 128
+)
+
+// text cuts a caller's text for a record, which has to be UTF-8.
+func text(s string, most int) string {
+	if len(s) > most {
+		s = s[:most]
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+// address is the host of a remote address.
+func address(remote string) string {
+	if host, _, err := net.SplitHostPort(remote); err == nil {
+		return host
+	}
+	return remote
+}
+
+// requestURL is path and query without anything that could be a secret: of the query only names, but for values that are known.
+func requestURL(u *url.URL) string {
+	path := text(u.EscapedPath(), maxURL)
+	if u.RawQuery == "" {
+		return path
+	}
+	names := make([]string, 0, 4)
+	for name, values := range u.Query() {
+		value := "-"
+		if name == "version" && len(values) == 1 && (values[0] == "2" || values[0] == "3") {
+			value = values[0]
+		}
+		names = append(names, url.QueryEscape(text(name, 64))+"="+value)
+	}
+	slices.Sort(names)
+	return text(path+"?"+strings.Join(names, "&"), maxURL)
+}
+
+// computeType is the kind of an endpoint as the log has it.
+func computeType(k inferencev1.Endpoint_Kind) string {
+	if k == inferencev1.Endpoint_KIND_CONTAINER_INSTANCE {
+		return "container-instance"
+	}
+	return "local"
+}
+
+func setDuration(d *durationpb.Duration, v time.Duration) {
+	d.Seconds, d.Nanos = int64(v/time.Second), int32(v%time.Second)
+}
