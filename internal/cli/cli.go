@@ -15,6 +15,7 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/installation"
 	"github.com/redoubt-ml/redoubt/internal/cli/jobs"
+	"github.com/redoubt-ml/redoubt/internal/cli/keyring"
 	"github.com/redoubt-ml/redoubt/internal/cli/tenancy"
 	"github.com/redoubt-ml/redoubt/internal/cli/vault"
 )
@@ -22,6 +23,9 @@ import (
 // Main runs one command. It returns when the command has ended, or soon after ctx has.
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	a := &app.App{Env: os.Getenv, Environ: os.Environ(), In: stdin, Out: stdout, Err: stderr, Now: time.Now}
+	if k, ok := keyring.Open(os.Getenv); ok {
+		a.Keyring = k
+	}
 	return a.Run(ctx, tree(a), args)
 }
 

@@ -133,6 +133,7 @@ type site struct {
 	identityv1.UnimplementedSignInServiceServer
 	workspacev1.UnimplementedResourceServiceServer
 	url, ca string
+	stop    func()
 }
 
 const (
@@ -202,7 +203,43 @@ func install(t *testing.T) *site {
 	workspacev1.RegisterResourceServiceServer(s, i)
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
+	i.stop = s.Stop
 	return i
+}
+
+// A shell completes words by what the installation has, and by nothing, soon, where it does not answer.
+func TestCompletion(t *testing.T) {
+	i, s := install(t), newSession(t)
+	if code, _, errs := s.run(testPassword+"\n", "login", "--server", i.url, "--ca", i.ca, "--user", "ada", "--password-stdin"); code != app.ExitOK {
+		t.Fatal(errs)
+	}
+	const nothing = ":4\n"
+	cases := []struct{ args, want string }{
+		{"workspace show ", "one\n:4\n"}, // of the first page
+		{"workspace show t", nothing},
+		{"run list -w o", "one\n:4\n"},
+		{"context use 127", strings.TrimPrefix(i.url, "https://") + "\n:4\n"},
+		{"run list -o ", "table\njson\nyaml\nnone\n:4\n"},
+		{"run show ", nothing}, // no workspace is chosen
+		{"workspace show --context nowhere ", nothing},
+	}
+	try := func(args, want string) {
+		t.Helper()
+		words := append([]string{"__complete"}, strings.Split(args, " ")...)
+		if code, out, _ := s.run("", words...); code != app.ExitOK || out != want {
+			t.Errorf("%q: %d %q, want %q", args, code, out, want)
+		}
+	}
+	for _, c := range cases {
+		try(c.args, c.want)
+	}
+	i.stop()
+	try("workspace show ", nothing)
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		if code, out, errs := s.run("", "completion", shell); code != app.ExitOK || !strings.Contains(out, "__complete") {
+			t.Errorf("%s: %d %s", shell, code, errs)
+		}
+	}
 }
 
 // A1: from sign-in to sign-out, with what is kept and what is shown on the way.

@@ -69,7 +69,7 @@ func (a verbs) login() *cobra.Command {
 		if err := d.Write(f); err != nil {
 			return err
 		}
-		if err := d.SetToken(chosen.Name, settings.Token{Server: chosen.Server, Value: session.GetAccessToken(), Expires: session.GetExpireTime().AsTime()}); err != nil {
+		if err := d.SetToken(ctx, chosen.Name, settings.Token{Server: chosen.Server, Value: session.GetAccessToken(), Expires: session.GetExpireTime().AsTime()}); err != nil {
 			return err
 		}
 		if a.Structured() {
@@ -118,7 +118,7 @@ func (a verbs) logout() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		token, err := a.Token(chosen)
+		token, err := a.Token(cmd.Context(), chosen)
 		if err != nil {
 			return err
 		}
@@ -137,7 +137,7 @@ func (a verbs) logout() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := d.SetToken(chosen.Name, settings.Token{}); err != nil {
+			if err := d.SetToken(cmd.Context(), chosen.Name, settings.Token{}); err != nil {
 				return err
 			}
 		}
@@ -191,7 +191,7 @@ func (a verbs) contexts() *cobra.Command {
 		}
 		return show.Table(a.Out, []string{"", "name", "server", "user", "workspace"}, rows)
 	}}
-	use := &cobra.Command{Use: "use NAME", Short: "Make one of them the current one", Args: app.Exactly(1), RunE: func(_ *cobra.Command, args []string) error {
+	use := &cobra.Command{Use: "use NAME", Short: "Make one of them the current one", Args: app.Exactly(1), ValidArgsFunction: a.SuggestContexts, RunE: func(_ *cobra.Command, args []string) error {
 		d, err := a.Folder()
 		if err != nil {
 			return err

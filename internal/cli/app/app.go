@@ -36,6 +36,8 @@ type App struct {
 	Out     io.Writer
 	Err     io.Writer
 	Now     func() time.Time
+	// Keyring takes the tokens, where there is one.
+	Keyring settings.Keyring
 
 	Output      string
 	Workspace   string
@@ -152,7 +154,20 @@ func (a *App) Say(format string, args ...any) {
 }
 
 // Folder is where the settings are.
-func (a *App) Folder() (settings.Folder, error) { return settings.Default(a.Env) }
+func (a *App) Folder() (settings.Folder, error) {
+	d, err := settings.Default(a.Env)
+	if err != nil {
+		return d, err
+	}
+	switch v := a.Env("REDOUBT_KEYRING"); v {
+	case "", "on":
+		return d.WithKeyring(a.Keyring), nil
+	case "off":
+		return d, nil
+	default:
+		return d, Usagef("REDOUBT_KEYRING is on or off, and not %q", v)
+	}
+}
 
 // Chosen is the context that the command is about: by flag, environment, or the current one; with the server of the flag over it.
 func (a *App) Chosen() (settings.Context, error) {
@@ -188,12 +203,12 @@ func (a *App) Chosen() (settings.Context, error) {
 }
 
 // Connect dials the chosen installation with the token that there is.
-func (a *App) Connect(context.Context) (*client.Client, error) {
+func (a *App) Connect(ctx context.Context) (*client.Client, error) {
 	c, err := a.Chosen()
 	if err != nil {
 		return nil, err
 	}
-	token, err := a.Token(c)
+	token, err := a.Token(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +219,7 @@ func (a *App) Connect(context.Context) (*client.Client, error) {
 }
 
 // Token is the one to call with: of the environment, or the kept one; empty where there is none.
-func (a *App) Token(c settings.Context) (redact.Secret, error) {
+func (a *App) Token(ctx context.Context, c settings.Context) (redact.Secret, error) {
 	if t := a.Env("REDOUBT_TOKEN"); t != "" {
 		return redact.FromString(t), nil
 	}
@@ -212,7 +227,7 @@ func (a *App) Token(c settings.Context) (redact.Secret, error) {
 	if err != nil || c.Name == "" {
 		return redact.Secret{}, err
 	}
-	t, _, err := d.Token(c.Name, c.Server, a.Now())
+	t, _, err := d.Token(ctx, c.Name, c.Server, a.Now())
 	return t, err
 }
 

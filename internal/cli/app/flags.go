@@ -17,6 +17,10 @@ func (a *App) Flags(root *cobra.Command) {
 	f.BoolVar(&a.Yes, "yes", false, "do not ask before what cannot be undone")
 	f.BoolVar(&a.Debug, "debug", false, "tell of each call: method, code, time")
 	f.DurationVar(&a.Timeout, "timeout", 0, "how long the command may take; 0 is no limit beyond those of its calls")
+	a.complete(root, "output", cobra.FixedCompletions([]string{outputTable, outputJSON, outputYAML, outputNone}, cobra.ShellCompDirectiveNoFileComp))
+	a.complete(root, "context", a.SuggestContexts)
+	a.complete(root, "server", cobra.NoFileCompletions)
+	a.SuggestFlag(root, "workspace", "workspaces")
 }
 
 // Noun is a command that only holds verbs.

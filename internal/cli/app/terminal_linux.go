@@ -8,9 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// IsTerminal reports whether somebody can be asked, or shown something, there.
 func IsTerminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
+}
+
+// terminalWidth is how many cells a line of the terminal has; 80 where it does not say.
+func terminalWidth(f *os.File) int {
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil || size.Col == 0 {
+		return 80
+	}
+	return int(size.Col)
 }
 
 // readHidden reads a line that is not shown, and puts the terminal back as it was, also when ctx ends first.

@@ -21,6 +21,7 @@ import (
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	rulev1 "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
@@ -151,6 +152,36 @@ func (c *Client) Computes() computev1.ComputeServiceClient {
 // Runs submits and shows runs.
 func (c *Client) Runs() computev1.RunServiceClient { return computev1.NewRunServiceClient(c.conn) }
 
+// Experiments keeps named groups of runs.
+func (c *Client) Experiments() computev1.ExperimentServiceClient {
+	return computev1.NewExperimentServiceClient(c.conn)
+}
+
+// Tracking searches runs, and keeps those that happen elsewhere.
+func (c *Client) Tracking() computev1.TrackingServiceClient {
+	return computev1.NewTrackingServiceClient(c.conn)
+}
+
+// Models keeps models and their versions.
+func (c *Client) Models() inferencev1.ModelServiceClient {
+	return inferencev1.NewModelServiceClient(c.conn)
+}
+
+// Endpoints keeps endpoints and their deployments.
+func (c *Client) Endpoints() inferencev1.EndpointServiceClient {
+	return inferencev1.NewEndpointServiceClient(c.conn)
+}
+
+// Scoring scores under roles.
+func (c *Client) Scoring() inferencev1.ScoringServiceClient {
+	return inferencev1.NewScoringServiceClient(c.conn)
+}
+
+// Requests shows what was asked of endpoints.
+func (c *Client) Requests() telemetryv1.RequestLogServiceClient {
+	return telemetryv1.NewRequestLogServiceClient(c.conn)
+}
+
 // Secrets keeps secrets.
 func (c *Client) Secrets() keyvaultv1.SecretServiceClient {
 	return keyvaultv1.NewSecretServiceClient(c.conn)
@@ -256,7 +287,7 @@ func timeout(method string) time.Duration {
 // reads reports whether a method changes nothing, so that it can be repeated.
 func reads(method string) bool {
 	_, name, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
-	for _, verb := range []string{"Get", "List", "Find", "WhoAmI", "Explain", "Check"} {
+	for _, verb := range []string{"Get", "List", "Find", "WhoAmI", "Explain", "Check", "Lookup", "Search"} {
 		if strings.HasPrefix(name, verb) {
 			return true
 		}

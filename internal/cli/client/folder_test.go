@@ -158,9 +158,9 @@ func TestPlace(t *testing.T) {
 		{"above", nil, good("../m"), feed(io.EOF, "model"), ". or .."},
 		{"absolute", nil, good("/tmp/m"), feed(io.EOF, "model"), "absolute"},
 		{"control", nil, good("a\x1b[2J"), feed(io.EOF, "model"), "control"},
-		{"other content", nil, good("m"), feed(io.EOF, "mudel"), "not what the run uploaded"},
-		{"too short", nil, good("m"), feed(io.EOF, "mode"), "not what the run uploaded"},
-		{"too long", nil, good("m"), feed(io.EOF, "model", "!"), "not what the run uploaded"},
+		{"other content", nil, good("m"), feed(io.EOF, "mudel"), "not what was told of it"},
+		{"too short", nil, good("m"), feed(io.EOF, "mode"), "not what was told of it"},
+		{"too long", nil, good("m"), feed(io.EOF, "model", "!"), "not what was told of it"},
 		{"broken off", nil, good("m"), feed(broken, "mo"), "broken"},
 	}
 	for _, c := range cases {
@@ -172,7 +172,7 @@ func TestPlace(t *testing.T) {
 			root, err := os.OpenRoot(dir)
 			must(t, err)
 			defer func() { _ = root.Close() }()
-			err = place(root, c.out, c.next)
+			err = place(root, c.out, &receiving{}, c.next)
 			if left, _ := filepath.Glob(filepath.Join(dir, "*.part")); len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}

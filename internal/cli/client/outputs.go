@@ -19,7 +19,7 @@ import (
 
 // DownloadOutputs writes the outputs of a run below dir, which is made if it is missing: those with the given paths, or all. took, if
 // not nil, is called after each. A file that is there already is replaced.
-func (c *Client) DownloadOutputs(ctx context.Context, run, dir string, paths []string, took func(*computev1.Output)) error {
+func (c *Client) DownloadOutputs(ctx context.Context, run, dir string, paths []string, report func(Received)) error {
 	list, err := c.Runs().ListOutputs(ctx, &computev1.ListOutputsRequest{Name: run})
 	if err != nil {
 		return err
@@ -52,34 +52,71 @@ func (c *Client) DownloadOutputs(ctx context.Context, run, dir string, paths []s
 		return fault.FailedPrecondition("the folder %s cannot be used: %v", shown(dir), cause(err))
 	}
 	defer func() { _ = root.Close() }()
+	p := receiving{report: report}
 	for _, o := range wanted {
-		if err := c.DownloadOutput(ctx, run, o, root); err != nil {
+		p.now.Total += o.GetSize()
+	}
+	for _, o := range wanted {
+		if err := c.downloadOutput(ctx, run, o, root, &p); err != nil {
 			return err
-		}
-		if took != nil {
-			took(o)
 		}
 	}
 	return nil
 }
 
-// DownloadOutput writes one output below root, under its own path. The file appears when all of it has come and has the size and
+// downloadOutput writes one output below root, under its own path. The file appears when all of it has come and has the size and
 // digest that ListOutputs told; else nothing is left.
-func (c *Client) DownloadOutput(ctx context.Context, run string, o *computev1.Output, root *os.Root) error {
+func (c *Client) downloadOutput(ctx context.Context, run string, o *computev1.Output, root *os.Root, p *receiving) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := c.Runs().DownloadOutput(ctx, &computev1.DownloadOutputRequest{Name: run, Path: o.GetPath()})
 	if err != nil {
 		return err
 	}
-	return place(root, o, func() ([]byte, error) {
+	return place(root, o, p, func() ([]byte, error) {
 		m, err := stream.Recv()
 		return m.GetData(), err
 	})
 }
 
+// Received is how far a download is.
+type Received struct {
+	// Bytes of Total have come.
+	Bytes, Total int64
+	// Path is the file that is whole since just now, of Size bytes; "" in between.
+	Path string
+	Size int64
+}
+
+// receiving counts for a report, which may be nil.
+type receiving struct {
+	report func(Received)
+	now    Received
+}
+
+func (r *receiving) add(n int) {
+	if r.now.Bytes += int64(n); r.report != nil {
+		r.report(r.now)
+	}
+}
+
+func (r *receiving) whole(f entry) {
+	if r.report != nil {
+		told := r.now
+		told.Path, told.Size = f.GetPath(), f.GetSize()
+		r.report(told)
+	}
+}
+
+// entry is a file as the installation tells of it.
+type entry interface {
+	GetPath() string
+	GetSize() int64
+	GetDigest() []byte
+}
+
 // place writes what next gives until io.EOF.
-func place(root *os.Root, o *computev1.Output, next func() ([]byte, error)) (err error) {
+func place(root *os.Root, o entry, progress *receiving, next func() ([]byte, error)) (err error) {
 	p := o.GetPath()
 	if wrong := badPath(p); wrong != "" {
 		return invalid(p, wrong+": the installation sends a name that is not written here")
@@ -120,6 +157,7 @@ func place(root *os.Root, o *computev1.Output, next func() ([]byte, error)) (err
 		if _, err := file.Write(data); err != nil {
 			return bad(err)
 		}
+		progress.add(len(data))
 	}
 	if n != o.GetSize() || !bytes.Equal(h.Sum(nil), o.GetDigest()) {
 		return mismatch(p)
@@ -130,9 +168,10 @@ func place(root *os.Root, o *computev1.Output, next func() ([]byte, error)) (err
 	if err := root.Rename(part, p); err != nil {
 		return bad(err)
 	}
+	progress.whole(o)
 	return nil
 }
 
 func mismatch(p string) error {
-	return fault.New(codes.DataLoss, faultv1.Reason_DIGEST_MISMATCH, "what came as %s is not what the run uploaded; repeat the download", shown(p))
+	return fault.New(codes.DataLoss, faultv1.Reason_DIGEST_MISMATCH, "what came as %s is not what was told of it; repeat the download", shown(p))
 }

@@ -1,9 +1,9 @@
 package installation
 
 import (
-	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/spf13/cobra"
 
+	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/demo"
 )
 

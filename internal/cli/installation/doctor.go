@@ -126,7 +126,7 @@ func (a verbs) examine(ctx context.Context, d *diagnosis, chosen settings.Contex
 			}
 		}
 	}
-	token, err := a.Token(chosen)
+	token, err := a.Token(ctx, chosen)
 	if err != nil {
 		d.wrong("session", err.Error(), "")
 		return
@@ -295,7 +295,7 @@ func (a verbs) grpcurl(ctx context.Context, chosen settings.Context, data, dir s
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	token, err := a.Token(chosen)
+	token, err := a.Token(ctx, chosen)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (a verbs) snapshots() *cobra.Command {
 		return a.Table([]string{"snapshot", "size", "created", "by"}, rows, out.GetNextPageToken())
 	})}
 	list.Flags().IntVar(&limit, "limit", 100, "how many at most; 0 for all")
-	get := &cobra.Command{Use: "show ID", Short: "One snapshot and its files", Args: app.Exactly(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+	get := &cobra.Command{Use: "show ID", Short: "One snapshot and its files", Args: app.Exactly(1), ValidArgsFunction: a.SuggestFirst("snapshots"), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		name, err := a.Named(ctx, c, "snapshots", args[0])
 		if err != nil {
 			return err
@@ -71,7 +71,12 @@ func (a verbs) snapshots() *cobra.Command {
 // upload makes a snapshot, and tells at a terminal how far it is.
 func (a verbs) upload(ctx context.Context, c *client.Client, workspace, dir string) (*workspacev1.Snapshot, error) {
 	var last client.Progress
-	s, err := c.UploadSnapshot(ctx, workspace, dir, func(p client.Progress) { last = p })
+	bar := a.Bar(dir)
+	s, err := c.UploadSnapshot(ctx, workspace, dir, func(p client.Progress) {
+		last = p
+		bar.Set(p.SentBytes, p.MissingBytes)
+	})
+	bar.End()
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +131,7 @@ func (a verbs) computes() *cobra.Command {
 		}
 		return a.Table([]string{"compute", "kind", "max runs", "created"}, rows, "")
 	})}
-	get := &cobra.Command{Use: "show ID", Short: "One compute target", Args: app.Exactly(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+	get := &cobra.Command{Use: "show ID", Short: "One compute target", Args: app.Exactly(1), ValidArgsFunction: a.SuggestFirst("computes"), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		name, err := a.Named(ctx, c, "computes", args[0])
 		if err != nil {
 			return err
@@ -137,7 +142,7 @@ func (a verbs) computes() *cobra.Command {
 		}
 		return a.showCompute(t)
 	})}
-	remove := &cobra.Command{Use: "delete ID", Short: "Remove a target that no run needs", Args: app.Exactly(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+	remove := &cobra.Command{Use: "delete ID", Short: "Remove a target that no run needs", Args: app.Exactly(1), ValidArgsFunction: a.SuggestFirst("computes"), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		name, err := a.Named(ctx, c, "computes", args[0])
 		if err != nil {
 			return err

@@ -34,6 +34,7 @@ const (
 func (a verbs) computeServe() *cobra.Command {
 	return &cobra.Command{
 		Use: "serve ID", Short: "Carry runs of a self-hosted target on this machine, until stopped", Args: app.Exactly(1),
+		ValidArgsFunction: a.SuggestFirst("computes"),
 		RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
 			name, err := a.Named(ctx, c, "computes", args[0])
 			if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -54,6 +53,8 @@ func (a verbs) runSubmit() *cobra.Command {
 	f.DurationVar(&limit, "run-timeout", 0, "how long it may run")
 	f.BoolVar(&wait, "wait", false, "wait for its end")
 	f.BoolVar(&follow, "follow", false, "show its log as it comes, until its end")
+	a.SuggestFlag(cmd, "compute", "computes")
+	a.SuggestFlag(cmd, "snapshot", "snapshots")
 	cmd.RunE = a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		switch {
 		case compute == "":
@@ -212,7 +213,7 @@ func (a verbs) runList() *cobra.Command {
 
 // onRun is a command about one run.
 func (a verbs) onRun(use, short string, args cobra.PositionalArgs, f func(ctx context.Context, c *client.Client, run string, rest []string) error) *cobra.Command {
-	return &cobra.Command{Use: use, Short: short, Args: args, RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+	return &cobra.Command{Use: use, Short: short, Args: args, ValidArgsFunction: a.SuggestFirst("runs"), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		run, err := a.Named(ctx, c, "runs", args[0])
 		if err != nil {
 			return err
@@ -356,9 +357,9 @@ func (a verbs) runDownload() *cobra.Command {
 		if to == "" {
 			to = show.Last(run)
 		}
-		return c.DownloadOutputs(ctx, run, to, paths, func(o *computev1.Output) {
-			a.Say("%s  %s", filepath.Join(to, o.GetPath()), show.Bytes(o.GetSize()))
-		})
+		bar := a.Bar(show.Last(run))
+		defer bar.End()
+		return c.DownloadOutputs(ctx, run, to, paths, a.Receiving(bar, to))
 	})
 	cmd.Flags().StringVarP(&dir, "dir", "d", "", "the folder to write below; without it one named as the run")
 	return cmd

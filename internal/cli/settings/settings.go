@@ -1,18 +1,19 @@
 // Package settings owns what the CLI remembers of a user between commands: the contexts, one for each installation that he speaks to,
 // and their tokens.
 //
-// Trust boundary: the user's own folder. A token is believed to be private only while its file is: one that others can read is refused.
+// Trust boundary: the user's own folder, and the operating system's keyring where there is one. A token is believed to be private only
+// while its file is: one that others can read is refused.
 //
 // Invariants: contexts and tokens are in two files, so that the first can be shown; both are written 0600, in one step, in a folder of
 // 0700; a key that is not known is an error, so that a misspelt one is not silently without effect; a token belongs to the address
-// that it was made for and is given for no other.
+// that it was made for and is given for no other. A token is kept in one place: in the keyring, to which the file of tokens points, or,
+// where there is none that takes it, in that file. What stands in the file is never lost to a keyring.
 //
 // Failure: a file that cannot be read or understood is named, with what to do; nothing is repaired silently.
 package settings
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,13 +22,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
-	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
 const (
@@ -57,8 +56,10 @@ func (c Context) Client() client.Context {
 
 // File is the contexts and which of them is meant when none is named.
 type File struct {
-	CurrentContext string    `yaml:"current_context"`
-	Contexts       []Context `yaml:"contexts"`
+	CurrentContext string `yaml:"current_context"`
+	// Keyring is "off" where tokens stay out of the operating system's keyring.
+	Keyring  string    `yaml:"keyring,omitempty"`
+	Contexts []Context `yaml:"contexts"`
 }
 
 // Find gives the context with the name.
@@ -79,19 +80,14 @@ func (f *File) Put(c Context) {
 	f.Contexts = append(f.Contexts, c)
 }
 
-// Token is a session's token and where it may go.
-type Token struct {
-	Server string `json:"server"`
-	// Value is in clear here: this is the file that holds it.
-	Value   string    `json:"token"`
-	Expires time.Time `json:"expires"`
+// Folder is where the settings of one user stand.
+type Folder struct {
+	dir  string
+	ring Keyring
 }
 
-// Folder is where the settings of one user stand.
-type Folder struct{ dir string }
-
 // Open names the folder; it is made when something is written.
-func Open(dir string) Folder { return Folder{dir} }
+func Open(dir string) Folder { return Folder{dir: dir} }
 
 // Default is the folder by environment: REDOUBT_CONFIG names the file config.yaml itself, else XDG_CONFIG_HOME or HOME say where.
 func Default(env func(string) string) (Folder, error) {
@@ -99,7 +95,7 @@ func Default(env func(string) string) (Folder, error) {
 		if filepath.Base(p) != ConfigFile {
 			return Folder{}, fault.InvalidArgument("REDOUBT_CONFIG names %s, and has to name a file %s", p, ConfigFile)
 		}
-		return Folder{filepath.Dir(p)}, nil
+		return Open(filepath.Dir(p)), nil
 	}
 	base := env("XDG_CONFIG_HOME")
 	if base == "" {
@@ -112,7 +108,7 @@ func Default(env func(string) string) (Folder, error) {
 	if !filepath.IsAbs(base) {
 		return Folder{}, fault.FailedPrecondition("XDG_CONFIG_HOME is not an absolute path")
 	}
-	return Folder{filepath.Join(base, "redoubt")}, nil
+	return Open(filepath.Join(base, "redoubt")), nil
 }
 
 // Path of the file with the contexts.
@@ -129,6 +125,9 @@ func (d Folder) Read() (*File, error) {
 	dec.KnownFields(true)
 	if err := dec.Decode(f); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fault.FailedPrecondition("%s is not understood: %s; correct or remove it", d.Path(), strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if f.Keyring != "" && f.Keyring != keyringOn && f.Keyring != keyringOff {
+		return nil, fault.FailedPrecondition("%s says keyring: %q, and may say on or off; correct it", d.Path(), f.Keyring)
 	}
 	names := make(map[string]bool)
 	for _, c := range f.Contexts {
@@ -150,55 +149,6 @@ func (d Folder) Write(f *File) error {
 		return err
 	}
 	return d.write(ConfigFile, b)
-}
-
-// Token is the context's token, if there is one for this server that has not expired.
-func (d Folder) Token(context, server string, now time.Time) (redact.Secret, bool, error) {
-	all, err := d.tokens()
-	if err != nil {
-		return redact.Secret{}, false, err
-	}
-	t, ok := all[context]
-	if !ok || t.Server != server || !now.Before(t.Expires) {
-		return redact.Secret{}, false, nil
-	}
-	return redact.FromString(t.Value), true, nil
-}
-
-// SetToken keeps a token for a context; a zero Token forgets it.
-func (d Folder) SetToken(context string, t Token) error {
-	all, err := d.tokens()
-	if err != nil {
-		return err
-	}
-	if t == (Token{}) {
-		if _, ok := all[context]; !ok {
-			return nil
-		}
-		delete(all, context)
-	} else {
-		all[context] = t
-	}
-	b, err := json.MarshalIndent(all, "", "  ")
-	if err != nil {
-		return err
-	}
-	return d.write(TokenFile, append(b, '\n'))
-}
-
-func (d Folder) tokens() (map[string]Token, error) {
-	path := filepath.Join(d.dir, TokenFile)
-	all := make(map[string]Token)
-	b, err := read(path, true)
-	if err != nil || len(b) == 0 {
-		return all, err
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&all); err != nil {
-		return nil, fault.FailedPrecondition("%s is damaged; remove it and sign in again", path) // the cause may quote a token
-	}
-	return all, nil
 }
 
 // read gives the file's content, empty where there is none.

@@ -15,7 +15,7 @@ func TestFilesArePrivate(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := time.Now()
-	if err := d.SetToken("a", Token{Server: "https://h", Value: "secret", Expires: now.Add(time.Hour)}); err != nil {
+	if err := d.SetToken(t.Context(), "a", Token{Server: "https://h", Value: "secret", Expires: now.Add(time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
 	for name, mode := range map[string]os.FileMode{"": os.ModeDir | 0o700, ConfigFile: 0o600, TokenFile: 0o600} {
@@ -34,7 +34,7 @@ func TestFilesArePrivate(t *testing.T) {
 
 func TestTokenGoesNowhereElse(t *testing.T) {
 	d, now := Open(t.TempDir()), time.Now()
-	if err := d.SetToken("a", Token{Server: "https://h", Value: "secret", Expires: now.Add(time.Hour)}); err != nil {
+	if err := d.SetToken(t.Context(), "a", Token{Server: "https://h", Value: "secret", Expires: now.Add(time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
 	cases := []struct {
@@ -50,16 +50,16 @@ func TestTokenGoesNowhereElse(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			tok, ok, err := d.Token(c.context, c.server, c.at)
+			tok, ok, err := d.Token(t.Context(), c.context, c.server, c.at)
 			if err != nil || ok != c.want || ok == tok.Empty() {
 				t.Errorf("got %v, %v", ok, err)
 			}
 		})
 	}
-	if err := d.SetToken("a", Token{}); err != nil {
+	if err := d.SetToken(t.Context(), "a", Token{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok, _ := d.Token("a", "https://h", now); ok {
+	if _, ok, _ := d.Token(t.Context(), "a", "https://h", now); ok {
 		t.Error("a token that was forgotten is there")
 	}
 }
@@ -97,7 +97,7 @@ func TestReadRefuses(t *testing.T) {
 			if c.file == ConfigFile {
 				_, err = d.Read()
 			} else {
-				_, _, err = d.Token("a", "x", time.Now())
+				_, _, err = d.Token(t.Context(), "a", "x", time.Now())
 			}
 			switch {
 			case c.want == "" && err != nil:

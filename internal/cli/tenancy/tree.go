@@ -143,7 +143,7 @@ func (a verbs) workspaces() *cobra.Command {
 		}
 		return a.Table([]string{"workspace", "display name", "state", "created", "full name"}, rows, "")
 	})}
-	get := &cobra.Command{Use: "show [NAME]", Short: "One workspace", Args: cobra.MaximumNArgs(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+	get := &cobra.Command{Use: "show [NAME]", Short: "One workspace", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.SuggestFirst("workspaces"), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		name, err := a.namedWorkspace(ctx, c, args)
 		if err != nil {
 			return err
@@ -154,7 +154,7 @@ func (a verbs) workspaces() *cobra.Command {
 		}
 		return a.showWorkspace(w)
 	})}
-	use := &cobra.Command{Use: "use NAME", Short: "Choose a workspace for the commands that follow", Args: app.Exactly(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+	use := &cobra.Command{Use: "use NAME", Short: "Choose a workspace for the commands that follow", Args: app.Exactly(1), ValidArgsFunction: a.SuggestFirst("workspaces"), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		name, err := a.FullWorkspace(ctx, c, args[0])
 		if err != nil {
 			return err
@@ -164,7 +164,7 @@ func (a verbs) workspaces() *cobra.Command {
 		}
 		return a.useWorkspace(name)
 	})}
-	remove := &cobra.Command{Use: "delete NAME", Short: "Remove a workspace and everything in it, for good", Args: app.Exactly(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+	remove := &cobra.Command{Use: "delete NAME", Short: "Remove a workspace and everything in it, for good", Args: app.Exactly(1), ValidArgsFunction: a.SuggestFirst("workspaces"), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		name, err := a.FullWorkspace(ctx, c, args[0])
 		if err != nil {
 			return err

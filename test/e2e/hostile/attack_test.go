@@ -153,7 +153,7 @@ func surroundings(t *testing.T, other *computev1.Run) *targets {
 	if err := own.Write(&settings.File{CurrentContext: "here", Contexts: []settings.Context{{Name: "here", Server: mesh.URL, CA: string(mesh.CA), User: "admin"}}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := own.SetToken("here", settings.Token{Server: mesh.URL, Value: mesh.Admin(t), Expires: time.Now().Add(time.Hour)}); err != nil {
+	if err := own.SetToken(t.Context(), "here", settings.Token{Server: mesh.URL, Value: mesh.Admin(t), Expires: time.Now().Add(time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
 	a := &targets{
