@@ -387,6 +387,29 @@ func TestDeletePrefix(t *testing.T) {
 	put(t, s, "ws_1/a", "again")
 }
 
+// TestAFolderComesBackAfterItsLastBlobWent deletes the only folder in a folder, and puts into another one there.
+func TestAFolderComesBackAfterItsLastBlobWent(t *testing.T) {
+	s := open(t, t.TempDir())
+	for _, name := range []string{"a/b/c/one", "a/b/d/two", "a/e/three"} {
+		put(t, s, name, name)
+		if got := get(t, s, name); got != name {
+			t.Errorf("%s: %q", name, got)
+		}
+		prefix, _, _ := strings.Cut(name[2:], "/")
+		if err := s.DeletePrefix(t.Context(), "a/"+prefix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, s, "a/b/c/one", "again")
+	if err := s.Delete(t.Context(), "a/b/c/one"); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, "a/f/four", "four")
+	if got := list(t, s, ""); !slices.Equal(got, []string{"a/f/four"}) {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestBlobAndFolderOfOneName(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "blob"))
 	put(t, s, "a", "x")

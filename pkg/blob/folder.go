@@ -140,10 +140,10 @@ func errBroken() error {
 func (f *folder) place(from, name string) error {
 	dir := path.Dir(name)
 	for attempt := 1; ; attempt++ {
-		if err := f.ensure(dir); err != nil {
-			return err
+		err := f.ensure(dir) // fails, too, where a deletion has removed a folder above it
+		if err == nil {
+			err = f.root.Rename(from, name)
 		}
-		err := f.root.Rename(from, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			if attempt == placeAttempts {
 				return errors.New("the folder does not stay")
