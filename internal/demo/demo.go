@@ -45,6 +45,9 @@ type walk struct {
 	steps []step
 
 	workspace, snapshot, compute, run string
+
+	model, endpoint, scoring   string
+	primary, secondary, reader redact.Secret
 }
 
 type step struct {
@@ -91,6 +94,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		{"a Reader tries to submit", w.readerTries},
 		{"a thief uses a run's token", w.thiefTries},
 		{"download and check the model", w.check},
+		{"register the model", w.register},
+		{"deploy it", w.deploy},
+		{"score the held-out rows", w.scoreAll},
+		{"a wrong key, and a new one", w.keys},
+		{"a Reader scores by his role", w.readerScores},
+		{"read the scoring log", w.scoringLog},
+		{"take the endpoint down", w.takeDown},
 		{"read the activity log", w.activity},
 		{"stop the mesh", w.stop},
 	} {

@@ -45,7 +45,8 @@ func (w *walk) readerTries(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	reader, err := w.connect(redact.FromString(s.GetAccessToken()))
+	w.reader = redact.FromString(s.GetAccessToken())
+	reader, err := w.connect(w.reader)
 	if err != nil {
 		return "", err
 	}

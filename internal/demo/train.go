@@ -215,7 +215,10 @@ func heldOut(m model) (accuracy float64, rows int, err error) {
 
 // activity shows that each step stands in the log, the refused ones too.
 func (w *walk) activity(ctx context.Context) (string, error) {
-	want := []string{"CreateWorkspace", "CreateSnapshot", "CreateCompute", "SubmitRun SUCCEEDED", "SubmitRun DENIED", "CreateRoleAssignment", "ReportRun", "runs/start"}
+	want := []string{
+		"CreateWorkspace", "CreateSnapshot", "CreateCompute", "SubmitRun SUCCEEDED", "SubmitRun DENIED", "CreateRoleAssignment", "ReportRun", "runs/start",
+		"CreateModelVersion", "CreateEndpoint", "CreateDeployment", "GetCredentials SUCCEEDED", "GetCredentials DENIED", "RegenerateKey", "DeleteEndpoint",
+	}
 	found := make(map[string]int)
 	var total int
 	deadline := time.Now().Add(10 * time.Second)
