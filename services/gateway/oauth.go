@@ -18,13 +18,18 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/console"
 )
 
 // maxForm bounds the body of a token request.
 const maxForm = 64 << 10
 
 // routesHTTP are the HTTP routes. Each is one ruled RPC; whatever is not among them is 404.
-func (s *Service) routesHTTP() http.Handler {
+func (s *Service) routesHTTP() (http.Handler, error) {
+	pages, err := console.New(console.Config{Peers: s.cfg.Peers, Context: caller, Now: s.cfg.Now, Logger: s.cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
 	tokens := identityv1.NewTokenServiceClient(s.cfg.Peers["identity"])
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /oauth2/token", func(w http.ResponseWriter, r *http.Request) { s.token(w, r, tokens) })
@@ -41,7 +46,8 @@ func (s *Service) routesHTTP() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusNotFound, map[string]any{"error": "not_found", "error_description": "there is no such route; gRPC clients have to offer h2 alone"})
 	})
-	return hardened(mux)
+	mux.Handle(console.Prefix, pages)
+	return hardened(mux), nil
 }
 
 // hardened sets what every answer carries.

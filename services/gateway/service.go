@@ -99,8 +99,12 @@ func New(cfg Config) (*Service, error) {
 	opts := reflection.ServerOptions{Services: listed(s.names), DescriptorResolver: protoregistry.GlobalFiles}
 	grpc_reflection_v1.RegisterServerReflectionServer(s.grpc, reflection.NewServerV1(opts))
 	grpc_reflection_v1alpha.RegisterServerReflectionServer(s.grpc, reflection.NewServer(opts)) // older grpcurl asks for it
+	routes, err := s.routesHTTP()
+	if err != nil {
+		return nil, err
+	}
 	s.http = &http.Server{
-		Handler: s.routesHTTP(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: cfg.WriteTimeout,
+		Handler: routes, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: cfg.WriteTimeout,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
 	return s, nil

@@ -449,6 +449,139 @@ func (*SignOutRequest) Descriptor() ([]byte, []int) {
 	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{5}
 }
 
+type CreateSignInCodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSignInCodeRequest) Reset() {
+	*x = CreateSignInCodeRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSignInCodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSignInCodeRequest) ProtoMessage() {}
+
+func (x *CreateSignInCodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSignInCodeRequest.ProtoReflect.Descriptor instead.
+func (*CreateSignInCodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{6}
+}
+
+// SignInCode is good for one sign-in.
+type SignInCode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignInCode) Reset() {
+	*x = SignInCode{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignInCode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignInCode) ProtoMessage() {}
+
+func (x *SignInCode) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignInCode.ProtoReflect.Descriptor instead.
+func (*SignInCode) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SignInCode) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *SignInCode) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+type RedeemSignInCodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedeemSignInCodeRequest) Reset() {
+	*x = RedeemSignInCodeRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedeemSignInCodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedeemSignInCodeRequest) ProtoMessage() {}
+
+func (x *RedeemSignInCodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedeemSignInCodeRequest.ProtoReflect.Descriptor instead.
+func (*RedeemSignInCodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RedeemSignInCodeRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
 type WhoAmIRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -457,7 +590,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[6]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +602,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[6]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +615,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{9}
 }
 
 type WhoAmIResponse struct {
@@ -505,7 +638,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[7]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +650,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[7]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +663,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WhoAmIResponse) GetPrincipal() string {
@@ -612,7 +745,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[8]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +757,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[8]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +770,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *User) GetName() string {
@@ -694,7 +827,7 @@ type CreateUserRequest struct {
 
 func (x *CreateUserRequest) Reset() {
 	*x = CreateUserRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[9]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +839,7 @@ func (x *CreateUserRequest) String() string {
 func (*CreateUserRequest) ProtoMessage() {}
 
 func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[9]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +852,7 @@ func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserRequest.ProtoReflect.Descriptor instead.
 func (*CreateUserRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateUserRequest) GetUserId() string {
@@ -752,7 +885,7 @@ type GetUserRequest struct {
 
 func (x *GetUserRequest) Reset() {
 	*x = GetUserRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +897,7 @@ func (x *GetUserRequest) String() string {
 func (*GetUserRequest) ProtoMessage() {}
 
 func (x *GetUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +910,7 @@ func (x *GetUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUserRequest.ProtoReflect.Descriptor instead.
 func (*GetUserRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetUserRequest) GetName() string {
@@ -797,7 +930,7 @@ type ListUsersRequest struct {
 
 func (x *ListUsersRequest) Reset() {
 	*x = ListUsersRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[11]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +942,7 @@ func (x *ListUsersRequest) String() string {
 func (*ListUsersRequest) ProtoMessage() {}
 
 func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[11]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +955,7 @@ func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
 func (*ListUsersRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListUsersRequest) GetPageSize() int32 {
@@ -849,7 +982,7 @@ type ListUsersResponse struct {
 
 func (x *ListUsersResponse) Reset() {
 	*x = ListUsersResponse{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[12]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +994,7 @@ func (x *ListUsersResponse) String() string {
 func (*ListUsersResponse) ProtoMessage() {}
 
 func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[12]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +1007,7 @@ func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
 func (*ListUsersResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListUsersResponse) GetUsers() []*User {
@@ -901,7 +1034,7 @@ type SetUserDisabledRequest struct {
 
 func (x *SetUserDisabledRequest) Reset() {
 	*x = SetUserDisabledRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1046,7 @@ func (x *SetUserDisabledRequest) String() string {
 func (*SetUserDisabledRequest) ProtoMessage() {}
 
 func (x *SetUserDisabledRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1059,7 @@ func (x *SetUserDisabledRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetUserDisabledRequest.ProtoReflect.Descriptor instead.
 func (*SetUserDisabledRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetUserDisabledRequest) GetName() string {
@@ -953,7 +1086,7 @@ type SetUserPasswordRequest struct {
 
 func (x *SetUserPasswordRequest) Reset() {
 	*x = SetUserPasswordRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[14]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1098,7 @@ func (x *SetUserPasswordRequest) String() string {
 func (*SetUserPasswordRequest) ProtoMessage() {}
 
 func (x *SetUserPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[14]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1111,7 @@ func (x *SetUserPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetUserPasswordRequest.ProtoReflect.Descriptor instead.
 func (*SetUserPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetUserPasswordRequest) GetName() string {
@@ -1010,7 +1143,7 @@ type ServicePrincipal struct {
 
 func (x *ServicePrincipal) Reset() {
 	*x = ServicePrincipal{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[15]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1155,7 @@ func (x *ServicePrincipal) String() string {
 func (*ServicePrincipal) ProtoMessage() {}
 
 func (x *ServicePrincipal) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[15]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1168,7 @@ func (x *ServicePrincipal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePrincipal.ProtoReflect.Descriptor instead.
 func (*ServicePrincipal) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServicePrincipal) GetName() string {
@@ -1083,7 +1216,7 @@ type CreateServicePrincipalRequest struct {
 
 func (x *CreateServicePrincipalRequest) Reset() {
 	*x = CreateServicePrincipalRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[16]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1228,7 @@ func (x *CreateServicePrincipalRequest) String() string {
 func (*CreateServicePrincipalRequest) ProtoMessage() {}
 
 func (x *CreateServicePrincipalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[16]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1241,7 @@ func (x *CreateServicePrincipalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServicePrincipalRequest.ProtoReflect.Descriptor instead.
 func (*CreateServicePrincipalRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateServicePrincipalRequest) GetServicePrincipalId() string {
@@ -1135,7 +1268,7 @@ type ListServicePrincipalsRequest struct {
 
 func (x *ListServicePrincipalsRequest) Reset() {
 	*x = ListServicePrincipalsRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[17]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1280,7 @@ func (x *ListServicePrincipalsRequest) String() string {
 func (*ListServicePrincipalsRequest) ProtoMessage() {}
 
 func (x *ListServicePrincipalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[17]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1293,7 @@ func (x *ListServicePrincipalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicePrincipalsRequest.ProtoReflect.Descriptor instead.
 func (*ListServicePrincipalsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListServicePrincipalsRequest) GetPageSize() int32 {
@@ -1187,7 +1320,7 @@ type ListServicePrincipalsResponse struct {
 
 func (x *ListServicePrincipalsResponse) Reset() {
 	*x = ListServicePrincipalsResponse{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[18]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1332,7 @@ func (x *ListServicePrincipalsResponse) String() string {
 func (*ListServicePrincipalsResponse) ProtoMessage() {}
 
 func (x *ListServicePrincipalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[18]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1345,7 @@ func (x *ListServicePrincipalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicePrincipalsResponse.ProtoReflect.Descriptor instead.
 func (*ListServicePrincipalsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListServicePrincipalsResponse) GetServicePrincipals() []*ServicePrincipal {
@@ -1240,7 +1373,7 @@ type AddServicePrincipalSecretRequest struct {
 
 func (x *AddServicePrincipalSecretRequest) Reset() {
 	*x = AddServicePrincipalSecretRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[19]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1385,7 @@ func (x *AddServicePrincipalSecretRequest) String() string {
 func (*AddServicePrincipalSecretRequest) ProtoMessage() {}
 
 func (x *AddServicePrincipalSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[19]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1398,7 @@ func (x *AddServicePrincipalSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddServicePrincipalSecretRequest.ProtoReflect.Descriptor instead.
 func (*AddServicePrincipalSecretRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AddServicePrincipalSecretRequest) GetName() string {
@@ -1295,7 +1428,7 @@ type ServicePrincipalSecret struct {
 
 func (x *ServicePrincipalSecret) Reset() {
 	*x = ServicePrincipalSecret{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[20]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1440,7 @@ func (x *ServicePrincipalSecret) String() string {
 func (*ServicePrincipalSecret) ProtoMessage() {}
 
 func (x *ServicePrincipalSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[20]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1453,7 @@ func (x *ServicePrincipalSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePrincipalSecret.ProtoReflect.Descriptor instead.
 func (*ServicePrincipalSecret) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ServicePrincipalSecret) GetSecretId() string {
@@ -1360,7 +1493,7 @@ type DeleteServicePrincipalRequest struct {
 
 func (x *DeleteServicePrincipalRequest) Reset() {
 	*x = DeleteServicePrincipalRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[21]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1505,7 @@ func (x *DeleteServicePrincipalRequest) String() string {
 func (*DeleteServicePrincipalRequest) ProtoMessage() {}
 
 func (x *DeleteServicePrincipalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[21]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1518,7 @@ func (x *DeleteServicePrincipalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServicePrincipalRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServicePrincipalRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteServicePrincipalRequest) GetName() string {
@@ -1410,7 +1543,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[22]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1555,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[22]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1568,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Group) GetName() string {
@@ -1476,7 +1609,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[23]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1621,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[23]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1634,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CreateGroupRequest) GetGroupId() string {
@@ -1528,7 +1661,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[24]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1673,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[24]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1686,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListGroupsRequest) GetPageSize() int32 {
@@ -1580,7 +1713,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[25]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1725,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[25]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1738,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -1633,7 +1766,7 @@ type AddGroupMemberRequest struct {
 
 func (x *AddGroupMemberRequest) Reset() {
 	*x = AddGroupMemberRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[26]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1778,7 @@ func (x *AddGroupMemberRequest) String() string {
 func (*AddGroupMemberRequest) ProtoMessage() {}
 
 func (x *AddGroupMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[26]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1791,7 @@ func (x *AddGroupMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddGroupMemberRequest.ProtoReflect.Descriptor instead.
 func (*AddGroupMemberRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AddGroupMemberRequest) GetName() string {
@@ -1686,7 +1819,7 @@ type RemoveGroupMemberRequest struct {
 
 func (x *RemoveGroupMemberRequest) Reset() {
 	*x = RemoveGroupMemberRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[27]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1831,7 @@ func (x *RemoveGroupMemberRequest) String() string {
 func (*RemoveGroupMemberRequest) ProtoMessage() {}
 
 func (x *RemoveGroupMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[27]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1844,7 @@ func (x *RemoveGroupMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGroupMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveGroupMemberRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RemoveGroupMemberRequest) GetName() string {
@@ -1756,7 +1889,15 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\x05state\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80 \xb0\xe1\x18\x01R\x05state\x12!\n" +
 	"\x06factor\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x06factor\x12+\n" +
 	"\bresponse\x18\x03 \x01(\tB\x0f\xbaH\br\x06\x10\x01(\x80\x80\x01\xb0\xe1\x18\x01R\bresponse\"\x10\n" +
-	"\x0eSignOutRequest\"\x0f\n" +
+	"\x0eSignOutRequest\"\x19\n" +
+	"\x17CreateSignInCodeRequest\"c\n" +
+	"\n" +
+	"SignInCode\x12\x18\n" +
+	"\x04code\x18\x01 \x01(\tB\x04\xb0\xe1\x18\x01R\x04code\x12;\n" +
+	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"=\n" +
+	"\x17RedeemSignInCodeRequest\x12\"\n" +
+	"\x04code\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\x04\xb0\xe1\x18\x01R\x04code\"\x0f\n" +
 	"\rWhoAmIRequest\"\xd3\x02\n" +
 	"\x0eWhoAmIResponse\x12\x1c\n" +
 	"\tprincipal\x18\x01 \x01(\tR\tprincipal\x12\x10\n" +
@@ -1859,12 +2000,16 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\x13PRINCIPAL_TYPE_USER\x10\x01\x12$\n" +
 	" PRINCIPAL_TYPE_SERVICE_PRINCIPAL\x10\x02\x12#\n" +
 	"\x1fPRINCIPAL_TYPE_MANAGED_IDENTITY\x10\x03\x12\x18\n" +
-	"\x14PRINCIPAL_TYPE_GROUP\x10\x042\xea\x03\n" +
+	"\x14PRINCIPAL_TYPE_GROUP\x10\x042\xc5\x05\n" +
 	"\rSignInService\x12r\n" +
 	"\x06SignIn\x12\".redoubt.identity.v1.SignInRequest\x1a#.redoubt.identity.v1.SignInResponse\"\x1f\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x0f:\x01*\"\n" +
 	"/v1/signIn\x12\x8b\x01\n" +
 	"\x0eContinueSignIn\x12*.redoubt.identity.v1.ContinueSignInRequest\x1a#.redoubt.identity.v1.SignInResponse\"(\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/signIn:continue\x12f\n" +
-	"\aSignOut\x12#.redoubt.identity.v1.SignOutRequest\x1a\x16.google.protobuf.Empty\"\x1e\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x10:\x01*\"\v/v1/signOut\x12o\n" +
+	"\aSignOut\x12#.redoubt.identity.v1.SignOutRequest\x1a\x16.google.protobuf.Empty\"\x1e\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x10:\x01*\"\v/v1/signOut\x12m\n" +
+	"\x10CreateSignInCode\x12,.redoubt.identity.v1.CreateSignInCodeRequest\x1a\x1f.redoubt.identity.v1.SignInCode\"\n" +
+	"\xb2\xe1\x18\x06(\x01H\x01P\x05\x12j\n" +
+	"\x10RedeemSignInCode\x12,.redoubt.identity.v1.RedeemSignInCodeRequest\x1a\x1c.redoubt.identity.v1.Session\"\n" +
+	"\xb2\xe1\x18\x06(\x010\x01P\x05\x12o\n" +
 	"\x06WhoAmI\x12\".redoubt.identity.v1.WhoAmIRequest\x1a#.redoubt.identity.v1.WhoAmIResponse\"\x1c\xb2\xe1\x18\x06(\x02@\x01H\x01\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/whoAmI2\xa0\x11\n" +
 	"\x10DirectoryService\x12\x84\x01\n" +
@@ -1912,7 +2057,7 @@ func file_redoubt_identity_v1_identity_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_identity_v1_identity_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redoubt_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_redoubt_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_redoubt_identity_v1_identity_proto_goTypes = []any{
 	(PrincipalType)(0),                       // 0: redoubt.identity.v1.PrincipalType
 	(*SignInRequest)(nil),                    // 1: redoubt.identity.v1.SignInRequest
@@ -1921,83 +2066,91 @@ var file_redoubt_identity_v1_identity_proto_goTypes = []any{
 	(*Challenge)(nil),                        // 4: redoubt.identity.v1.Challenge
 	(*ContinueSignInRequest)(nil),            // 5: redoubt.identity.v1.ContinueSignInRequest
 	(*SignOutRequest)(nil),                   // 6: redoubt.identity.v1.SignOutRequest
-	(*WhoAmIRequest)(nil),                    // 7: redoubt.identity.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),                   // 8: redoubt.identity.v1.WhoAmIResponse
-	(*User)(nil),                             // 9: redoubt.identity.v1.User
-	(*CreateUserRequest)(nil),                // 10: redoubt.identity.v1.CreateUserRequest
-	(*GetUserRequest)(nil),                   // 11: redoubt.identity.v1.GetUserRequest
-	(*ListUsersRequest)(nil),                 // 12: redoubt.identity.v1.ListUsersRequest
-	(*ListUsersResponse)(nil),                // 13: redoubt.identity.v1.ListUsersResponse
-	(*SetUserDisabledRequest)(nil),           // 14: redoubt.identity.v1.SetUserDisabledRequest
-	(*SetUserPasswordRequest)(nil),           // 15: redoubt.identity.v1.SetUserPasswordRequest
-	(*ServicePrincipal)(nil),                 // 16: redoubt.identity.v1.ServicePrincipal
-	(*CreateServicePrincipalRequest)(nil),    // 17: redoubt.identity.v1.CreateServicePrincipalRequest
-	(*ListServicePrincipalsRequest)(nil),     // 18: redoubt.identity.v1.ListServicePrincipalsRequest
-	(*ListServicePrincipalsResponse)(nil),    // 19: redoubt.identity.v1.ListServicePrincipalsResponse
-	(*AddServicePrincipalSecretRequest)(nil), // 20: redoubt.identity.v1.AddServicePrincipalSecretRequest
-	(*ServicePrincipalSecret)(nil),           // 21: redoubt.identity.v1.ServicePrincipalSecret
-	(*DeleteServicePrincipalRequest)(nil),    // 22: redoubt.identity.v1.DeleteServicePrincipalRequest
-	(*Group)(nil),                            // 23: redoubt.identity.v1.Group
-	(*CreateGroupRequest)(nil),               // 24: redoubt.identity.v1.CreateGroupRequest
-	(*ListGroupsRequest)(nil),                // 25: redoubt.identity.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),               // 26: redoubt.identity.v1.ListGroupsResponse
-	(*AddGroupMemberRequest)(nil),            // 27: redoubt.identity.v1.AddGroupMemberRequest
-	(*RemoveGroupMemberRequest)(nil),         // 28: redoubt.identity.v1.RemoveGroupMemberRequest
-	(*timestamppb.Timestamp)(nil),            // 29: google.protobuf.Timestamp
-	(*emptypb.Empty)(nil),                    // 30: google.protobuf.Empty
+	(*CreateSignInCodeRequest)(nil),          // 7: redoubt.identity.v1.CreateSignInCodeRequest
+	(*SignInCode)(nil),                       // 8: redoubt.identity.v1.SignInCode
+	(*RedeemSignInCodeRequest)(nil),          // 9: redoubt.identity.v1.RedeemSignInCodeRequest
+	(*WhoAmIRequest)(nil),                    // 10: redoubt.identity.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),                   // 11: redoubt.identity.v1.WhoAmIResponse
+	(*User)(nil),                             // 12: redoubt.identity.v1.User
+	(*CreateUserRequest)(nil),                // 13: redoubt.identity.v1.CreateUserRequest
+	(*GetUserRequest)(nil),                   // 14: redoubt.identity.v1.GetUserRequest
+	(*ListUsersRequest)(nil),                 // 15: redoubt.identity.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),                // 16: redoubt.identity.v1.ListUsersResponse
+	(*SetUserDisabledRequest)(nil),           // 17: redoubt.identity.v1.SetUserDisabledRequest
+	(*SetUserPasswordRequest)(nil),           // 18: redoubt.identity.v1.SetUserPasswordRequest
+	(*ServicePrincipal)(nil),                 // 19: redoubt.identity.v1.ServicePrincipal
+	(*CreateServicePrincipalRequest)(nil),    // 20: redoubt.identity.v1.CreateServicePrincipalRequest
+	(*ListServicePrincipalsRequest)(nil),     // 21: redoubt.identity.v1.ListServicePrincipalsRequest
+	(*ListServicePrincipalsResponse)(nil),    // 22: redoubt.identity.v1.ListServicePrincipalsResponse
+	(*AddServicePrincipalSecretRequest)(nil), // 23: redoubt.identity.v1.AddServicePrincipalSecretRequest
+	(*ServicePrincipalSecret)(nil),           // 24: redoubt.identity.v1.ServicePrincipalSecret
+	(*DeleteServicePrincipalRequest)(nil),    // 25: redoubt.identity.v1.DeleteServicePrincipalRequest
+	(*Group)(nil),                            // 26: redoubt.identity.v1.Group
+	(*CreateGroupRequest)(nil),               // 27: redoubt.identity.v1.CreateGroupRequest
+	(*ListGroupsRequest)(nil),                // 28: redoubt.identity.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),               // 29: redoubt.identity.v1.ListGroupsResponse
+	(*AddGroupMemberRequest)(nil),            // 30: redoubt.identity.v1.AddGroupMemberRequest
+	(*RemoveGroupMemberRequest)(nil),         // 31: redoubt.identity.v1.RemoveGroupMemberRequest
+	(*timestamppb.Timestamp)(nil),            // 32: google.protobuf.Timestamp
+	(*emptypb.Empty)(nil),                    // 33: google.protobuf.Empty
 }
 var file_redoubt_identity_v1_identity_proto_depIdxs = []int32{
 	3,  // 0: redoubt.identity.v1.SignInResponse.session:type_name -> redoubt.identity.v1.Session
 	4,  // 1: redoubt.identity.v1.SignInResponse.challenge:type_name -> redoubt.identity.v1.Challenge
-	29, // 2: redoubt.identity.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 3: redoubt.identity.v1.WhoAmIResponse.type:type_name -> redoubt.identity.v1.PrincipalType
-	29, // 4: redoubt.identity.v1.WhoAmIResponse.token_expire_time:type_name -> google.protobuf.Timestamp
-	29, // 5: redoubt.identity.v1.User.create_time:type_name -> google.protobuf.Timestamp
-	9,  // 6: redoubt.identity.v1.ListUsersResponse.users:type_name -> redoubt.identity.v1.User
-	29, // 7: redoubt.identity.v1.ServicePrincipal.create_time:type_name -> google.protobuf.Timestamp
-	16, // 8: redoubt.identity.v1.ListServicePrincipalsResponse.service_principals:type_name -> redoubt.identity.v1.ServicePrincipal
-	29, // 9: redoubt.identity.v1.AddServicePrincipalSecretRequest.expire_time:type_name -> google.protobuf.Timestamp
-	29, // 10: redoubt.identity.v1.ServicePrincipalSecret.expire_time:type_name -> google.protobuf.Timestamp
-	23, // 11: redoubt.identity.v1.ListGroupsResponse.groups:type_name -> redoubt.identity.v1.Group
-	1,  // 12: redoubt.identity.v1.SignInService.SignIn:input_type -> redoubt.identity.v1.SignInRequest
-	5,  // 13: redoubt.identity.v1.SignInService.ContinueSignIn:input_type -> redoubt.identity.v1.ContinueSignInRequest
-	6,  // 14: redoubt.identity.v1.SignInService.SignOut:input_type -> redoubt.identity.v1.SignOutRequest
-	7,  // 15: redoubt.identity.v1.SignInService.WhoAmI:input_type -> redoubt.identity.v1.WhoAmIRequest
-	10, // 16: redoubt.identity.v1.DirectoryService.CreateUser:input_type -> redoubt.identity.v1.CreateUserRequest
-	11, // 17: redoubt.identity.v1.DirectoryService.GetUser:input_type -> redoubt.identity.v1.GetUserRequest
-	12, // 18: redoubt.identity.v1.DirectoryService.ListUsers:input_type -> redoubt.identity.v1.ListUsersRequest
-	14, // 19: redoubt.identity.v1.DirectoryService.SetUserDisabled:input_type -> redoubt.identity.v1.SetUserDisabledRequest
-	15, // 20: redoubt.identity.v1.DirectoryService.SetUserPassword:input_type -> redoubt.identity.v1.SetUserPasswordRequest
-	17, // 21: redoubt.identity.v1.DirectoryService.CreateServicePrincipal:input_type -> redoubt.identity.v1.CreateServicePrincipalRequest
-	18, // 22: redoubt.identity.v1.DirectoryService.ListServicePrincipals:input_type -> redoubt.identity.v1.ListServicePrincipalsRequest
-	20, // 23: redoubt.identity.v1.DirectoryService.AddServicePrincipalSecret:input_type -> redoubt.identity.v1.AddServicePrincipalSecretRequest
-	22, // 24: redoubt.identity.v1.DirectoryService.DeleteServicePrincipal:input_type -> redoubt.identity.v1.DeleteServicePrincipalRequest
-	24, // 25: redoubt.identity.v1.DirectoryService.CreateGroup:input_type -> redoubt.identity.v1.CreateGroupRequest
-	25, // 26: redoubt.identity.v1.DirectoryService.ListGroups:input_type -> redoubt.identity.v1.ListGroupsRequest
-	27, // 27: redoubt.identity.v1.DirectoryService.AddGroupMember:input_type -> redoubt.identity.v1.AddGroupMemberRequest
-	28, // 28: redoubt.identity.v1.DirectoryService.RemoveGroupMember:input_type -> redoubt.identity.v1.RemoveGroupMemberRequest
-	2,  // 29: redoubt.identity.v1.SignInService.SignIn:output_type -> redoubt.identity.v1.SignInResponse
-	2,  // 30: redoubt.identity.v1.SignInService.ContinueSignIn:output_type -> redoubt.identity.v1.SignInResponse
-	30, // 31: redoubt.identity.v1.SignInService.SignOut:output_type -> google.protobuf.Empty
-	8,  // 32: redoubt.identity.v1.SignInService.WhoAmI:output_type -> redoubt.identity.v1.WhoAmIResponse
-	9,  // 33: redoubt.identity.v1.DirectoryService.CreateUser:output_type -> redoubt.identity.v1.User
-	9,  // 34: redoubt.identity.v1.DirectoryService.GetUser:output_type -> redoubt.identity.v1.User
-	13, // 35: redoubt.identity.v1.DirectoryService.ListUsers:output_type -> redoubt.identity.v1.ListUsersResponse
-	9,  // 36: redoubt.identity.v1.DirectoryService.SetUserDisabled:output_type -> redoubt.identity.v1.User
-	30, // 37: redoubt.identity.v1.DirectoryService.SetUserPassword:output_type -> google.protobuf.Empty
-	16, // 38: redoubt.identity.v1.DirectoryService.CreateServicePrincipal:output_type -> redoubt.identity.v1.ServicePrincipal
-	19, // 39: redoubt.identity.v1.DirectoryService.ListServicePrincipals:output_type -> redoubt.identity.v1.ListServicePrincipalsResponse
-	21, // 40: redoubt.identity.v1.DirectoryService.AddServicePrincipalSecret:output_type -> redoubt.identity.v1.ServicePrincipalSecret
-	30, // 41: redoubt.identity.v1.DirectoryService.DeleteServicePrincipal:output_type -> google.protobuf.Empty
-	23, // 42: redoubt.identity.v1.DirectoryService.CreateGroup:output_type -> redoubt.identity.v1.Group
-	26, // 43: redoubt.identity.v1.DirectoryService.ListGroups:output_type -> redoubt.identity.v1.ListGroupsResponse
-	23, // 44: redoubt.identity.v1.DirectoryService.AddGroupMember:output_type -> redoubt.identity.v1.Group
-	23, // 45: redoubt.identity.v1.DirectoryService.RemoveGroupMember:output_type -> redoubt.identity.v1.Group
-	29, // [29:46] is the sub-list for method output_type
-	12, // [12:29] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	32, // 2: redoubt.identity.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
+	32, // 3: redoubt.identity.v1.SignInCode.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 4: redoubt.identity.v1.WhoAmIResponse.type:type_name -> redoubt.identity.v1.PrincipalType
+	32, // 5: redoubt.identity.v1.WhoAmIResponse.token_expire_time:type_name -> google.protobuf.Timestamp
+	32, // 6: redoubt.identity.v1.User.create_time:type_name -> google.protobuf.Timestamp
+	12, // 7: redoubt.identity.v1.ListUsersResponse.users:type_name -> redoubt.identity.v1.User
+	32, // 8: redoubt.identity.v1.ServicePrincipal.create_time:type_name -> google.protobuf.Timestamp
+	19, // 9: redoubt.identity.v1.ListServicePrincipalsResponse.service_principals:type_name -> redoubt.identity.v1.ServicePrincipal
+	32, // 10: redoubt.identity.v1.AddServicePrincipalSecretRequest.expire_time:type_name -> google.protobuf.Timestamp
+	32, // 11: redoubt.identity.v1.ServicePrincipalSecret.expire_time:type_name -> google.protobuf.Timestamp
+	26, // 12: redoubt.identity.v1.ListGroupsResponse.groups:type_name -> redoubt.identity.v1.Group
+	1,  // 13: redoubt.identity.v1.SignInService.SignIn:input_type -> redoubt.identity.v1.SignInRequest
+	5,  // 14: redoubt.identity.v1.SignInService.ContinueSignIn:input_type -> redoubt.identity.v1.ContinueSignInRequest
+	6,  // 15: redoubt.identity.v1.SignInService.SignOut:input_type -> redoubt.identity.v1.SignOutRequest
+	7,  // 16: redoubt.identity.v1.SignInService.CreateSignInCode:input_type -> redoubt.identity.v1.CreateSignInCodeRequest
+	9,  // 17: redoubt.identity.v1.SignInService.RedeemSignInCode:input_type -> redoubt.identity.v1.RedeemSignInCodeRequest
+	10, // 18: redoubt.identity.v1.SignInService.WhoAmI:input_type -> redoubt.identity.v1.WhoAmIRequest
+	13, // 19: redoubt.identity.v1.DirectoryService.CreateUser:input_type -> redoubt.identity.v1.CreateUserRequest
+	14, // 20: redoubt.identity.v1.DirectoryService.GetUser:input_type -> redoubt.identity.v1.GetUserRequest
+	15, // 21: redoubt.identity.v1.DirectoryService.ListUsers:input_type -> redoubt.identity.v1.ListUsersRequest
+	17, // 22: redoubt.identity.v1.DirectoryService.SetUserDisabled:input_type -> redoubt.identity.v1.SetUserDisabledRequest
+	18, // 23: redoubt.identity.v1.DirectoryService.SetUserPassword:input_type -> redoubt.identity.v1.SetUserPasswordRequest
+	20, // 24: redoubt.identity.v1.DirectoryService.CreateServicePrincipal:input_type -> redoubt.identity.v1.CreateServicePrincipalRequest
+	21, // 25: redoubt.identity.v1.DirectoryService.ListServicePrincipals:input_type -> redoubt.identity.v1.ListServicePrincipalsRequest
+	23, // 26: redoubt.identity.v1.DirectoryService.AddServicePrincipalSecret:input_type -> redoubt.identity.v1.AddServicePrincipalSecretRequest
+	25, // 27: redoubt.identity.v1.DirectoryService.DeleteServicePrincipal:input_type -> redoubt.identity.v1.DeleteServicePrincipalRequest
+	27, // 28: redoubt.identity.v1.DirectoryService.CreateGroup:input_type -> redoubt.identity.v1.CreateGroupRequest
+	28, // 29: redoubt.identity.v1.DirectoryService.ListGroups:input_type -> redoubt.identity.v1.ListGroupsRequest
+	30, // 30: redoubt.identity.v1.DirectoryService.AddGroupMember:input_type -> redoubt.identity.v1.AddGroupMemberRequest
+	31, // 31: redoubt.identity.v1.DirectoryService.RemoveGroupMember:input_type -> redoubt.identity.v1.RemoveGroupMemberRequest
+	2,  // 32: redoubt.identity.v1.SignInService.SignIn:output_type -> redoubt.identity.v1.SignInResponse
+	2,  // 33: redoubt.identity.v1.SignInService.ContinueSignIn:output_type -> redoubt.identity.v1.SignInResponse
+	33, // 34: redoubt.identity.v1.SignInService.SignOut:output_type -> google.protobuf.Empty
+	8,  // 35: redoubt.identity.v1.SignInService.CreateSignInCode:output_type -> redoubt.identity.v1.SignInCode
+	3,  // 36: redoubt.identity.v1.SignInService.RedeemSignInCode:output_type -> redoubt.identity.v1.Session
+	11, // 37: redoubt.identity.v1.SignInService.WhoAmI:output_type -> redoubt.identity.v1.WhoAmIResponse
+	12, // 38: redoubt.identity.v1.DirectoryService.CreateUser:output_type -> redoubt.identity.v1.User
+	12, // 39: redoubt.identity.v1.DirectoryService.GetUser:output_type -> redoubt.identity.v1.User
+	16, // 40: redoubt.identity.v1.DirectoryService.ListUsers:output_type -> redoubt.identity.v1.ListUsersResponse
+	12, // 41: redoubt.identity.v1.DirectoryService.SetUserDisabled:output_type -> redoubt.identity.v1.User
+	33, // 42: redoubt.identity.v1.DirectoryService.SetUserPassword:output_type -> google.protobuf.Empty
+	19, // 43: redoubt.identity.v1.DirectoryService.CreateServicePrincipal:output_type -> redoubt.identity.v1.ServicePrincipal
+	22, // 44: redoubt.identity.v1.DirectoryService.ListServicePrincipals:output_type -> redoubt.identity.v1.ListServicePrincipalsResponse
+	24, // 45: redoubt.identity.v1.DirectoryService.AddServicePrincipalSecret:output_type -> redoubt.identity.v1.ServicePrincipalSecret
+	33, // 46: redoubt.identity.v1.DirectoryService.DeleteServicePrincipal:output_type -> google.protobuf.Empty
+	26, // 47: redoubt.identity.v1.DirectoryService.CreateGroup:output_type -> redoubt.identity.v1.Group
+	29, // 48: redoubt.identity.v1.DirectoryService.ListGroups:output_type -> redoubt.identity.v1.ListGroupsResponse
+	26, // 49: redoubt.identity.v1.DirectoryService.AddGroupMember:output_type -> redoubt.identity.v1.Group
+	26, // 50: redoubt.identity.v1.DirectoryService.RemoveGroupMember:output_type -> redoubt.identity.v1.Group
+	32, // [32:51] is the sub-list for method output_type
+	13, // [13:32] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_identity_v1_identity_proto_init() }
@@ -2015,7 +2168,7 @@ func file_redoubt_identity_v1_identity_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_identity_v1_identity_proto_rawDesc), len(file_redoubt_identity_v1_identity_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

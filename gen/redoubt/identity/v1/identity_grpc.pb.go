@@ -22,10 +22,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	SignInService_SignIn_FullMethodName         = "/redoubt.identity.v1.SignInService/SignIn"
-	SignInService_ContinueSignIn_FullMethodName = "/redoubt.identity.v1.SignInService/ContinueSignIn"
-	SignInService_SignOut_FullMethodName        = "/redoubt.identity.v1.SignInService/SignOut"
-	SignInService_WhoAmI_FullMethodName         = "/redoubt.identity.v1.SignInService/WhoAmI"
+	SignInService_SignIn_FullMethodName           = "/redoubt.identity.v1.SignInService/SignIn"
+	SignInService_ContinueSignIn_FullMethodName   = "/redoubt.identity.v1.SignInService/ContinueSignIn"
+	SignInService_SignOut_FullMethodName          = "/redoubt.identity.v1.SignInService/SignOut"
+	SignInService_CreateSignInCode_FullMethodName = "/redoubt.identity.v1.SignInService/CreateSignInCode"
+	SignInService_RedeemSignInCode_FullMethodName = "/redoubt.identity.v1.SignInService/RedeemSignInCode"
+	SignInService_WhoAmI_FullMethodName           = "/redoubt.identity.v1.SignInService/WhoAmI"
 )
 
 // SignInServiceClient is the client API for SignInService service.
@@ -40,6 +42,10 @@ type SignInServiceClient interface {
 	ContinueSignIn(ctx context.Context, in *ContinueSignInRequest, opts ...grpc.CallOption) (*SignInResponse, error)
 	// SignOut revokes the session of the token that it is called with, at once.
 	SignOut(ctx context.Context, in *SignOutRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// CreateSignInCode gives the caller a code that signs one browser in, once, within a minute: what `redoubt console` opens.
+	CreateSignInCode(ctx context.Context, in *CreateSignInCodeRequest, opts ...grpc.CallOption) (*SignInCode, error)
+	// RedeemSignInCode uses a code up and gives a session of its own. It ends with the session that made the code, if that ended first.
+	RedeemSignInCode(ctx context.Context, in *RedeemSignInCodeRequest, opts ...grpc.CallOption) (*Session, error)
 	// WhoAmI says which principal the service takes the caller for.
 	WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error)
 }
@@ -82,6 +88,26 @@ func (c *signInServiceClient) SignOut(ctx context.Context, in *SignOutRequest, o
 	return out, nil
 }
 
+func (c *signInServiceClient) CreateSignInCode(ctx context.Context, in *CreateSignInCodeRequest, opts ...grpc.CallOption) (*SignInCode, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignInCode)
+	err := c.cc.Invoke(ctx, SignInService_CreateSignInCode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *signInServiceClient) RedeemSignInCode(ctx context.Context, in *RedeemSignInCodeRequest, opts ...grpc.CallOption) (*Session, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Session)
+	err := c.cc.Invoke(ctx, SignInService_RedeemSignInCode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *signInServiceClient) WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WhoAmIResponse)
@@ -104,6 +130,10 @@ type SignInServiceServer interface {
 	ContinueSignIn(context.Context, *ContinueSignInRequest) (*SignInResponse, error)
 	// SignOut revokes the session of the token that it is called with, at once.
 	SignOut(context.Context, *SignOutRequest) (*emptypb.Empty, error)
+	// CreateSignInCode gives the caller a code that signs one browser in, once, within a minute: what `redoubt console` opens.
+	CreateSignInCode(context.Context, *CreateSignInCodeRequest) (*SignInCode, error)
+	// RedeemSignInCode uses a code up and gives a session of its own. It ends with the session that made the code, if that ended first.
+	RedeemSignInCode(context.Context, *RedeemSignInCodeRequest) (*Session, error)
 	// WhoAmI says which principal the service takes the caller for.
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)
 	mustEmbedUnimplementedSignInServiceServer()
@@ -124,6 +154,12 @@ func (UnimplementedSignInServiceServer) ContinueSignIn(context.Context, *Continu
 }
 func (UnimplementedSignInServiceServer) SignOut(context.Context, *SignOutRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignOut not implemented")
+}
+func (UnimplementedSignInServiceServer) CreateSignInCode(context.Context, *CreateSignInCodeRequest) (*SignInCode, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateSignInCode not implemented")
+}
+func (UnimplementedSignInServiceServer) RedeemSignInCode(context.Context, *RedeemSignInCodeRequest) (*Session, error) {
+	return nil, status.Error(codes.Unimplemented, "method RedeemSignInCode not implemented")
 }
 func (UnimplementedSignInServiceServer) WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhoAmI not implemented")
@@ -203,6 +239,42 @@ func _SignInService_SignOut_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SignInService_CreateSignInCode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateSignInCodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SignInServiceServer).CreateSignInCode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SignInService_CreateSignInCode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SignInServiceServer).CreateSignInCode(ctx, req.(*CreateSignInCodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SignInService_RedeemSignInCode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RedeemSignInCodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SignInServiceServer).RedeemSignInCode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SignInService_RedeemSignInCode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SignInServiceServer).RedeemSignInCode(ctx, req.(*RedeemSignInCodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SignInService_WhoAmI_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WhoAmIRequest)
 	if err := dec(in); err != nil {
@@ -239,6 +311,14 @@ var SignInService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SignOut",
 			Handler:    _SignInService_SignOut_Handler,
+		},
+		{
+			MethodName: "CreateSignInCode",
+			Handler:    _SignInService_CreateSignInCode_Handler,
+		},
+		{
+			MethodName: "RedeemSignInCode",
+			Handler:    _SignInService_RedeemSignInCode_Handler,
 		},
 		{
 			MethodName: "WhoAmI",

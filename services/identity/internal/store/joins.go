@@ -16,14 +16,15 @@ import (
 const (
 	JoinService = "service"
 	JoinAgent   = "agent"
+	JoinBrowser = "browser"
 )
 
-// Join is what a join token lets in: an instance of a service, or the agent of a run.
+// Join is what a join token lets in: an instance of a service, the agent of a run, or a browser into a session.
 type Join struct {
 	Kind string
-	// Of a service.
+	// Of a service. Of a browser, Instance is the session.
 	Service, Instance string
-	// Of an agent.
+	// Of an agent. Of a browser, Submitter is the principal.
 	Agent, Run, Workspace, Submitter string
 	Actions                          []string
 }

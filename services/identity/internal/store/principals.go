@@ -256,6 +256,21 @@ func (s *Store) InsertSession(ctx context.Context, tx *sqldb.Tx, sid, uid string
 	return db.New(tx).InsertSession(ctx, db.InsertSessionParams{Sid: sid, UID: uid, CreateTime: micros(now), ExpireTime: micros(expire)})
 }
 
+// Session is a sign-in that is not over.
+type Session struct {
+	UID             string // of the principal
+	Created, Expire time.Time
+}
+
+// FindSession finds a sign-in; ok is false for one that is over or was ended.
+func (s *Store) FindSession(ctx context.Context, q sqldb.DBTX, sid string, now time.Time) (session Session, ok bool, err error) {
+	row, err := db.New(q).GetSession(ctx, db.GetSessionParams{Sid: sid, ExpireTime: micros(now)})
+	if ok, err := found(err); !ok {
+		return Session{}, false, err
+	}
+	return Session{UID: row.UID, Created: fromMicros(row.CreateTime), Expire: fromMicros(row.ExpireTime)}, true, nil
+}
+
 // DeleteSession forgets a sign-in.
 func (s *Store) DeleteSession(ctx context.Context, tx *sqldb.Tx, sid string) error {
 	return db.New(tx).DeleteSession(ctx, sid)

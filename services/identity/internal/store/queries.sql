@@ -84,6 +84,9 @@ INSERT INTO sessions (sid, uid, create_time, expire_time) VALUES ($1, $2, $3, $4
 -- name: ListSessionsOf :many
 SELECT sid, expire_time FROM sessions WHERE uid = $1 AND expire_time > $2 ORDER BY sid;
 
+-- name: GetSession :one
+SELECT uid, create_time, expire_time FROM sessions WHERE sid = $1 AND expire_time > $2;
+
 -- name: DeleteSession :exec
 DELETE FROM sessions WHERE sid = $1;
 

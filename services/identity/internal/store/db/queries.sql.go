@@ -339,6 +339,28 @@ func (q *Queries) GetRevocation(ctx context.Context, arg GetRevocationParams) (G
 	return i, err
 }
 
+const getSession = `-- name: GetSession :one
+SELECT uid, create_time, expire_time FROM sessions WHERE sid = $1 AND expire_time > $2
+`
+
+type GetSessionParams struct {
+	Sid        string
+	ExpireTime int64
+}
+
+type GetSessionRow struct {
+	UID        string
+	CreateTime int64
+	ExpireTime int64
+}
+
+func (q *Queries) GetSession(ctx context.Context, arg GetSessionParams) (GetSessionRow, error) {
+	row := q.db.QueryRowContext(ctx, getSession, arg.Sid, arg.ExpireTime)
+	var i GetSessionRow
+	err := row.Scan(&i.UID, &i.CreateTime, &i.ExpireTime)
+	return i, err
+}
+
 const insertAuthority = `-- name: InsertAuthority :exec
 INSERT INTO authorities (pin, root, private_key, signs, create_time) VALUES ($1, $2, $3, $4, $5)
 `
