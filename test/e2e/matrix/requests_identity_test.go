@@ -71,6 +71,22 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 				refused(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED),
 			}},
 		},
+		identityv1.SignInService_CreateSignInCode_FullMethodName: {
+			build: func(*testing.T, *fixture, *place) request { return one(&identityv1.CreateSignInCodeRequest{}) },
+		},
+		identityv1.SignInService_RedeemSignInCode_FullMethodName: {
+			build: func(t *testing.T, f *fixture, _ *place) request {
+				c, err := identityv1.NewSignInServiceClient(f.admin).CreateSignInCode(t.Context(), &identityv1.CreateSignInCodeRequest{})
+				must(t, err)
+				return one(&identityv1.RedeemSignInCodeRequest{Code: c.GetCode()})
+			},
+			bad: map[string]badRequest{"unknown code": {
+				func(*testing.T, *fixture) request {
+					return one(&identityv1.RedeemSignInCodeRequest{Code: "rdl_nothing"})
+				},
+				refused(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED),
+			}},
+		},
 		identityv1.SignInService_SignOut_FullMethodName: {
 			fresh: true,
 			build: func(*testing.T, *fixture, *place) request { return one(&identityv1.SignOutRequest{}) },

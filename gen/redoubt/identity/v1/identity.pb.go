@@ -2000,16 +2000,14 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\x13PRINCIPAL_TYPE_USER\x10\x01\x12$\n" +
 	" PRINCIPAL_TYPE_SERVICE_PRINCIPAL\x10\x02\x12#\n" +
 	"\x1fPRINCIPAL_TYPE_MANAGED_IDENTITY\x10\x03\x12\x18\n" +
-	"\x14PRINCIPAL_TYPE_GROUP\x10\x042\xc5\x05\n" +
+	"\x14PRINCIPAL_TYPE_GROUP\x10\x042\x82\x06\n" +
 	"\rSignInService\x12r\n" +
 	"\x06SignIn\x12\".redoubt.identity.v1.SignInRequest\x1a#.redoubt.identity.v1.SignInResponse\"\x1f\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x0f:\x01*\"\n" +
 	"/v1/signIn\x12\x8b\x01\n" +
 	"\x0eContinueSignIn\x12*.redoubt.identity.v1.ContinueSignInRequest\x1a#.redoubt.identity.v1.SignInResponse\"(\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/signIn:continue\x12f\n" +
-	"\aSignOut\x12#.redoubt.identity.v1.SignOutRequest\x1a\x16.google.protobuf.Empty\"\x1e\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x10:\x01*\"\v/v1/signOut\x12m\n" +
-	"\x10CreateSignInCode\x12,.redoubt.identity.v1.CreateSignInCodeRequest\x1a\x1f.redoubt.identity.v1.SignInCode\"\n" +
-	"\xb2\xe1\x18\x06(\x01H\x01P\x05\x12j\n" +
-	"\x10RedeemSignInCode\x12,.redoubt.identity.v1.RedeemSignInCodeRequest\x1a\x1c.redoubt.identity.v1.Session\"\n" +
-	"\xb2\xe1\x18\x06(\x010\x01P\x05\x12o\n" +
+	"\aSignOut\x12#.redoubt.identity.v1.SignOutRequest\x1a\x16.google.protobuf.Empty\"\x1e\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x10:\x01*\"\v/v1/signOut\x12\x87\x01\n" +
+	"\x10CreateSignInCode\x12,.redoubt.identity.v1.CreateSignInCodeRequest\x1a\x1f.redoubt.identity.v1.SignInCode\"$\xb2\xe1\x18\x06(\x01H\x01P\x05\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/signInCodes\x12\x8b\x01\n" +
+	"\x10RedeemSignInCode\x12,.redoubt.identity.v1.RedeemSignInCodeRequest\x1a\x1c.redoubt.identity.v1.Session\"+\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/signInCodes:redeem\x12o\n" +
 	"\x06WhoAmI\x12\".redoubt.identity.v1.WhoAmIRequest\x1a#.redoubt.identity.v1.WhoAmIResponse\"\x1c\xb2\xe1\x18\x06(\x02@\x01H\x01\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/whoAmI2\xa0\x11\n" +
 	"\x10DirectoryService\x12\x84\x01\n" +

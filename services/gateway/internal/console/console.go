@@ -201,9 +201,7 @@ func (c *Console) refused(w http.ResponseWriter, r *http.Request, base string, e
 	if body.Status == http.StatusUnauthorized {
 		body.SignIn = true
 		if len(r.CookiesNamed(cookieName)) > 0 {
-			clear := sessionCookie("")
-			clear.MaxAge = -1
-			http.SetCookie(w, clear)
+			forget(w)
 		}
 	}
 	c.show(w, body.Status, "refused.html", view{Title: http.StatusText(body.Status), Base: base, Body: body})
@@ -227,8 +225,9 @@ func statusOf(code codes.Code) int {
 	return http.StatusInternalServerError
 }
 
-func sessionCookie(value string) *http.Cookie {
-	return &http.Cookie{Name: cookieName, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode}
+// forget takes the cookie away.
+func forget(w http.ResponseWriter) {
+	http.SetCookie(w, &http.Cookie{Name: cookieName, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode, MaxAge: -1})
 }
 
 // enterPage asks before it uses the code: programs that look at links ahead of people must not use it up.
@@ -250,9 +249,10 @@ func (c *Console) enter(w http.ResponseWriter, r *http.Request) {
 		c.refused(w, r, "", err)
 		return
 	}
-	cookie := sessionCookie(session.GetAccessToken())
-	cookie.Expires = session.GetExpireTime().AsTime()
-	http.SetCookie(w, cookie)
+	http.SetCookie(w, &http.Cookie{
+		Name: cookieName, Value: session.GetAccessToken(), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode,
+		Expires: session.GetExpireTime().AsTime(),
+	})
 	http.Redirect(w, r, Prefix, http.StatusSeeOther)
 }
 
@@ -265,9 +265,7 @@ func (c *Console) leave(w http.ResponseWriter, r *http.Request) {
 			c.refused(w, r, "", err) // it goes on: the cookie stays
 			return
 		}
-		clear := sessionCookie("")
-		clear.MaxAge = -1
-		http.SetCookie(w, clear)
+		forget(w)
 		c.show(w, http.StatusOK, "left.html", view{Title: "Signed out"})
 	})(w, r)
 }
