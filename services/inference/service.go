@@ -20,6 +20,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/endpoints"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/models"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/store"
 )
@@ -79,6 +80,7 @@ func (c *Config) check() error {
 
 // Service is the inference service.
 type Service struct {
+	models    *models.Service
 	serving   *serving.Server
 	endpoints *endpoints.Service
 }
@@ -90,6 +92,11 @@ func New(cfg Config) (*Service, error) {
 	}
 	s := &Service{}
 	var err error
+	if s.models, err = models.New(models.Config{
+		DB: cfg.DB, Own: cfg.Own, Keys: cfg.Keys, Blobs: cfg.Blobs, Runs: cfg.Runs, Now: cfg.Now, Logger: cfg.Logger,
+	}); err != nil {
+		return nil, err
+	}
 	if s.serving, err = serving.New(serving.Config{
 		Certificate: cfg.Certificate, CertificateFile: cfg.CertificateFile, KeyFile: cfg.KeyFile, MeshTLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain,
 		Installation: cfg.TrustDomain, Log: unrecorded{}, Now: cfg.Now, Logger: cfg.Logger,
@@ -110,8 +117,12 @@ func (unrecorded) Append(*telemetryv1.ScoringRequest) {}
 
 // Register puts the service's methods on a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
+	s.models.Register(r)
 	s.endpoints.Register(r)
 }
+
+// Run does what goes on beside calls, until ctx ends.
+func (s *Service) Run(ctx context.Context) error { return s.models.Run(ctx) }
 
 // Serve opens the service's own listeners until ctx ends: scoring for strangers, replicas for workers. What endpoints there are is
 // known before the first connection is taken. It closes both.

@@ -136,14 +136,13 @@ func (s *Service) Release(ctx context.Context, tx *sqldb.Tx, userUID string) err
 	return store.Release(ctx, tx, userUID)
 }
 
-// Purge removes every model of a workspace with all of its content. It can be repeated, and must be until it succeeds. The workspace's key
-// is its caller's to destroy, afterwards.
-func (s *Service) Purge(ctx context.Context, workspaceUID string) error {
-	err := s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error { return store.PurgeModels(ctx, tx, workspaceUID) })
-	if err != nil {
+// Purge removes every model of a workspace, in the transaction that removes all else of it, and their content at once. It can be repeated,
+// and must be until it succeeds. What a registration that is under way still writes goes with a later sweep.
+func (s *Service) Purge(ctx context.Context, tx *sqldb.Tx, workspaceUID string) error {
+	if err := s.cfg.Blobs.DeletePrefix(ctx, workspaceUID); err != nil {
 		return err
 	}
-	return s.cfg.Blobs.DeletePrefix(ctx, workspaceUID)
+	return store.PurgeModels(ctx, tx, workspaceUID, s.cfg.Now())
 }
 
 // record is the audit record of the call that ctx belongs to.

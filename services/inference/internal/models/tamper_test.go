@@ -271,7 +271,7 @@ func TestPurge(t *testing.T) {
 		l.yield()
 	}
 	for range 2 {
-		must(t, l.s.Purge(t.Context(), l.uids[ws1]))
+		must(t, l.db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error { return l.s.Purge(ctx, tx, l.uids[ws1]) }))
 	}
 	for _, m := range msgs[1:] {
 		_ = s.Send(m)
@@ -281,6 +281,8 @@ func TestPurge(t *testing.T) {
 	if l.count("model_versions") != 1 || l.count("models") != 1 || l.count("model_uses") != 0 {
 		t.Errorf("%d versions, %d models, %d uses", l.count("model_versions"), l.count("models"), l.count("model_uses"))
 	}
+	must(t, l.s.sweep(t.Context()))
+	l.nothing("what a registration wrote meanwhile is swept", 1, 1)
 	_, _, err = l.download(l.as("owner"), other.GetName(), "")
 	must(t, err)
 	_, _, err = l.download(l.as("owner"), v.GetName(), "")

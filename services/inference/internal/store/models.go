@@ -309,15 +309,16 @@ func (s *Store) ForgetLeftover(ctx context.Context, version string) error {
 	})
 }
 
-// PurgeModels removes every row of a workspace's models. Versions that are being registered fail afterwards.
-func PurgeModels(ctx context.Context, tx *sqldb.Tx, workspace string) error {
+// PurgeModels removes every row of a workspace's models. Versions that are being registered fail afterwards, so the place of all of the
+// workspace's blobs is left over.
+func PurgeModels(ctx context.Context, tx *sqldb.Tx, workspace string, now time.Time) error {
 	q := db.New(tx)
 	for _, f := range []func(context.Context, string) error{q.PurgeUses, q.PurgeVersions, q.PurgeModels, q.PurgeLeftovers} {
 		if err := f(ctx, workspace); err != nil {
 			return sqldb.Fault(err)
 		}
 	}
-	return nil
+	return putLeftover(ctx, q, Leftover{Version: workspace, Workspace: workspace, Folder: workspace}, now)
 }
 
 // SigningKey is a sealed key for manifests.

@@ -541,7 +541,7 @@ func (q *Queries) PurgeVersions(ctx context.Context, workspaceUid string) error 
 }
 
 const putLeftover = `-- name: PutLeftover :exec
-INSERT INTO model_leftovers (version_uid, workspace_uid, folder, create_time) VALUES ($1, $2, $3, $4)
+INSERT INTO model_leftovers (version_uid, workspace_uid, folder, create_time) VALUES ($1, $2, $3, $4) ON CONFLICT (version_uid) DO NOTHING
 `
 
 type PutLeftoverParams struct {

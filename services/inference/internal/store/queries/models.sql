@@ -70,7 +70,7 @@ SELECT u.version_uid, u.user_uid, u.user_name FROM model_uses u JOIN model_versi
 WHERE v.model_uid = $1 ORDER BY v.number, u.user_uid;
 
 -- name: PutLeftover :exec
-INSERT INTO model_leftovers (version_uid, workspace_uid, folder, create_time) VALUES ($1, $2, $3, $4);
+INSERT INTO model_leftovers (version_uid, workspace_uid, folder, create_time) VALUES ($1, $2, $3, $4) ON CONFLICT (version_uid) DO NOTHING;
 
 -- name: ListLeftovers :many
 SELECT version_uid, workspace_uid, folder, create_time FROM model_leftovers ORDER BY create_time, version_uid;
