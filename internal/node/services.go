@@ -318,7 +318,7 @@ func (n *Node) buildInference(st *state, m *mesh, k *envelope.Keyring, b *blob.S
 	compute, ingest := peer("compute"), peer("telemetry")
 	return inference.New(inference.Config{
 		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Dir: n.cfg.Service.Dir,
-		Replicas: computev1.NewReplicaServiceClient(compute), Runs: computev1.NewRunServiceClient(compute), RunInternal: computev1.NewRunInternalServiceClient(compute),
+		Replicas: computev1.NewReplicaServiceClient(compute), Computes: computev1.NewComputeServiceClient(compute), Runs: computev1.NewRunServiceClient(compute), RunInternal: computev1.NewRunInternalServiceClient(compute),
 		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), Ingest: telemetryv1.NewIngestServiceClient(ingest),
 		ScoringURL: n.cfg.Service.ScoringURL, ReplicaAddress: dialled(n.replicas.Addr()),
 		CertificateFile: n.cfg.Service.ScoringCertificateFile, KeyFile: n.cfg.Service.ScoringKeyFile,

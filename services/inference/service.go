@@ -8,6 +8,7 @@ import (
 	"net"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
@@ -40,6 +41,7 @@ type Config struct {
 	Dir string
 
 	Replicas    computev1.ReplicaServiceClient
+	Computes    computev1.ComputeServiceClient
 	Runs        computev1.RunServiceClient
 	RunInternal computev1.RunInternalServiceClient
 	Snapshots   workspacev1.SnapshotServiceClient
@@ -64,7 +66,7 @@ func (c *Config) check() error {
 	switch {
 	case c.DB == nil || c.Outbox == nil || c.Own == nil || c.Keys == nil || c.Blobs == nil || c.Engine == nil || c.Dir == "":
 		return errors.New("inference: DB, Outbox, Own, Keys, Blobs, Engine and Dir are required")
-	case c.Replicas == nil || c.Runs == nil || c.RunInternal == nil || c.Snapshots == nil || c.Ingest == nil:
+	case c.Replicas == nil || c.Computes == nil || c.Runs == nil || c.RunInternal == nil || c.Snapshots == nil || c.Ingest == nil:
 		return errors.New("inference: the peers are required")
 	case c.ScoringURL == "" || c.ReplicaAddress == "" || c.Certificate == nil || c.MeshTLS == nil || c.TrustDomain == "":
 		return errors.New("inference: ScoringURL, ReplicaAddress, Certificate, MeshTLS and TrustDomain are required")
@@ -103,10 +105,11 @@ func New(cfg Config) (*Service, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if s.endpoints, err = endpoints.New(endpoints.Config{DB: cfg.DB, Outbox: cfg.Outbox, Keys: cfg.Keys, Now: cfg.Now, Logger: cfg.Logger}); err != nil {
-		return nil, err
-	}
-	return s, nil
+	s.endpoints, err = endpoints.New(endpoints.Config{
+		DB: cfg.DB, Outbox: cfg.Outbox, Keys: cfg.Keys, Engine: cfg.Engine, Listener: s.serving, Models: s.models, Replicas: cfg.Replicas,
+		Computes: cfg.Computes, Snapshots: cfg.Snapshots, ScoringURL: cfg.ScoringURL, ReplicaAddress: cfg.ReplicaAddress, Now: cfg.Now, Logger: cfg.Logger,
+	})
+	return s, err
 }
 
 // unrecorded stands where the request log is put.
@@ -122,11 +125,21 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 }
 
 // Run does what goes on beside calls, until ctx ends.
-func (s *Service) Run(ctx context.Context) error { return s.models.Run(ctx) }
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.models.Run(ctx) })
+	g.Go(func() error { return s.endpoints.Run(ctx) })
+	return g.Wait()
+}
 
 // Serve opens the service's own listeners until ctx ends: scoring for strangers, replicas for workers. What endpoints there are is
 // known before the first connection is taken. It closes both.
 func (s *Service) Serve(ctx context.Context, scoring, replicas net.Listener) error {
+	if err := s.endpoints.Load(ctx); err != nil {
+		_ = scoring.Close()
+		_ = replicas.Close()
+		return err
+	}
 	return s.serving.Serve(ctx, scoring, replicas)
 }
 

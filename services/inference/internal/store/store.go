@@ -23,6 +23,9 @@ type Record func(ctx context.Context, tx *sqldb.Tx) error
 // Cursor is the place in a list after which the next page starts.
 type Cursor = envelope.Cursor
 
+// ParseCursor reads what Cursor.Bytes wrote.
+func ParseCursor(b []byte) (Cursor, error) { return envelope.ParseCursor(b) }
+
 // Store is the database of inference. It is safe for concurrent use.
 type Store struct {
 	db   *sqldb.DB

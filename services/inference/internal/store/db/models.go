@@ -4,6 +4,40 @@
 
 package db
 
+type Deployment struct {
+	UID          string
+	EndpointUID  string
+	WorkspaceUID string
+	NameMac      []byte
+	Body         []byte
+	Status       []byte
+	Generation   int64
+	Deleting     int64
+	Revision     int64
+	CreateTime   int64
+	UpdateTime   int64
+}
+
+type Endpoint struct {
+	UID          string
+	WorkspaceUID string
+	NameMac      []byte
+	Body         []byte
+	PrimaryKey   []byte
+	SecondaryKey []byte
+	Deleting     int64
+	Revision     int64
+	CreateTime   int64
+	UpdateTime   int64
+}
+
+type EndpointToken struct {
+	EndpointUID string
+	Hash        []byte
+	Entry       []byte
+	ExpireTime  int64
+}
+
 type Model struct {
 	UID          string
 	WorkspaceUID string
@@ -49,4 +83,17 @@ type ModelVersion struct {
 	CreateTime   int64
 	UpdateTime   int64
 	CreatedBy    string
+}
+
+type Replica struct {
+	ReplicaID     string
+	DeploymentUID string
+	WorkspaceUID  string
+	RunUID        string
+	Generation    int64
+	State         int64
+	Message       []byte
+	CreateTime    int64
+	ReadyTime     int64
+	EndTime       int64
 }
