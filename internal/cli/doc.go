@@ -2,7 +2,7 @@
 // package node.
 //
 // It owns the tree of commands alone. What one invocation is stands in package app, and each noun in a package beside it: installation,
-// account, tenancy, vault, jobs, activity. It decides nothing about access: the services do.
+// account, tenancy, vault, jobs, models, endpoints, activity. It decides nothing about access: the services do.
 //
 // Trust boundary: the terminal and the user's own files on one side, the installation on the other; package app and the packages of
 // the nouns say what that means for them.

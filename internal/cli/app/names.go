@@ -106,6 +106,62 @@ func (a *App) Named(ctx context.Context, c *client.Client, collection, id string
 	return child.String(), err
 }
 
+// ModelVersion is a version of a model: MODEL, MODEL:VERSION with a number or an alias, or its full name; without a version the latest.
+func (a *App) ModelVersion(ctx context.Context, c *client.Client, text string) (string, error) {
+	if strings.Contains(text, "/") {
+		n, err := resource.Parse(text)
+		if err != nil {
+			return "", err
+		}
+		if n.Kind() != resource.KindModelVersion {
+			return "", Usagef("%q is no version of a model: write MODEL:VERSION, with a number or an alias", text)
+		}
+		return text, nil
+	}
+	model, version, ok := strings.Cut(text, ":")
+	if !ok {
+		version = "latest"
+	}
+	name, err := a.Named(ctx, c, "models", model)
+	if err != nil {
+		return "", err
+	}
+	n, err := resource.Parse(name)
+	if err != nil {
+		return "", err
+	}
+	child, err := n.Child("versions", version)
+	return child.String(), err
+}
+
+// Deployment is a deployment: ENDPOINT/DEPLOYMENT, or its full name.
+func (a *App) Deployment(ctx context.Context, c *client.Client, text string) (string, error) {
+	endpoint, id, ok := strings.Cut(text, "/")
+	if !ok {
+		return "", Usagef("a deployment is written ENDPOINT/DEPLOYMENT, and not %q", text)
+	}
+	if strings.Contains(id, "/") {
+		n, err := resource.Parse(text)
+		if err != nil {
+			return "", err
+		}
+		if n.Kind() != resource.KindDeployment {
+			return "", Usagef("%q is not the name of a deployment; write ENDPOINT/DEPLOYMENT", text)
+		}
+		return text, nil
+	}
+	name, err := a.Named(ctx, c, "endpoints", endpoint)
+	if err != nil {
+		return "", err
+	}
+	n, err := resource.Parse(name)
+	if err != nil {
+		return "", err
+	}
+	child, err := n.Child("deployments", id)
+	return child.String(), err
+}
+
 // Scope is what a role or the activity log is asked about: --scope, else the workspace, else the installation.
 func (a *App) Scope(ctx context.Context, c *client.Client, flag string) (string, error) {
 	switch {

@@ -21,7 +21,7 @@ const (
 // Password asks for one at the terminal without echo, twice if confirm, or reads one line of standard input.
 func (a *App) Password(ctx context.Context, prompt string, stdin, confirm bool) (redact.Secret, error) {
 	if stdin {
-		return a.line(maxPassword)
+		return a.FirstLine(maxPassword)
 	}
 	f, ok := a.In.(*os.File)
 	if !ok || !IsTerminal(f) {
@@ -48,8 +48,8 @@ func (a *App) hidden(ctx context.Context, f *os.File, prompt string) (redact.Sec
 	return redact.New(b), err
 }
 
-// line reads one line of standard input.
-func (a *App) line(most int) (redact.Secret, error) {
+// FirstLine reads one line of standard input.
+func (a *App) FirstLine(most int) (redact.Secret, error) {
 	b, err := bufio.NewReader(io.LimitReader(a.In, int64(most)+3)).ReadBytes('\n')
 	if err != nil && len(b) == 0 {
 		return redact.Secret{}, Usagef("standard input is empty")
@@ -103,7 +103,7 @@ func (a *App) Sure(what string) error {
 		return Usagef("%s cannot be undone: say --yes", what)
 	}
 	_, _ = fmt.Fprintf(a.Err, "%s cannot be undone. Type yes to go on: ", what)
-	answer, err := a.line(16)
+	answer, err := a.FirstLine(16)
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,10 @@ func listers() map[string]lister {
 			r, err := c.Runs().ListRuns(ctx, &computev1.ListRunsRequest{Parent: w, PageSize: suggestMost})
 			return ids(r.GetRuns()), err
 		}),
+		"experiments": inWorkspace(func(ctx context.Context, c *client.Client, w string) ([]string, error) {
+			r, err := c.Experiments().SearchExperiments(ctx, &computev1.SearchExperimentsRequest{Parent: w, PageSize: suggestMost})
+			return ids(r.GetExperiments()), err
+		}),
 		"snapshots": inWorkspace(func(ctx context.Context, c *client.Client, w string) ([]string, error) {
 			r, err := c.Snapshots().ListSnapshots(ctx, &workspacev1.ListSnapshotsRequest{Parent: w, PageSize: suggestMost})
 			return ids(r.GetSnapshots()), err

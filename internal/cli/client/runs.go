@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 )
 
@@ -67,6 +68,48 @@ func (c *Client) WaitRun(ctx context.Context, run string, changed func(*computev
 				changed(r)
 			}
 			last = r
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return last, nil
+}
+
+// WaitDeployment waits until a deployment of at least the generation is ready, has failed, or is being deleted, and returns it as it is
+// then. changed, if not nil, is called with the deployment as it is, and at each change of its state. It goes on over restarts of the
+// installation, as long as ctx lasts.
+func (c *Client) WaitDeployment(ctx context.Context, name string, generation int64, changed func(*inferencev1.Deployment)) (*inferencev1.Deployment, error) {
+	var last *inferencev1.Deployment
+	settled := func() bool {
+		switch last.GetState() {
+		case inferencev1.Deployment_STATE_READY, inferencev1.Deployment_STATE_FAILED, inferencev1.Deployment_STATE_DELETING:
+			return last.GetGeneration() >= generation
+		}
+		return false
+	}
+	err := again(ctx, func() (got bool, err error) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := c.Endpoints().WatchDeployment(ctx, &inferencev1.WatchDeploymentRequest{Name: name})
+		if err != nil {
+			return false, err
+		}
+		for {
+			d, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				err = status.Error(codes.Unavailable, "the installation stopped telling of the deployment")
+			}
+			if err != nil {
+				return got, err
+			}
+			got = true
+			if changed != nil && (last.GetState() != d.GetState() || last.GetMessage() != d.GetMessage()) {
+				changed(d)
+			}
+			if last = d; settled() {
+				return got, nil
+			}
 		}
 	})
 	if err != nil {

@@ -100,41 +100,27 @@ func (u *upload) tell(files int, bytes int64) {
 	u.report(u.p)
 }
 
-// send streams one file. It sends exactly the size that was announced: a file that grew or shrank is refused by the digest.
+// send streams one file.
 func (u *upload) send(ctx context.Context, e *workspacev1.SnapshotEntry) error {
-	file, _, err := openRegular(u.folder.root, e.GetPath())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = file.Close() }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := u.c.Snapshots().UploadBlob(ctx)
 	if err != nil {
 		return err
 	}
-	m := &workspacev1.UploadBlobRequest{Parent: u.workspace, Digest: e.GetDigest(), Size: e.GetSize()}
-	left := io.LimitReader(file, e.GetSize())
-	for {
-		buf := make([]byte, chunk)
-		n, rerr := io.ReadFull(left, buf)
-		m.Data = buf[:n]
-		if n > 0 || m.GetParent() != "" {
-			if err := stream.Send(m); err != nil {
-				if errors.Is(err, io.EOF) { // the answer says why
-					break
-				}
-				return err
-			}
-			u.tell(0, int64(n))
+	err = u.folder.stream(e, func(begin bool, data []byte) error {
+		m := &workspacev1.UploadBlobRequest{Data: data}
+		if begin {
+			m.Parent, m.Digest, m.Size = u.workspace, e.GetDigest(), e.GetSize()
 		}
-		m = &workspacev1.UploadBlobRequest{}
-		if errors.Is(rerr, io.EOF) || errors.Is(rerr, io.ErrUnexpectedEOF) {
-			break
+		if err := stream.Send(m); err != nil {
+			return err
 		}
-		if rerr != nil {
-			return fault.FailedPrecondition("%s cannot be read: %v", shown(e.GetPath()), cause(rerr))
-		}
+		u.tell(0, int64(len(data)))
+		return nil
+	})
+	if err != nil && !errors.Is(err, io.EOF) { // the answer says why a stream has ended
+		return err
 	}
 	if _, err := stream.CloseAndRecv(); err != nil {
 		return err

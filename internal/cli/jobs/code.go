@@ -20,7 +20,7 @@ func (a verbs) snapshots() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		s, err := a.upload(ctx, c, w, args[0])
+		s, err := a.Upload(ctx, c, w, args[0])
 		if err != nil || a.Structured() {
 			return a.Answer(s, err)
 		}
@@ -68,22 +68,6 @@ func (a verbs) snapshots() *cobra.Command {
 	return app.Noun("snapshot", "Folders of code, kept by content", create, list, get)
 }
 
-// upload makes a snapshot, and tells at a terminal how far it is.
-func (a verbs) upload(ctx context.Context, c *client.Client, workspace, dir string) (*workspacev1.Snapshot, error) {
-	var last client.Progress
-	bar := a.Bar(dir)
-	s, err := c.UploadSnapshot(ctx, workspace, dir, func(p client.Progress) {
-		last = p
-		bar.Set(p.SentBytes, p.MissingBytes)
-	})
-	bar.End()
-	if err != nil {
-		return nil, err
-	}
-	a.Say("snapshot %s: %d files, %s; sent %d files, %s", show.Last(s.GetName()), last.Files, show.Bytes(last.Bytes), last.SentFiles, show.Bytes(last.SentBytes))
-	return s, nil
-}
-
 func (a verbs) showSnapshot(s *workspacev1.Snapshot) error {
 	return show.Pairs(a.Out, "name", s.GetName(), "uid", s.GetUid(), "size", show.Bytes(s.GetTotalBytes()), "created", show.Clock(s.GetCreateTime()), "by", s.GetCreatedBy())
 }
@@ -109,7 +93,7 @@ func (a verbs) computes() *cobra.Command {
 		}
 		return a.showCompute(t)
 	})}
-	create.Flags().BoolVar(&selfHosted, "self-hosted", false, "a machine of yours, on which `redoubt compute serve` runs; without it the installation's own machine")
+	create.Flags().BoolVar(&selfHosted, "self-hosted", false, "a machine of yours, on which redoubt compute serve runs; without it the installation's own machine")
 	create.Flags().Int32Var(&maxRuns, "max-runs", 0, "how many runs it takes at once, 1 to 64")
 
 	list := &cobra.Command{Use: "list", Short: "The compute targets of the workspace", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {

@@ -12,5 +12,5 @@ type verbs struct{ *app.App }
 // Commands are the nouns of training.
 func Commands(of *app.App) []*cobra.Command {
 	a := verbs{of}
-	return []*cobra.Command{a.snapshots(), a.computes(), a.runs()}
+	return []*cobra.Command{a.snapshots(), a.computes(), a.experiments(), a.runs()}
 }

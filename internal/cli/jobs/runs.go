@@ -17,11 +17,10 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
-	"github.com/redoubt-ml/redoubt/pkg/config"
 )
 
 func (a verbs) runs() *cobra.Command {
-	return app.Noun("run", "Training jobs", a.runSubmit(), a.runList(), a.runShow(), a.runLogs(), a.runCancel(), a.runMetrics(), a.runOutputs(), a.runDownload())
+	return app.Noun("run", "Training jobs", a.runSubmit(), a.runList(), a.runShow(), a.runLogs(), a.runCancel(), a.runMetrics(), a.runOutputs(), a.runDownload(), a.runSearch())
 }
 
 func (a verbs) runSubmit() *cobra.Command {
@@ -67,10 +66,10 @@ func (a verbs) runSubmit() *cobra.Command {
 			return err
 		}
 		limits := &computev1.RunLimits{Processes: processes}
-		if limits.MemoryBytes, err = bytesFlag("memory", memory); err != nil {
+		if limits.MemoryBytes, err = app.BytesFlag("memory", memory); err != nil {
 			return err
 		}
-		if limits.ScratchBytes, err = bytesFlag("scratch", scratch); err != nil {
+		if limits.ScratchBytes, err = app.BytesFlag("scratch", scratch); err != nil {
 			return err
 		}
 		if limit > 0 {
@@ -83,7 +82,7 @@ func (a verbs) runSubmit() *cobra.Command {
 			return err
 		}
 		if code != "" {
-			s, err := a.upload(ctx, c, w, code)
+			s, err := a.Upload(ctx, c, w, code)
 			if err != nil {
 				return err
 			}
@@ -133,17 +132,6 @@ func (a verbs) afterSubmit(ctx context.Context, c *client.Client, r *computev1.R
 		return &app.Exit{Code: app.ExitRefused, Message: fmt.Sprintf("the run %s is %s: %s", show.Last(name), runState(r), show.Text(r.GetMessage()))}
 	}
 	return err
-}
-
-func bytesFlag(name, text string) (int64, error) {
-	if text == "" {
-		return 0, nil
-	}
-	var s config.Size
-	if err := s.UnmarshalText([]byte(text)); err != nil {
-		return 0, app.Usagef("--%s is a size as 2GiB, and not %q", name, text)
-	}
-	return int64(s), nil
 }
 
 // runState is the state as people say it.

@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -153,4 +155,13 @@ func State(disabled bool) string {
 		return "disabled"
 	}
 	return "enabled"
+}
+
+// Map writes keys and values in the order of the keys.
+func Map(m map[string]string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, k+"="+m[k])
+	}
+	return strings.Join(out, " ")
 }
