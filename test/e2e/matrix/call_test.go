@@ -118,8 +118,13 @@ func renamed(m method, req request, from, to string) request {
 	for i, in := range req.in {
 		in = proto.Clone(in)
 		if i == 0 {
-			fd := in.ProtoReflect().Descriptor().Fields().ByName(protoreflect.Name(m.Rule.GetScope()))
-			in.ProtoReflect().Set(fd, protoreflect.ValueOfString(strings.Replace(in.ProtoReflect().Get(fd).String(), from, to, 1)))
+			at := in.ProtoReflect()
+			steps := strings.Split(m.Rule.GetScope(), ".")
+			for _, step := range steps[:len(steps)-1] {
+				at = at.Mutable(at.Descriptor().Fields().ByName(protoreflect.Name(step))).Message()
+			}
+			fd := at.Descriptor().Fields().ByName(protoreflect.Name(steps[len(steps)-1]))
+			at.Set(fd, protoreflect.ValueOfString(strings.Replace(at.Get(fd).String(), from, to, 1)))
 		}
 		out.in = append(out.in, in)
 	}

@@ -40,6 +40,10 @@ type fixture struct {
 	servicePrincipal,
 	servicePrincipalSecret string
 
+	// models has a model with a version for each place, replicas who may download it, once one of them was needed.
+	models   map[*place]string
+	replicas map[*place]*run
+
 	certs  map[string]*tls.Certificate
 	conns  map[string]*grpc.ClientConn
 	tokens map[string]string
@@ -79,7 +83,7 @@ func live(t *testing.T) *fixture {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{certs: map[string]*tls.Certificate{}, conns: map[string]*grpc.ClientConn{}, tokens: map[string]string{}}
+	f := &fixture{models: map[*place]string{}, replicas: map[*place]*run{}, certs: map[string]*tls.Certificate{}, conns: map[string]*grpc.ClientConn{}, tokens: map[string]string{}}
 	f.expired = expired(t)
 	f.admin = dial(strings.TrimPrefix(mesh.URL, "https://"), mesh.TLS(), grpc.WithPerRPCCredentials(testmesh.Bearer(mesh.Admin(t))))
 	f.forged = forged(t, mesh.Admin(t))
@@ -248,23 +252,11 @@ func (f *fixture) newRun(t *testing.T, p *place) *run {
 	t.Helper()
 	compute := f.compute(t, p.ws)
 	r := f.submit(t, p, compute)
-	c, err := computev1.NewComputeServiceClient(f.admin).ClaimRun(t.Context(), &computev1.ClaimRunRequest{Name: compute, Wait: durationpb.New(5 * time.Second)})
-	must(t, err)
-	if c.GetBootstrap().GetRun() != r.GetName() {
-		t.Fatalf("claimed %v, not %s", c, r.GetName())
-	}
-	key := newKey(t)
-	prover, err := authn.NewProver(key, nil)
-	must(t, err)
-	e, err := identityv1.NewAgentServiceClient(gatewayConn()).EnrolAgent(t.Context(), &identityv1.EnrolAgentRequest{JoinToken: c.GetBootstrap().GetJoinToken(), Csr: csr(t, key)})
-	must(t, err)
-	out := &run{name: r.GetName(), id: r.GetName()[len(p.ws+"/runs/"):], uid: r.GetUid(), token: e.GetRunToken(), caller: outside(f.owner.uid, dpop(e.GetRunToken(), prover))}
+	out := f.carried(t, p, compute, r.GetName())
 	agent := computev1.NewAgentRunServiceClient(gatewayConn())
 	as := func(method string) context.Context {
 		return metadata.AppendToOutgoingContext(context.WithoutCancel(t.Context()), out.caller.auth(t, method)...)
 	}
-	_, err = agent.GetAssignment(as(computev1.AgentRunService_GetAssignment_FullMethodName), &computev1.GetAssignmentRequest{Name: out.name})
-	must(t, err)
 	logs, err := agent.AppendLogs(as(computev1.AgentRunService_AppendLogs_FullMethodName))
 	must(t, err)
 	must(t, logs.Send(&computev1.AppendLogsRequest{Name: out.name, Data: []byte("hello\n")}))
@@ -283,6 +275,30 @@ func (f *fixture) newRun(t *testing.T, p *place) *run {
 	_, err = metrics.Recv()
 	must(t, err)
 	_ = metrics.CloseSend()
+
+	return out
+}
+
+// carried claims a run that waits for a target of its own, enrols as its agent, and keeps it alive until the test has ended.
+func (f *fixture) carried(t *testing.T, p *place, compute, name string) *run {
+	t.Helper()
+	c, err := computev1.NewComputeServiceClient(f.admin).ClaimRun(t.Context(), &computev1.ClaimRunRequest{Name: compute, Wait: durationpb.New(5 * time.Second)})
+	must(t, err)
+	if c.GetBootstrap().GetRun() != name {
+		t.Fatalf("claimed %v, not %s", c, name)
+	}
+	key := newKey(t)
+	prover, err := authn.NewProver(key, nil)
+	must(t, err)
+	e, err := identityv1.NewAgentServiceClient(gatewayConn()).EnrolAgent(t.Context(), &identityv1.EnrolAgentRequest{JoinToken: c.GetBootstrap().GetJoinToken(), Csr: csr(t, key)})
+	must(t, err)
+	out := &run{name: name, id: name[len(p.ws+"/runs/"):], uid: c.GetBootstrap().GetRunUid(), token: e.GetRunToken(), caller: outside(f.owner.uid, dpop(e.GetRunToken(), prover))}
+	agent := computev1.NewAgentRunServiceClient(gatewayConn())
+	as := func(method string) context.Context {
+		return metadata.AppendToOutgoingContext(context.WithoutCancel(t.Context()), out.caller.auth(t, method)...)
+	}
+	_, err = agent.GetAssignment(as(computev1.AgentRunService_GetAssignment_FullMethodName), &computev1.GetAssignmentRequest{Name: out.name})
+	must(t, err)
 
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
@@ -37,10 +38,10 @@ var operations = []operation{
 	{name: "attach datastore", who: "OC", needs: "D11: there are no datastores yet"},
 	{name: "run experiment", who: "OC", method: computev1.RunService_SubmitRun_FullMethodName, action: "compute/runs/submit"},
 	{name: "view runs and metrics", who: "OCR", method: computev1.RunService_GetRun_FullMethodName, also: telemetryv1.MetricService_ListMetricHistory_FullMethodName},
-	{name: "register model", who: "OC", needs: "H6: there are no models yet"},
+	{name: "register model", who: "OC", method: inferencev1.ModelService_CreateModelVersion_FullMethodName, also: inferencev1.ModelService_CreateModel_FullMethodName, action: "inference/models/write"},
 	{name: "create image", who: "OC", needs: "H6: there are no images yet"},
 	{name: "deploy web service", who: "OC", needs: "H6: there are no endpoints yet"},
-	{name: "view models and images", who: "OCR", needs: "H6: there are neither models nor images yet"},
+	{name: "view models and images", who: "OCR", method: inferencev1.ModelService_GetModelVersion_FullMethodName, also: inferencev1.ModelService_ListModels_FullMethodName},
 	{name: "call web service", who: "OCR", needs: "H6: nothing is deployed that could be called"},
 }
 
