@@ -18,6 +18,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/redoubt-ml/redoubt/internal/agent"
+	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 )
 
 // options of a run.
@@ -32,6 +35,10 @@ type options struct {
 }
 
 func main() {
+	sandbox.MaybeStage()
+	if len(os.Args) == 2 && os.Args[1] == "agent" { // an installation's local target starts its own binary again
+		os.Exit(agent.Main(context.Background(), os.NewFile(3, "bootstrap"), os.Stderr))
+	}
 	o := options{out: os.Stdout, log: os.Stderr}
 	flag.IntVar(&o.rounds, "rounds", 7, "rounds of each pair")
 	flag.DurationVar(&o.each, "each", 2*time.Second, "length of a round")
@@ -42,7 +49,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if kind := os.Getenv(serverEnv); kind != "" {
-		if err := serve(ctx, kind); err != nil {
+		do := func(ctx context.Context) error { return serve(ctx, kind) }
+		if kind == "installation" {
+			do = serveInstallation
+		}
+		if err := do(ctx); err != nil {
 			fmt.Fprintln(os.Stderr, "bench server:", err)
 			os.Exit(1)
 		}
@@ -61,6 +72,7 @@ func run(ctx context.Context, o options) error {
 	}{
 		{"chain-same-headers", chainSameHeaders}, {"chain-no-headers", chainNoHeaders}, {"gateway", gatewayFigure},
 		{"decision", decisionFigure}, {"token-check", tokenFigure}, {"audit-record", auditFigure}, {"start", startFigure},
+		{"run-first-line", runStart}, {"score-nginx", scoreNginx},
 	}
 	if o.rounds < 1 || o.each <= 0 {
 		return errors.New("there has to be a round, and it has to last")
