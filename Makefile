@@ -54,6 +54,10 @@ test-postgres: ## the store suites against a PostgreSQL of their own (needs its 
 	[ -n "$$packages" ] || { echo "no package's tests import pkg/sqldb/sqldbtest"; exit 1; }; \
 	tools/with-postgres.sh $(GOTEST) -timeout 10m -count=1 $$packages
 
+.PHONY: browser
+browser: ## the console's pages in headless Chromium (needs chromium; REDOUBT_SCREENSHOTS=FOLDER leaves pictures)
+	$(GOTEST) -timeout 10m -count=1 -v ./test/e2e/console
+
 .PHONY: mutants
 mutants: ## take the guards out one by one, and see that the matrix notices
 	test/mutants.sh
