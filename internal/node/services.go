@@ -300,7 +300,7 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 	return compute.New(compute.Config{
 		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Dir: n.cfg.Service.Dir,
 		Tokens: identityv1.NewTokenServiceClient(peer("identity")), Agents: identityv1.NewAgentServiceClient(peer("identity")),
-		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")),
+		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), RunData: telemetryv1.NewMetricServiceClient(peer("telemetry")),
 		Gateway:   u.Host, PublicURL: n.cfg.Mesh.PublicURL, CA: ca, AgentCommand: n.cfg.Service.AgentCommand, Now: n.opts.Now, Logger: n.log,
 	})
 }

@@ -1,10 +1,14 @@
 package compute
 
 import (
+	"cmp"
 	"context"
 	"maps"
+	"slices"
+	"strings"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -13,11 +17,12 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/filter"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
 )
 
 type experiments struct {
-	computev1.UnimplementedExperimentServiceServer
+	computev1.UnsafeExperimentServiceServer
 	s *Service
 }
 
@@ -196,4 +201,93 @@ func (h experiments) RestoreExperiment(ctx context.Context, req *computev1.Resto
 		e.Deleted = false
 		return nil
 	})
+}
+
+// experimentRecord is an experiment as a filter looks at it.
+type experimentRecord struct{ *store.Experiment }
+
+// Text implements filter.Record.
+func (r experimentRecord) Text(k filter.Key) (string, bool) {
+	switch {
+	case k.Entity == filter.Tag:
+		v, ok := r.Tags[k.Name]
+		return v, ok
+	case k.Name == filter.Name:
+		return r.DisplayName, true
+	}
+	return r.ID, k.Name == filter.ExperimentID
+}
+
+// Number implements filter.Record.
+func (r experimentRecord) Number(k filter.Key) (float64, bool) {
+	if k.Name == filter.LastUpdateTime {
+		return millis(r.Updated)
+	}
+	return millis(r.Created)
+}
+
+// SearchExperiments implements computev1.ExperimentServiceServer: the newest first, where nothing else is asked for, and Default last.
+func (h experiments) SearchExperiments(ctx context.Context, req *computev1.SearchExperimentsRequest) (*computev1.SearchExperimentsResponse, error) {
+	call := rpc.From(ctx)
+	limit, err := resource.PageSize(req.GetPageSize(), searchPage, searchMost)
+	if err != nil {
+		return nil, err
+	}
+	f, err := filter.Parse("filter", req.GetFilter(), filter.Experiments())
+	if err != nil {
+		return nil, err
+	}
+	order, err := filter.ParseOrder("order_by", req.GetOrderBy(), filter.Experiments())
+	if err != nil {
+		return nil, err
+	}
+	query, err := searchQuery("compute/search/experiments/", req)
+	if err != nil {
+		return nil, err
+	}
+	from, seal, err := h.s.place(ctx, query, req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	least, most := deletedIn(req.GetView())
+	var all []found
+	err = h.s.store.EachExperiment(ctx, call.Scope.WorkspaceUID, func(e *store.Experiment) {
+		if e.Deleted && most == store.NotDeleted || !e.Deleted && least != store.NotDeleted || !f.Match(experimentRecord{e}) {
+			return
+		}
+		one := found{uid: e.ID, id: e.ID, place: order.Of(experimentRecord{e})}
+		if !e.Created.IsZero() {
+			one.started = e.Created.UnixMicro()
+		}
+		all = append(all, one)
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(all, func(a, b found) int {
+		if c := order.Compare(a.place, b.place); c != 0 {
+			return c
+		}
+		return cmp.Or(-cmp.Compare(a.started, b.started), strings.Compare(a.id, b.id))
+	})
+	next := from.after(len(all), func(i int) string { return all[i].uid })
+	out, size := &computev1.SearchExperimentsResponse{}, 0
+	for ; next < len(all) && len(out.GetExperiments()) < limit; next++ {
+		e, err := h.s.store.Experiment(ctx, call.Scope.WorkspaceUID, all[next].id)
+		if fault.Is(err, codes.NotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		m := experimentMessage(req.GetParent(), e)
+		if size += proto.Size(m); size > answerBytes && len(out.GetExperiments()) > 0 {
+			break
+		}
+		out.Experiments = append(out.Experiments, m)
+	}
+	if next < len(all) {
+		out.NextPageToken, err = seal(all, next)
+	}
+	return out, err
 }

@@ -71,6 +71,7 @@ type lab struct {
 	seq    uint64
 	peers  *peers
 	driver *recorder
+	data   *logged
 	conns  map[string]*grpc.ClientConn
 
 	mu     sync.Mutex
@@ -219,7 +220,7 @@ func newLab(t testing.TB) *lab {
 func newStill(t testing.TB, db *sqldb.DB) *lab {
 	t.Helper()
 	l := &lab{
-		t: t, db: db, uids: map[string]string{"/": ""}, peers: &peers{}, driver: newRecorder(), conns: make(map[string]*grpc.ClientConn),
+		t: t, db: db, uids: map[string]string{"/": ""}, peers: &peers{}, driver: newRecorder(), data: newLogged(), conns: make(map[string]*grpc.ClientConn),
 		clock: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), tokens: make(map[string]*authn.Verified),
 	}
 	ring := func(service string) *envelope.Keyring {
@@ -249,7 +250,7 @@ func newStill(t testing.TB, db *sqldb.DB) *lab {
 	l.assign("reader", sub1, authz.Reader)
 
 	l.cfg = Config{
-		DB: l.db, Outbox: outbox, Own: own, Keys: ring("keyvault"), Blobs: blobs, Engine: l.engine, Tokens: l.peers, Agents: l.peers, Snapshots: l.peers,
+		DB: l.db, Outbox: outbox, Own: own, Keys: ring("keyvault"), Blobs: blobs, Engine: l.engine, Tokens: l.peers, Agents: l.peers, Snapshots: l.peers, RunData: l.data,
 		Dir: t.TempDir(), Gateway: "127.0.0.1:1", PublicURL: issuer, CA: []byte("pem"), Driver: l.driver, Heartbeat: time.Second, StartGrace: 10 * time.Second,
 		CancelGrace: 5 * time.Second, MaxLogBytes: 1000, MaxOutputBytes: 1000, MaxOutputs: 3, Now: l.now,
 	}

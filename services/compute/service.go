@@ -38,6 +38,7 @@ type Config struct {
 	Tokens    identityv1.TokenServiceClient
 	Agents    identityv1.AgentServiceClient
 	Snapshots workspacev1.SnapshotServiceClient
+	RunData   RunData
 	// Dir is the state folder; the local target's runs have folders below Dir/runs.
 	Dir string
 	// Gateway is the host:port that agents dial, PublicURL the URL that their proofs name, CA the roots to believe there, as PEM.
@@ -101,7 +102,7 @@ func New(cfg Config) (*Service, error) {
 	if cfg.DB == nil || cfg.Outbox == nil || cfg.Keys == nil || cfg.Blobs == nil || cfg.Engine == nil {
 		return nil, errors.New("compute: DB, Outbox, Keys, Blobs and Engine are required")
 	}
-	if cfg.Tokens == nil || cfg.Agents == nil || cfg.Snapshots == nil || cfg.Gateway == "" || cfg.PublicURL == "" || len(cfg.CA) == 0 || cfg.Dir == "" {
+	if cfg.Tokens == nil || cfg.Agents == nil || cfg.Snapshots == nil || cfg.RunData == nil || cfg.Gateway == "" || cfg.PublicURL == "" || len(cfg.CA) == 0 || cfg.Dir == "" {
 		return nil, errors.New("compute: the peers, Dir, Gateway, PublicURL and CA are required")
 	}
 	cfg.defaults()

@@ -24,8 +24,12 @@ const (
 	DefaultName       = "Default"
 )
 
-// MaxExperiments is how many a workspace may have, deleted ones too: they are searched by opening all of them.
-const MaxExperiments = 10_000
+// MaxExperiments is how many a workspace may have, deleted ones too, and MaxExperimentBytes how long name and tags of one may be: they
+// are searched by opening all of them.
+const (
+	MaxExperiments     = 10_000
+	MaxExperimentBytes = 1 << 20
+)
 
 // Experiment is a named group of runs.
 type Experiment struct {
@@ -66,6 +70,9 @@ func sealExperiment(key *envelope.Key, e *Experiment) ([]byte, error) {
 	b, err := proto.Marshal(&computev1.Experiment{Name: e.ID, DisplayName: e.DisplayName, Tags: e.Tags})
 	if err != nil {
 		return nil, fault.Internal(err, "the experiment cannot be stored")
+	}
+	if len(b) > MaxExperimentBytes {
+		return nil, fault.ResourceExhausted("the tags of an experiment have at most %d bytes in all; remove some first", MaxExperimentBytes)
 	}
 	return key.Seal(experimentAAD(e.Workspace, e.UID), b)
 }
@@ -182,27 +189,26 @@ func (s *Store) ExperimentByName(ctx context.Context, workspace, name string) (*
 }
 
 // experimentsAtOnce is how many are read at once.
-const experimentsAtOnce = 1000
+const experimentsAtOnce = 100
 
-// Experiments gives all of a workspace, Default among them, in no order that means anything.
-func (s *Store) Experiments(ctx context.Context, workspace string) ([]*Experiment, error) {
+// EachExperiment gives each of a workspace to fn, Default among them, in no order that means anything.
+func (s *Store) EachExperiment(ctx context.Context, workspace string, fn func(e *Experiment)) error {
 	key, err := s.keys.Key(ctx, workspace)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	q, after, withDefault := db.New(s.db.Reader()), "", false
-	var out []*Experiment
 	for {
 		rows, err := q.ListExperiments(ctx, db.ListExperimentsParams{WorkspaceUID: workspace, UID: after, Column3: experimentsAtOnce})
 		if err != nil {
-			return nil, sqldb.Fault(err)
+			return sqldb.Fault(err)
 		}
 		for _, row := range rows {
 			e, err := openExperiment(key, row)
 			if err != nil {
-				return nil, err
+				return err
 			}
-			out = append(out, e)
+			fn(e)
 			after, withDefault = row.UID, withDefault || row.ID == DefaultExperiment
 		}
 		if len(rows) < experimentsAtOnce {
@@ -210,9 +216,9 @@ func (s *Store) Experiments(ctx context.Context, workspace string) ([]*Experimen
 		}
 	}
 	if !withDefault {
-		out = append(out, virtual(workspace))
+		fn(virtual(workspace))
 	}
-	return out, nil
+	return nil
 }
 
 // UpdateExperiment reads an experiment in a transaction, lets change alter display name, tags and whether it is deleted, and stores

@@ -45,6 +45,11 @@ func (l *lab) tracked(id, experiment string, started time.Time) *Run {
 	return out
 }
 
+func (l *lab) all(ws string) ([]*Experiment, error) {
+	var out []*Experiment
+	return out, l.EachExperiment(l.t.Context(), ws, func(e *Experiment) { out = append(out, e) })
+}
+
 func TestExperiments(t *testing.T) {
 	run(t, func(t *testing.T, l *lab) {
 		ctx := t.Context()
@@ -85,6 +90,8 @@ func TestExperiments(t *testing.T) {
 		must(t, err)
 		_, err = l.change(other.ID, func(e *Experiment) { e.DisplayName = "name-canary" })
 		want(t, "renamed to what a deleted one has", err, codes.AlreadyExists, 0)
+		_, err = l.change(other.ID, func(e *Experiment) { e.Tags = map[string]string{"a": strings.Repeat("a", MaxExperimentBytes)} })
+		want(t, "tags without end", err, codes.ResourceExhausted, 0)
 		_, err = l.change("1", func(*Experiment) {})
 		want(t, "absent", err, codes.NotFound, 0)
 
@@ -101,7 +108,7 @@ func TestExperiments(t *testing.T) {
 		_, err = l.change(other.ID, func(e *Experiment) { e.DisplayName = DefaultName })
 		must(t, err)
 
-		list, err := l.Experiments(ctx, l.ws)
+		list, err := l.all(l.ws)
 		must(t, err)
 		ids := map[string]string{}
 		for _, e := range list {
@@ -110,7 +117,7 @@ func TestExperiments(t *testing.T) {
 		if !maps.Equal(ids, map[string]string{DefaultExperiment: "renamed", e.ID: "name-canary", other.ID: DefaultName}) {
 			t.Errorf("%v", ids)
 		}
-		list, err = l.Experiments(ctx, resource.NewUID("ws"))
+		list, err = l.all(resource.NewUID("ws"))
 		if err != nil || len(list) != 1 || list[0].ID != DefaultExperiment {
 			t.Errorf("of an empty workspace: %v, %v", list, err)
 		}
@@ -125,7 +132,7 @@ func TestExperimentIsBound(t *testing.T) {
 		l.exec("UPDATE experiments SET id = $2 WHERE uid = $1", b.UID, a.ID)
 		_, err := l.Experiment(t.Context(), l.ws, a.ID)
 		want(t, "another's id", err, codes.DataLoss, faultv1.Reason_DATA_DAMAGED)
-		_, err = l.Experiments(t.Context(), l.ws)
+		_, err = l.all(l.ws)
 		want(t, "in a list", err, codes.DataLoss, faultv1.Reason_DATA_DAMAGED)
 	})
 }
