@@ -8,6 +8,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 BIN := .bin
+# What generates from proto/.
+PLUGINS := $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc $(BIN)/protoc-gen-grpc-gateway $(BIN)/protoc-gen-openapiv2
 GOTEST ?= go test
 # Packages whose concurrency the race detector watches. A pattern that matches nothing yet is skipped.
 RACE ?= ./pkg/... ./internal/agent/... ./internal/node/... ./internal/layering/... ./services/...
@@ -73,9 +75,9 @@ bench: ## figures, each beside a peer in the same run
 ##@ Contracts and checks
 
 .PHONY: gen
-gen: $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc $(BIN)/sqlc thirdparty ## generate Go from proto/ and from the stores' SQL
+gen: $(PLUGINS) $(BIN)/sqlc thirdparty ## generate Go and the OpenAPI document from proto/, and Go from the stores' SQL
 	@exec 9>.gen/lock && flock 9 && \
-	rm -rf .gen/go && $(BIN)/buf generate --output .gen/go && tools/replace-tree.sh .gen/go/gen gen && \
+	tools/gen-proto.sh .gen/go && tools/replace-tree.sh .gen/go/gen gen && \
 	tools/sqlc.sh $(BIN)/sqlc
 
 .PHONY: gen-check
@@ -101,11 +103,13 @@ $(BIN)/buf: PKG = github.com/bufbuild/buf/cmd/buf
 $(BIN)/golangci-lint: PKG = github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 $(BIN)/protoc-gen-go: PKG = google.golang.org/protobuf/cmd/protoc-gen-go
 $(BIN)/protoc-gen-go-grpc: PKG = google.golang.org/grpc/cmd/protoc-gen-go-grpc
+$(BIN)/protoc-gen-grpc-gateway: PKG = github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-grpc-gateway
+$(BIN)/protoc-gen-openapiv2: PKG = github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2
 $(BIN)/sqlc: PKG = github.com/sqlc-dev/sqlc/cmd/sqlc
 $(BIN)/thirdparty: PKG = ./thirdparty
 $(BIN)/thirdparty: tools/thirdparty/main.go
 
-$(BIN)/buf $(BIN)/golangci-lint $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc $(BIN)/sqlc $(BIN)/thirdparty: tools/go.mod tools/go.sum
+$(PLUGINS) $(BIN)/golangci-lint $(BIN)/sqlc $(BIN)/thirdparty: tools/go.mod tools/go.sum
 	@mkdir -p $(BIN)
 	cd tools && CGO_ENABLED=0 go build -mod=readonly -ldflags='-s -w' -o ../$@ $(PKG)
 	@touch $@

@@ -2,9 +2,8 @@
 # Generates everything anew beside the tree and says what differs from what is committed. Changes nothing.
 set -euo pipefail
 
-make --no-print-directory .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc .bin/sqlc thirdparty
-rm -rf .gen/check
-.bin/buf generate --output .gen/check
+make --no-print-directory .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc .bin/protoc-gen-grpc-gateway .bin/protoc-gen-openapiv2 .bin/sqlc thirdparty
+tools/gen-proto.sh .gen/check
 if ! diff -ru gen .gen/check/gen; then
 	echo "gen-check: gen/ is not what proto/ says: run make gen, and commit gen/" >&2
 	exit 1

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 
@@ -19,10 +18,8 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/onward"
 )
-
-// inward is the metadata that passes from a caller to a service. Everything else stays outside.
-var inward = []string{"authorization", "dpop", "x-request-id", "traceparent", "tracestate"}
 
 // frame is one message on its way through, never decoded.
 type frame struct{ data mem.BufferSlice }
@@ -127,8 +124,8 @@ func down(in grpc.ServerStream, out grpc.ClientStream) error {
 
 // outgoing is the caller's context with the metadata that may pass, and his address.
 func outgoing(ctx context.Context) context.Context {
-	md := make(metadata.MD, len(inward)+1)
-	for _, k := range inward {
+	md := make(metadata.MD, 6)
+	for _, k := range onward.Inward() {
 		if v := metadata.ValueFromIncomingContext(ctx, k); len(v) > 0 {
 			md[k] = v
 		}
@@ -166,21 +163,11 @@ func outward(md metadata.MD) metadata.MD {
 
 // away passes a service's own status on as it is. A status without a reason is the transport's: the caller reads ours instead.
 func (s *Service) away(ctx context.Context, service string, err error) error {
-	st, ok := status.FromError(err)
-	if ok && len(st.Details()) > 0 {
-		return st.Err()
+	err = onward.Fault(ctx, err, service, s.cfg.MaxMessageBytes, s.cfg.Logger)
+	if st, ok := status.FromError(err); ok && len(st.Details()) > 0 {
+		return err
 	}
-	if ctx.Err() != nil {
-		return s.refuse(ctx, ctx.Err())
-	}
-	switch st.Code() {
-	case codes.ResourceExhausted:
-		return s.refuse(ctx, fault.New(codes.ResourceExhausted, faultv1.Reason_MESSAGE_TOO_LARGE, "a message is larger than the %d bytes that pass here; send less at once", s.cfg.MaxMessageBytes))
-	case codes.Canceled, codes.DeadlineExceeded, codes.Unimplemented, codes.InvalidArgument:
-		return s.refuse(ctx, fault.FromStatus(err))
-	}
-	s.cfg.Logger.Warn("a service did not answer", "service", service, "error", err.Error())
-	return s.refuse(ctx, fault.Wrap(fmt.Errorf("%s: %w", service, err), codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE, "the service %s does not answer; repeat the call, and if it stays so see `redoubt doctor`", service))
+	return s.refuse(ctx, err)
 }
 
 func (s *Service) refuse(ctx context.Context, err error) error {

@@ -5,50 +5,87 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"mime"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 
+	"github.com/redoubt-ml/redoubt/gen/openapi"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
-	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/console"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/intake"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/onward"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/rest"
 )
 
 // maxForm bounds the body of a token request.
 const maxForm = 64 << 10
 
 // routesHTTP are the HTTP routes. Each is one ruled RPC; whatever is not among them is 404.
-func (s *Service) routesHTTP() (http.Handler, error) {
+func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
+	peers := make(map[string]grpc.ClientConnInterface, len(s.cfg.Peers))
+	for name, p := range s.cfg.Peers {
+		peers[name] = &onward.Conn{
+			Peer: p, Service: name, Rules: s.cfg.Rules, MaxMessageBytes: s.cfg.MaxMessageBytes, PublicTimeout: s.cfg.PublicTimeout, Logger: s.cfg.Logger,
+		}
+	}
+	held := &intake.Held{}
+	v1, err := rest.New(ctx, rest.Config{Rules: s.cfg.Rules, Peers: peers, Installation: s.cfg.Installation, Held: held})
+	if err != nil {
+		return nil, err
+	}
 	pages, err := console.New(console.Config{Peers: s.cfg.Peers, Context: caller, Now: s.cfg.Now, Logger: s.cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
-	tokens := identityv1.NewTokenServiceClient(s.cfg.Peers["identity"])
+	others := s.otherRoutes(identityv1.NewTokenServiceClient(peers["identity"]), pages)
+	// These two see paths as they were sent: http.ServeMux would clean them first.
+	return hardened(intake.Paced(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case rest.Owns(r.URL.Path):
+			v1.ServeHTTP(w, r)
+		default:
+			others.ServeHTTP(w, r)
+		}
+	}), s.cfg.BodyGrace)), nil
+}
+
+// otherRoutes are those of OAuth, the OpenAPI document, the console, and what is not there.
+func (s *Service) otherRoutes(tokens identityv1.TokenServiceClient, pages http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /oauth2/token", func(w http.ResponseWriter, r *http.Request) { s.token(w, r, tokens) })
 	discovery := func(w http.ResponseWriter, r *http.Request) {
-		doc, err := tokens.GetDiscovery(caller(r), &identityv1.GetDiscoveryRequest{})
+		doc, err := tokens.GetDiscovery(anonymous(r), &identityv1.GetDiscoveryRequest{})
 		s.document(w, doc, err)
 	}
 	mux.HandleFunc("GET /.well-known/openid-configuration", discovery)
 	mux.HandleFunc("GET /.well-known/oauth-authorization-server", discovery)
 	mux.HandleFunc("GET /oauth2/keys", func(w http.ResponseWriter, r *http.Request) {
-		doc, err := tokens.GetKeys(caller(r), &identityv1.GetKeysRequest{})
+		doc, err := tokens.GetKeys(anonymous(r), &identityv1.GetKeysRequest{})
 		s.document(w, doc, err)
+	})
+	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "public, max-age=300")
+		_, _ = w.Write(openapi.Document)
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusNotFound, map[string]any{"error": "not_found", "error_description": "there is no such route; gRPC clients have to offer h2 alone"})
 	})
 	mux.Handle(console.Prefix, pages)
-	return hardened(mux), nil
+	return mux
 }
+
+// anonymous is the context of the RPC that a request of OAuth becomes: what it carries for the token endpoint is no token of its own.
+func anonymous(r *http.Request) context.Context { return onward.WithToken(onward.Context(r), "") }
+
+// caller is the same for the console, which adds a token of its own.
+func caller(r *http.Request) context.Context { return onward.Outgoing(anonymous(r)) }
 
 // hardened sets what every answer carries.
 func hardened(next http.Handler) http.Handler {
@@ -61,20 +98,6 @@ func hardened(next http.Handler) http.Handler {
 		h.Set("Cache-Control", "no-store")
 		next.ServeHTTP(w, r)
 	})
-}
-
-// caller is the context of the RPC that an HTTP request becomes.
-func caller(r *http.Request) context.Context {
-	pairs := make([]string, 0, 6)
-	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
-		pairs = append(pairs, rpc.AddressHeader, host)
-	}
-	for _, k := range []string{"X-Request-Id", "Traceparent"} {
-		if v := r.Header.Values(k); len(v) == 1 {
-			pairs = append(pairs, strings.ToLower(k), v[0])
-		}
-	}
-	return metadata.AppendToOutgoingContext(r.Context(), pairs...)
 }
 
 // token is the OAuth token endpoint (RFC 6749 section 3.2), form encoded.
@@ -107,7 +130,7 @@ func (s *Service) token(w http.ResponseWriter, r *http.Request, tokens identityv
 		}
 		req.ClientId, req.ClientSecret = id, secret
 	}
-	res, err := tokens.IssueToken(caller(r), req)
+	res, err := tokens.IssueToken(anonymous(r), req)
 	if err != nil {
 		s.oauthFault(w, err)
 		return

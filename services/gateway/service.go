@@ -20,8 +20,8 @@ import (
 	"google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
-	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/onward"
 )
 
 // Config of the gateway. Rules, Peers, Certificate, Installation and Logger are required.
@@ -42,8 +42,10 @@ type Config struct {
 	// PublicTimeout is how long a call of a public method may take, its message included: nobody answers for a caller who has not
 	// signed in, and what he has sent of a message is kept until the rest has come. Default 30 s.
 	PublicTimeout time.Duration
-	Now           func() time.Time
-	Logger        *slog.Logger
+	// BodyGrace is how long the body of an HTTP request may take whatever its pace. Default 30 s.
+	BodyGrace time.Duration
+	Now       func() time.Time
+	Logger    *slog.Logger
 }
 
 // tooLargeBy is how far a message may be above the limit and still be refused with our reason. What is larger still is not read at
@@ -99,13 +101,15 @@ func New(cfg Config) (*Service, error) {
 	opts := reflection.ServerOptions{Services: listed(s.names), DescriptorResolver: protoregistry.GlobalFiles}
 	grpc_reflection_v1.RegisterServerReflectionServer(s.grpc, reflection.NewServerV1(opts))
 	grpc_reflection_v1alpha.RegisterServerReflectionServer(s.grpc, reflection.NewServer(opts)) // older grpcurl asks for it
-	routes, err := s.routesHTTP()
+	routes, err := s.routesHTTP(context.Background())
 	if err != nil {
 		return nil, err
 	}
+	// No timeout for the whole of a request: uploads may be long. Bodies keep pace (package intake), and each write of an answer has
+	// its own deadline (deadlined).
 	s.http = &http.Server{
-		Handler: routes, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: cfg.WriteTimeout,
-		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+		Handler: routes, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
 	return s, nil
 }
@@ -127,7 +131,7 @@ func (s *Service) route() error {
 	for _, m := range s.cfg.Rules.Methods() {
 		full := m.FullName
 		service, ok := strings.CutPrefix(full, "/redoubt.")
-		if !ok || len(m.Rule.GetCallers()) > 0 || strings.HasPrefix(full, "/"+identityv1.EnrolmentService_ServiceDesc.ServiceName+"/") {
+		if !ok || !onward.Open(m) {
 			continue
 		}
 		service, _, _ = strings.Cut(service, ".")

@@ -9,6 +9,7 @@ package computev1
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	_ "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
+	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -860,7 +861,7 @@ var File_redoubt_compute_v1_agent_proto protoreflect.FileDescriptor
 
 const file_redoubt_compute_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x1eredoubt/compute/v1/agent.proto\x12\x12redoubt.compute.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a redoubt/compute/v1/compute.proto\x1a\x1aredoubt/rule/v1/rule.proto\"=\n" +
+	"\x1eredoubt/compute/v1/agent.proto\x12\x12redoubt.compute.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a redoubt/compute/v1/compute.proto\x1a\x1aredoubt/rule/v1/rule.proto\"=\n" +
 	"\x14GetAssignmentRequest\x12%\n" +
 	"\x04name\x18\x01 \x01(\tB\x11\xbaH\ar\x05\x10\x01(\xc8\x06\xba\xe1\x18\x03runR\x04name\"\xc6\x04\n" +
 	"\n" +
@@ -933,19 +934,19 @@ const file_redoubt_compute_v1_agent_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\x0e2\x1c.redoubt.compute.v1.Run.KindR\x04kind\x12\x18\n" +
 	"\adeleted\x18\x04 \x01(\bR\adeleted\"G\n" +
 	"\x15PurgeWorkspaceRequest\x12.\n" +
-	"\rworkspace_uid\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid2\x99\x05\n" +
-	"\x0fAgentRunService\x12\x81\x01\n" +
-	"\rGetAssignment\x12(.redoubt.compute.v1.GetAssignmentRequest\x1a\x1e.redoubt.compute.v1.Assignment\"&\xb2\xe1\x18\"\n" +
-	"\x14compute/runs/execute\x12\x04name(\x028\x01@\x01\x12\x80\x01\n" +
-	"\tHeartbeat\x12$.redoubt.compute.v1.HeartbeatRequest\x1a%.redoubt.compute.v1.HeartbeatResponse\"&\xb2\xe1\x18\"\n" +
-	"\x14compute/runs/execute\x12\x04name(\x028\x01@\x01\x12\x89\x01\n" +
+	"\rworkspace_uid\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid2\x91\a\n" +
+	"\x0fAgentRunService\x12\xd3\x01\n" +
+	"\rGetAssignment\x12(.redoubt.compute.v1.GetAssignmentRequest\x1a\x1e.redoubt.compute.v1.Assignment\"x\xb2\xe1\x18\"\n" +
+	"\x14compute/runs/execute\x12\x04name(\x028\x01@\x01\x82\xd3\xe4\x93\x02L\x12J/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/assignment\x12\xd4\x01\n" +
+	"\tHeartbeat\x12$.redoubt.compute.v1.HeartbeatRequest\x1a%.redoubt.compute.v1.HeartbeatResponse\"z\xb2\xe1\x18\"\n" +
+	"\x14compute/runs/execute\x12\x04name(\x028\x01@\x01\x82\xd3\xe4\x93\x02N:\x01*\"I/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:heartbeat\x12\x89\x01\n" +
 	"\n" +
 	"AppendLogs\x12%.redoubt.compute.v1.AppendLogsRequest\x1a&.redoubt.compute.v1.AppendLogsResponse\"(\xb2\xe1\x18$\n" +
 	"\x14compute/runs/execute\x12\x04name(\x038\x01@\x01h\x01(\x010\x01\x12\x7f\n" +
 	"\fUploadOutput\x12'.redoubt.compute.v1.UploadOutputRequest\x1a\x1a.redoubt.compute.v1.Output\"(\xb2\xe1\x18$\n" +
-	"\x14compute/runs/execute\x12\x04name(\x038\x01@\x01h\x01(\x01\x12r\n" +
-	"\tReportRun\x12$.redoubt.compute.v1.ReportRunRequest\x1a\x17.redoubt.compute.v1.Run\"&\xb2\xe1\x18\"\n" +
-	"\x14compute/runs/execute\x12\x04name(\x018\x01@\x012\xfa\x01\n" +
+	"\x14compute/runs/execute\x12\x04name(\x038\x01@\x01h\x01(\x01\x12\xc3\x01\n" +
+	"\tReportRun\x12$.redoubt.compute.v1.ReportRunRequest\x1a\x17.redoubt.compute.v1.Run\"w\xb2\xe1\x18\"\n" +
+	"\x14compute/runs/execute\x12\x04name(\x018\x01@\x01\x82\xd3\xe4\x93\x02K:\x01*\"F/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:report2\xfa\x01\n" +
 	"\x12RunInternalService\x12|\n" +
 	"\vDescribeRun\x12&.redoubt.compute.v1.DescribeRunRequest\x1a'.redoubt.compute.v1.DescribeRunResponse\"\x1c\xb2\xe1\x18\x18\"\ttelemetry\"\tinference(\x02\x12f\n" +
 	"\x0ePurgeWorkspace\x12).redoubt.compute.v1.PurgeWorkspaceRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x01B@Z>github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1;computev1b\x06proto3"

@@ -1960,7 +1960,7 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\x80\bR\x04path\",\n" +
 	"\x16DownloadOutputResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xbf\a\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\x97\b\n" +
 	"\x0eComputeService\x12\xcc\x01\n" +
 	"\rCreateCompute\x12(.redoubt.compute.v1.CreateComputeRequest\x1a\x1b.redoubt.compute.v1.Compute\"t\xb2\xe1\x18\"\n" +
 	"\x16compute/computes/write\x12\x06parent(\x01\x82\xd3\xe4\x93\x02H:\x01*\"C/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/computes\x12\xc0\x01\n" +
@@ -1970,9 +1970,9 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\fListComputes\x12'.redoubt.compute.v1.ListComputesRequest\x1a(.redoubt.compute.v1.ListComputesResponse\"p\xb2\xe1\x18!\n" +
 	"\x15compute/computes/read\x12\x06parent(\x02\x82\xd3\xe4\x93\x02E\x12C/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/computes\x12\xc3\x01\n" +
 	"\rDeleteCompute\x12(.redoubt.compute.v1.DeleteComputeRequest\x1a\x16.google.protobuf.Empty\"p\xb2\xe1\x18!\n" +
-	"\x17compute/computes/delete\x12\x04name(\x01\x82\xd3\xe4\x93\x02E*C/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/computes/*}\x12\x7f\n" +
-	"\bClaimRun\x12#.redoubt.compute.v1.ClaimRunRequest\x1a$.redoubt.compute.v1.ClaimRunResponse\"(\xb2\xe1\x18$\n" +
-	"\x16compute/computes/claim\x12\x04name(\x018\x01`<2\x98\v\n" +
+	"\x17compute/computes/delete\x12\x04name(\x01\x82\xd3\xe4\x93\x02E*C/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/computes/*}\x12\xd6\x01\n" +
+	"\bClaimRun\x12#.redoubt.compute.v1.ClaimRunRequest\x1a$.redoubt.compute.v1.ClaimRunResponse\"\x7f\xb2\xe1\x18$\n" +
+	"\x16compute/computes/claim\x12\x04name(\x018\x01`<\x82\xd3\xe4\x93\x02Q:\x01*\"L/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/computes/*}:claimRun2\x8f\r\n" +
 	"\n" +
 	"RunService\x12\x81\x02\n" +
 	"\tSubmitRun\x12$.redoubt.compute.v1.SubmitRunRequest\x1a\x17.redoubt.compute.v1.Run\"\xb4\x01\xb2\xe1\x18f\n" +
@@ -1982,18 +1982,18 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\x06GetRun\x12!.redoubt.compute.v1.GetRunRequest\x1a\x17.redoubt.compute.v1.Run\"f\xb2\xe1\x18\x1b\n" +
 	"\x11compute/runs/read\x12\x04name(\x02\x82\xd3\xe4\x93\x02A\x12?/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}\x12\xbf\x01\n" +
 	"\bListRuns\x12#.redoubt.compute.v1.ListRunsRequest\x1a$.redoubt.compute.v1.ListRunsResponse\"h\xb2\xe1\x18\x1d\n" +
-	"\x11compute/runs/read\x12\x06parent(\x02\x82\xd3\xe4\x93\x02A\x12?/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/runs\x12k\n" +
-	"\bWatchRun\x12#.redoubt.compute.v1.WatchRunRequest\x1a\x17.redoubt.compute.v1.Run\"\x1f\xb2\xe1\x18\x1b\n" +
-	"\x11compute/runs/read\x12\x04name(\x020\x01\x12\xbe\x01\n" +
+	"\x11compute/runs/read\x12\x06parent(\x02\x82\xd3\xe4\x93\x02A\x12?/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/runs\x12\xb8\x01\n" +
+	"\bWatchRun\x12#.redoubt.compute.v1.WatchRunRequest\x1a\x17.redoubt.compute.v1.Run\"l\xb2\xe1\x18\x1b\n" +
+	"\x11compute/runs/read\x12\x04name(\x02\x82\xd3\xe4\x93\x02G\x12E/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:watch0\x01\x12\xbe\x01\n" +
 	"\tCancelRun\x12$.redoubt.compute.v1.CancelRunRequest\x1a\x17.redoubt.compute.v1.Run\"r\xb2\xe1\x18\x1d\n" +
-	"\x13compute/runs/cancel\x12\x04name(\x01\x82\xd3\xe4\x93\x02K:\x01*\"F/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:cancel\x12y\n" +
+	"\x13compute/runs/cancel\x12\x04name(\x01\x82\xd3\xe4\x93\x02K:\x01*\"F/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:cancel\x12\xcb\x01\n" +
 	"\n" +
-	"StreamLogs\x12%.redoubt.compute.v1.StreamLogsRequest\x1a\x1c.redoubt.compute.v1.LogChunk\"$\xb2\xe1\x18 \n" +
-	"\x16compute/runs/logs/read\x12\x04name(\x020\x01\x12\xd6\x01\n" +
+	"StreamLogs\x12%.redoubt.compute.v1.StreamLogsRequest\x1a\x1c.redoubt.compute.v1.LogChunk\"v\xb2\xe1\x18 \n" +
+	"\x16compute/runs/logs/read\x12\x04name(\x02\x82\xd3\xe4\x93\x02L\x12J/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:streamLogs0\x01\x12\xd6\x01\n" +
 	"\vListOutputs\x12&.redoubt.compute.v1.ListOutputsRequest\x1a'.redoubt.compute.v1.ListOutputsResponse\"v\xb2\xe1\x18#\n" +
-	"\x19compute/runs/outputs/read\x12\x04name(\x02\x82\xd3\xe4\x93\x02I\x12G/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/outputs\x12\x92\x01\n" +
-	"\x0eDownloadOutput\x12).redoubt.compute.v1.DownloadOutputRequest\x1a*.redoubt.compute.v1.DownloadOutputResponse\"'\xb2\xe1\x18#\n" +
-	"\x19compute/runs/outputs/read\x12\x04name(\x020\x01B@Z>github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1;computev1b\x06proto3"
+	"\x19compute/runs/outputs/read\x12\x04name(\x02\x82\xd3\xe4\x93\x02I\x12G/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/outputs\x12\xe8\x01\n" +
+	"\x0eDownloadOutput\x12).redoubt.compute.v1.DownloadOutputRequest\x1a*.redoubt.compute.v1.DownloadOutputResponse\"}\xb2\xe1\x18#\n" +
+	"\x19compute/runs/outputs/read\x12\x04name(\x02\x82\xd3\xe4\x93\x02P\x12N/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:downloadOutput0\x01B@Z>github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1;computev1b\x06proto3"
 
 var (
 	file_redoubt_compute_v1_compute_proto_rawDescOnce sync.Once

@@ -9,6 +9,7 @@ package identityv1
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	_ "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
+	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -513,7 +514,7 @@ var File_redoubt_identity_v1_mesh_proto protoreflect.FileDescriptor
 
 const file_redoubt_identity_v1_mesh_proto_rawDesc = "" +
 	"\n" +
-	"\x1eredoubt/identity/v1/mesh.proto\x12\x13redoubt.identity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\xa3\x01\n" +
+	"\x1eredoubt/identity/v1/mesh.proto\x12\x13redoubt.identity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\xa3\x01\n" +
 	"\fIssueRequest\x12#\n" +
 	"\aservice\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\aservice\x12#\n" +
 	"\binstance\x18\x02 \x01(\tB\a\xbaH\x04r\x02(@R\binstance\x12\x1c\n" +
@@ -558,17 +559,15 @@ const file_redoubt_identity_v1_mesh_proto_rawDesc = "" +
 	"\xbaH\az\x05\x10\x01\x18\x80@R\x03csr2n\n" +
 	"\x10EnrolmentService\x12Z\n" +
 	"\x05Issue\x12!.redoubt.identity.v1.IssueRequest\x1a\".redoubt.identity.v1.IssueResponse\"\n" +
-	"\xb2\xe1\x18\x06(\x010\x01P22\xdb\x02\n" +
+	"\xb2\xe1\x18\x06(\x010\x01P22\x9b\x03\n" +
 	"\fAgentService\x12o\n" +
-	"\x0fCreateAgentJoin\x12+.redoubt.identity.v1.CreateAgentJoinRequest\x1a\x1e.redoubt.identity.v1.AgentJoin\"\x0f\xb2\xe1\x18\v\"\acompute(\x01\x12i\n" +
+	"\x0fCreateAgentJoin\x12+.redoubt.identity.v1.CreateAgentJoinRequest\x1a\x1e.redoubt.identity.v1.AgentJoin\"\x0f\xb2\xe1\x18\v\"\acompute(\x01\x12\x84\x01\n" +
 	"\n" +
-	"EnrolAgent\x12&.redoubt.identity.v1.EnrolAgentRequest\x1a'.redoubt.identity.v1.EnrolAgentResponse\"\n" +
-	"\xb2\xe1\x18\x06(\x010\x01P2\x12o\n" +
-	"\rRenewRunToken\x12).redoubt.identity.v1.RenewRunTokenRequest\x1a'.redoubt.identity.v1.EnrolAgentResponse\"\n" +
-	"\xb2\xe1\x18\x06(\x02@\x01H\x012\xb8\x01\n" +
-	"\x0fOperatorService\x12\xa4\x01\n" +
-	"\x18IssueOperatorCertificate\x124.redoubt.identity.v1.IssueOperatorCertificateRequest\x1a\".redoubt.identity.v1.IssueResponse\".\xb2\xe1\x18*\n" +
-	"#identity/operatorCertificates/write\x12\x01/(\x01BBZ@github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1;identityv1b\x06proto3"
+	"EnrolAgent\x12&.redoubt.identity.v1.EnrolAgentRequest\x1a'.redoubt.identity.v1.EnrolAgentResponse\"%\xb2\xe1\x18\x06(\x010\x01P2\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/agents:enrol\x12\x92\x01\n" +
+	"\rRenewRunToken\x12).redoubt.identity.v1.RenewRunTokenRequest\x1a'.redoubt.identity.v1.EnrolAgentResponse\"-\xb2\xe1\x18\x06(\x02@\x01H\x01\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/agents:renewRunToken2\xdb\x01\n" +
+	"\x0fOperatorService\x12\xc7\x01\n" +
+	"\x18IssueOperatorCertificate\x124.redoubt.identity.v1.IssueOperatorCertificateRequest\x1a\".redoubt.identity.v1.IssueResponse\"Q\xb2\xe1\x18*\n" +
+	"#identity/operatorCertificates/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/operatorCertificatesBBZ@github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1;identityv1b\x06proto3"
 
 var (
 	file_redoubt_identity_v1_mesh_proto_rawDescOnce sync.Once

@@ -9,6 +9,7 @@ package identityv1
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	_ "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
+	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -1127,7 +1128,7 @@ var File_redoubt_identity_v1_token_proto protoreflect.FileDescriptor
 
 const file_redoubt_identity_v1_token_proto_rawDesc = "" +
 	"\n" +
-	"\x1fredoubt/identity/v1/token.proto\x12\x13redoubt.identity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"redoubt/identity/v1/identity.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\xdc\x01\n" +
+	"\x1fredoubt/identity/v1/token.proto\x12\x13redoubt.identity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"redoubt/identity/v1/identity.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\xdc\x01\n" +
 	"\x11IssueTokenRequest\x12'\n" +
 	"\n" +
 	"grant_type\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\tgrantType\x12%\n" +
@@ -1206,7 +1207,7 @@ const file_redoubt_identity_v1_token_proto_rawDesc = "" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x126\n" +
 	"\x04type\x18\x03 \x01(\x0e2\".redoubt.identity.v1.PrincipalTypeR\x04type\x12!\n" +
 	"\fdisplay_name\x18\x04 \x01(\tR\vdisplayName\x12\x1a\n" +
-	"\bdisabled\x18\x05 \x01(\bR\bdisabled2\xde\x06\n" +
+	"\bdisabled\x18\x05 \x01(\bR\bdisabled2\xfa\x06\n" +
 	"\fTokenService\x12d\n" +
 	"\n" +
 	"IssueToken\x12&.redoubt.identity.v1.IssueTokenRequest\x1a\".redoubt.identity.v1.TokenResponse\"\n" +
@@ -1216,8 +1217,8 @@ const file_redoubt_identity_v1_token_proto_rawDesc = "" +
 	"\aGetKeys\x12#.redoubt.identity.v1.GetKeysRequest\x1a\x1d.redoubt.identity.v1.Document\"\n" +
 	"\xb2\xe1\x18\x06(\x020\x01Pd\x12\x9a\x01\n" +
 	"\rExchangeToken\x12).redoubt.identity.v1.ExchangeTokenRequest\x1a\".redoubt.identity.v1.TokenResponse\":\xb2\xe1\x186\"\tworkspace\"\acompute\"\bkeyvault\"\tinference\"\ttelemetry(\x02\x12_\n" +
-	"\x05ActAs\x12!.redoubt.identity.v1.ActAsRequest\x1a\".redoubt.identity.v1.TokenResponse\"\x0f\xb2\xe1\x18\v\"\acompute(\x01\x12X\n" +
-	"\vRevokeToken\x12'.redoubt.identity.v1.RevokeTokenRequest\x1a\x16.google.protobuf.Empty\"\b\xb2\xe1\x18\x04(\x01H\x01\x12[\n" +
+	"\x05ActAs\x12!.redoubt.identity.v1.ActAsRequest\x1a\".redoubt.identity.v1.TokenResponse\"\x0f\xb2\xe1\x18\v\"\acompute(\x01\x12t\n" +
+	"\vRevokeToken\x12'.redoubt.identity.v1.RevokeTokenRequest\x1a\x16.google.protobuf.Empty\"$\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/tokens:revoke\x12[\n" +
 	"\tRevokeRun\x12%.redoubt.identity.v1.RevokeRunRequest\x1a\x16.google.protobuf.Empty\"\x0f\xb2\xe1\x18\v\"\acompute(\x01\x12s\n" +
 	"\rWatchSecurity\x12).redoubt.identity.v1.WatchSecurityRequest\x1a*.redoubt.identity.v1.WatchSecurityResponse\"\t\xb2\xe1\x18\x05\"\x01*(\x020\x012\xab\x03\n" +
 	"\x10PrincipalService\x12\x83\x01\n" +

@@ -2708,7 +2708,7 @@ const file_redoubt_inference_v1_inference_proto_rawDesc = "" +
 	"\aKeyType\x12\x18\n" +
 	"\x14KEY_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10KEY_TYPE_PRIMARY\x10\x01\x12\x16\n" +
-	"\x12KEY_TYPE_SECONDARY\x10\x022\xdc\x1e\n" +
+	"\x12KEY_TYPE_SECONDARY\x10\x022\xa3 \n" +
 	"\x0fEndpointService\x12\xee\x01\n" +
 	"\x11ListEndpointKinds\x12..redoubt.inference.v1.ListEndpointKindsRequest\x1a/.redoubt.inference.v1.ListEndpointKindsResponse\"x\xb2\xe1\x18$\n" +
 	"\x18inference/endpoints/read\x12\x06parent(\x02\x82\xd3\xe4\x93\x02J\x12H/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/endpointKinds\x12\xd7\x01\n" +
@@ -2743,11 +2743,11 @@ const file_redoubt_inference_v1_inference_proto_rawDesc = "" +
 	"\x13deployment.snapshot\x12\x18workspace/snapshots/read\x1a*\n" +
 	"\x12deployment.compute\x12\x14compute/computes/use(\x01\x82\xd3\xe4\x93\x02W:\x01*2R/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/endpoints/*/deployments/*}\x12\xea\x01\n" +
 	"\x10DeleteDeployment\x12-.redoubt.inference.v1.DeleteDeploymentRequest\x1a\x16.google.protobuf.Empty\"\x8e\x01\xb2\xe1\x180\n" +
-	"&inference/endpoints/deployments/delete\x12\x04name(\x01\x82\xd3\xe4\x93\x02T*R/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/endpoints/*/deployments/*}\x12\x97\x01\n" +
-	"\x0fWatchDeployment\x12,.redoubt.inference.v1.WatchDeploymentRequest\x1a .redoubt.inference.v1.Deployment\"2\xb2\xe1\x18.\n" +
-	"$inference/endpoints/deployments/read\x12\x04name(\x020\x01\x12\xae\x01\n" +
-	"\x14StreamDeploymentLogs\x121.redoubt.inference.v1.StreamDeploymentLogsRequest\x1a(.redoubt.inference.v1.DeploymentLogChunk\"7\xb2\xe1\x183\n" +
-	")inference/endpoints/deployments/logs/read\x12\x04name(\x020\x012\xf4\x01\n" +
+	"&inference/endpoints/deployments/delete\x12\x04name(\x01\x82\xd3\xe4\x93\x02T*R/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/endpoints/*/deployments/*}\x12\xf8\x01\n" +
+	"\x0fWatchDeployment\x12,.redoubt.inference.v1.WatchDeploymentRequest\x1a .redoubt.inference.v1.Deployment\"\x92\x01\xb2\xe1\x18.\n" +
+	"$inference/endpoints/deployments/read\x12\x04name(\x02\x82\xd3\xe4\x93\x02Z\x12X/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/endpoints/*/deployments/*}:watch0\x01\x12\x94\x02\n" +
+	"\x14StreamDeploymentLogs\x121.redoubt.inference.v1.StreamDeploymentLogsRequest\x1a(.redoubt.inference.v1.DeploymentLogChunk\"\x9c\x01\xb2\xe1\x183\n" +
+	")inference/endpoints/deployments/logs/read\x12\x04name(\x02\x82\xd3\xe4\x93\x02_\x12]/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/endpoints/*/deployments/*}:streamLogs0\x012\xf4\x01\n" +
 	"\x0eScoringService\x12\xe1\x01\n" +
 	"\x05Score\x12\".redoubt.inference.v1.ScoreRequest\x1a#.redoubt.inference.v1.ScoreResponse\"\x8e\x01\xb2\xe1\x181\n" +
 	"\x19inference/endpoints/score\x12\bendpoint(\x028\x01X\x80\x80\x80\x11`\xd8\x04\x82\xd3\xe4\x93\x02S:\x01*\"N/v1/{endpoint=subscriptions/*/resourceGroups/*/workspaces/*/endpoints/*}:score2\x8b\x02\n" +

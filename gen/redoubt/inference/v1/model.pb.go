@@ -1885,7 +1885,7 @@ const file_redoubt_inference_v1_model_proto_rawDesc = "" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12$\n" +
 	"\x0epublic_key_pem\x18\x02 \x01(\tR\fpublicKeyPem\x12;\n" +
 	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime2\xc1\x1a\n" +
+	"createTime2\x9f\x1b\n" +
 	"\fModelService\x12\xc8\x01\n" +
 	"\vCreateModel\x12(.redoubt.inference.v1.CreateModelRequest\x1a\x1b.redoubt.inference.v1.Model\"r\xb2\xe1\x18\"\n" +
 	"\x16inference/models/write\x12\x06parent(\x01\x82\xd3\xe4\x93\x02F:\x01*\"A/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/models\x12\xbc\x01\n" +
@@ -1918,9 +1918,9 @@ const file_redoubt_inference_v1_model_proto_rawDesc = "" +
 	"\x12UpdateModelVersion\x12/.redoubt.inference.v1.UpdateModelVersionRequest\x1a\".redoubt.inference.v1.ModelVersion\"\xa3\x01\xb2\xe1\x18.\n" +
 	"\x16inference/models/write\x12\x12model_version.name(\x01\x82\xd3\xe4\x93\x02k:\rmodel_version2Z/v1/{model_version.name=subscriptions/*/resourceGroups/*/workspaces/*/models/*/versions/*}\x12\xd8\x01\n" +
 	"\x12DeleteModelVersion\x12/.redoubt.inference.v1.DeleteModelVersionRequest\x1a\x16.google.protobuf.Empty\"y\xb2\xe1\x18!\n" +
-	"\x17inference/models/delete\x12\x04name(\x01\x82\xd3\xe4\x93\x02N*L/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/models/*/versions/*}\x12\xae\x01\n" +
-	"\x14DownloadModelVersion\x121.redoubt.inference.v1.DownloadModelVersionRequest\x1a2.redoubt.inference.v1.DownloadModelVersionResponse\"-\xb2\xe1\x18)\n" +
-	"\x1dinference/models/content/read\x12\x04name(\x02@\x010\x01\x12\x94\x01\n" +
+	"\x17inference/models/delete\x12\x04name(\x01\x82\xd3\xe4\x93\x02N*L/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/models/*/versions/*}\x12\x8c\x02\n" +
+	"\x14DownloadModelVersion\x121.redoubt.inference.v1.DownloadModelVersionRequest\x1a2.redoubt.inference.v1.DownloadModelVersionResponse\"\x8a\x01\xb2\xe1\x18)\n" +
+	"\x1dinference/models/content/read\x12\x04name(\x02@\x01\x82\xd3\xe4\x93\x02W\x12U/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/models/*/versions/*}:download0\x01\x12\x94\x01\n" +
 	"\x0fListSigningKeys\x12,.redoubt.inference.v1.ListSigningKeysRequest\x1a-.redoubt.inference.v1.ListSigningKeysResponse\"$\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/modelSigningKeysBDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/inference/v1;inferencev1b\x06proto3"
 
 var (

@@ -766,13 +766,13 @@ const file_redoubt_telemetry_v1_request_proto_rawDesc = "" +
 	"\x14WatchRequestsRequest\x122\n" +
 	"\bendpoint\x18\x01 \x01(\tB\x16\xbaH\ar\x05\x10\x01(\x80\x05\xba\xe1\x18\bendpointR\bendpoint\"Y\n" +
 	"\x15WatchRequestsResponse\x12@\n" +
-	"\brequests\x18\x01 \x03(\v2$.redoubt.telemetry.v1.ScoringRequestR\brequests2\x9e\x04\n" +
+	"\brequests\x18\x01 \x03(\v2$.redoubt.telemetry.v1.ScoringRequestR\brequests2\xfe\x04\n" +
 	"\x11RequestLogService\x12\x83\x01\n" +
 	"\x0eIngestRequests\x12+.redoubt.telemetry.v1.IngestRequestsRequest\x1a,.redoubt.telemetry.v1.IngestRequestsResponse\"\x16\xb2\xe1\x18\x12\"\tinference(\x02X\x80\x80\x80\x04\x12\xea\x01\n" +
 	"\fListRequests\x12).redoubt.telemetry.v1.ListRequestsRequest\x1a*.redoubt.telemetry.v1.ListRequestsResponse\"\x82\x01\xb2\xe1\x18%\n" +
-	"\x17telemetry/requests/read\x12\bendpoint(\x02\x82\xd3\xe4\x93\x02S\x12Q/v1/{endpoint=subscriptions/*/resourceGroups/*/workspaces/*/endpoints/*}/requests\x12\x95\x01\n" +
-	"\rWatchRequests\x12*.redoubt.telemetry.v1.WatchRequestsRequest\x1a+.redoubt.telemetry.v1.WatchRequestsResponse\")\xb2\xe1\x18%\n" +
-	"\x17telemetry/requests/read\x12\bendpoint(\x020\x01BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1;telemetryv1b\x06proto3"
+	"\x17telemetry/requests/read\x12\bendpoint(\x02\x82\xd3\xe4\x93\x02S\x12Q/v1/{endpoint=subscriptions/*/resourceGroups/*/workspaces/*/endpoints/*}/requests\x12\xf5\x01\n" +
+	"\rWatchRequests\x12*.redoubt.telemetry.v1.WatchRequestsRequest\x1a+.redoubt.telemetry.v1.WatchRequestsResponse\"\x88\x01\xb2\xe1\x18%\n" +
+	"\x17telemetry/requests/read\x12\bendpoint(\x02\x82\xd3\xe4\x93\x02Y\x12W/v1/{endpoint=subscriptions/*/resourceGroups/*/workspaces/*/endpoints/*}/requests:watch0\x01BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1;telemetryv1b\x06proto3"
 
 var (
 	file_redoubt_telemetry_v1_request_proto_rawDescOnce sync.Once

@@ -1666,23 +1666,22 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x12remaining_run_uids\x18\x02 \x03(\tR\x10remainingRunUids\x1aV\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
-	"\x05value\x18\x02 \x01(\v2\x1d.redoubt.telemetry.v1.RunDataR\x05value:\x028\x012\xc2\x02\n" +
+	"\x05value\x18\x02 \x01(\v2\x1d.redoubt.telemetry.v1.RunDataR\x05value:\x028\x012\xdc\x02\n" +
 	"\x0fActivityService\x12\xa1\x01\n" +
 	"\fListActivity\x12).redoubt.telemetry.v1.ListActivityRequest\x1a*.redoubt.telemetry.v1.ListActivityResponse\":\xb2\xe1\x18\"\n" +
-	"\x17telemetry/activity/read\x12\x05scope(\x02\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/activity\x12\x8a\x01\n" +
-	"\rWatchActivity\x12*.redoubt.telemetry.v1.WatchActivityRequest\x1a#.redoubt.telemetry.v1.ActivityEvent\"&\xb2\xe1\x18\"\n" +
-	"\x17telemetry/activity/read\x12\x05scope(\x020\x012\xde\x01\n" +
+	"\x17telemetry/activity/read\x12\x05scope(\x02\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/activity\x12\xa4\x01\n" +
+	"\rWatchActivity\x12*.redoubt.telemetry.v1.WatchActivityRequest\x1a#.redoubt.telemetry.v1.ActivityEvent\"@\xb2\xe1\x18\"\n" +
+	"\x17telemetry/activity/read\x12\x05scope(\x02\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/activity:watch0\x012\xde\x01\n" +
 	"\rIngestService\x12c\n" +
 	"\x06Ingest\x12#.redoubt.telemetry.v1.IngestRequest\x1a$.redoubt.telemetry.v1.IngestResponse\"\x0e\xb2\xe1\x18\n" +
 	"\"\x01*(\x02X\x80\x80\x80\x02\x12h\n" +
-	"\x0ePurgeWorkspace\x12+.redoubt.telemetry.v1.PurgeWorkspaceRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x012\xee\n" +
-	"\n" +
+	"\x0ePurgeWorkspace\x12+.redoubt.telemetry.v1.PurgeWorkspaceRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x012\x96\f\n" +
 	"\rMetricService\x12\x8f\x01\n" +
 	"\n" +
 	"LogRunData\x12'.redoubt.telemetry.v1.LogRunDataRequest\x1a(.redoubt.telemetry.v1.LogRunDataResponse\"*\xb2\xe1\x18&\n" +
-	"\x17telemetry/metrics/write\x12\x03run(\x038\x01@\x01h\x01(\x010\x01\x12\xed\x01\n" +
-	"\x11ListMetricHistory\x12..redoubt.telemetry.v1.ListMetricHistoryRequest\x1a/.redoubt.telemetry.v1.ListMetricHistoryResponse\"w\xb2\xe1\x18\x1f\n" +
-	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02N\x12L/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/metrics/{key}\x12\xc4\x01\n" +
+	"\x17telemetry/metrics/write\x12\x03run(\x038\x01@\x01h\x01(\x010\x01\x12\xc1\x02\n" +
+	"\x11ListMetricHistory\x12..redoubt.telemetry.v1.ListMetricHistoryRequest\x1a/.redoubt.telemetry.v1.ListMetricHistoryResponse\"\xca\x01\xb2\xe1\x18\x1f\n" +
+	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02\xa0\x01ZP\x12N/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/metrics:history\x12L/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/metrics/{key}\x12\xc4\x01\n" +
 	"\n" +
 	"GetRunData\x12'.redoubt.telemetry.v1.GetRunDataRequest\x1a\x1d.redoubt.telemetry.v1.RunData\"n\xb2\xe1\x18\x1f\n" +
 	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02E\x12C/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/data\x12\xc6\x01\n" +
@@ -1691,9 +1690,9 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\fDeleteRunTag\x12).redoubt.telemetry.v1.DeleteRunTagRequest\x1a\x16.google.protobuf.Empty\"y\xb2\xe1\x18\"\n" +
 	"\x17telemetry/metrics/write\x12\x03run(\x018\x01\x82\xd3\xe4\x93\x02M:\x01*\"H/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:deleteTag\x12\xec\x01\n" +
 	"\x0fBatchGetRunData\x12,.redoubt.telemetry.v1.BatchGetRunDataRequest\x1a-.redoubt.telemetry.v1.BatchGetRunDataResponse\"|\xb2\xe1\x18\"\n" +
-	"\x16telemetry/metrics/read\x12\x06parent(\x02\x82\xd3\xe4\x93\x02P:\x01*\"K/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/runData:batchGet\x12\x8c\x01\n" +
-	"\fWatchMetrics\x12).redoubt.telemetry.v1.WatchMetricsRequest\x1a*.redoubt.telemetry.v1.WatchMetricsResponse\"#\xb2\xe1\x18\x1f\n" +
-	"\x16telemetry/metrics/read\x12\x03run(\x020\x01BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1;telemetryv1b\x06proto3"
+	"\x16telemetry/metrics/read\x12\x06parent(\x02\x82\xd3\xe4\x93\x02P:\x01*\"K/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/runData:batchGet\x12\xe0\x01\n" +
+	"\fWatchMetrics\x12).redoubt.telemetry.v1.WatchMetricsRequest\x1a*.redoubt.telemetry.v1.WatchMetricsResponse\"w\xb2\xe1\x18\x1f\n" +
+	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02N\x12L/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/metrics:watch0\x01BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1;telemetryv1b\x06proto3"
 
 var (
 	file_redoubt_telemetry_v1_telemetry_proto_rawDescOnce sync.Once

@@ -9,6 +9,7 @@ package workspacev1
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	_ "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
+	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -704,7 +705,7 @@ var File_redoubt_workspace_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_redoubt_workspace_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"#redoubt/workspace/v1/snapshot.proto\x12\x14redoubt.workspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"v\n" +
+	"#redoubt/workspace/v1/snapshot.proto\x12\x14redoubt.workspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"v\n" +
 	"\x17FindMissingBlobsRequest\x12/\n" +
 	"\x06parent\x18\x01 \x01(\tB\x17\xbaH\ar\x05\x10\x01(\x80\x04\xba\xe1\x18\tworkspaceR\x06parent\x12*\n" +
 	"\adigests\x18\x02 \x03(\fB\x10\xbaH\r\x92\x01\n" +
@@ -754,21 +755,22 @@ const file_redoubt_workspace_v1_snapshot_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\x16\xbaH\ar\x05\x10\x01(\x80\x05\xba\xe1\x18\bsnapshotR\x04name\"i\n" +
 	"\x18DownloadSnapshotResponse\x129\n" +
 	"\x05entry\x18\x01 \x01(\v2#.redoubt.workspace.v1.SnapshotEntryR\x05entry\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data2\x8f\a\n" +
-	"\x0fSnapshotService\x12\xa1\x01\n" +
-	"\x10FindMissingBlobs\x12-.redoubt.workspace.v1.FindMissingBlobsRequest\x1a..redoubt.workspace.v1.FindMissingBlobsResponse\".\xb2\xe1\x18*\n" +
-	"\x19workspace/snapshots/write\x12\x06parent(\x02X\x80\x80\x80\x04\x12\x8e\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data2\xac\n" +
+	"\n" +
+	"\x0fSnapshotService\x12\x82\x02\n" +
+	"\x10FindMissingBlobs\x12-.redoubt.workspace.v1.FindMissingBlobsRequest\x1a..redoubt.workspace.v1.FindMissingBlobsResponse\"\x8e\x01\xb2\xe1\x18*\n" +
+	"\x19workspace/snapshots/write\x12\x06parent(\x02X\x80\x80\x80\x04\x82\xd3\xe4\x93\x02Z:\x01*\"U/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/snapshots:findMissingBlobs\x12\x8e\x01\n" +
 	"\n" +
 	"UploadBlob\x12'.redoubt.workspace.v1.UploadBlobRequest\x1a(.redoubt.workspace.v1.UploadBlobResponse\"+\xb2\xe1\x18'\n" +
-	"\x19workspace/snapshots/write\x12\x06parent(\x03h\x01(\x01\x12\x8d\x01\n" +
-	"\x0eCreateSnapshot\x12+.redoubt.workspace.v1.CreateSnapshotRequest\x1a\x1e.redoubt.workspace.v1.Snapshot\".\xb2\xe1\x18*\n" +
-	"\x19workspace/snapshots/write\x12\x06parent(\x01X\x80\x80\x80\x10\x12\x81\x01\n" +
-	"\vGetSnapshot\x12(.redoubt.workspace.v1.GetSnapshotRequest\x1a\x1e.redoubt.workspace.v1.Snapshot\"(\xb2\xe1\x18$\n" +
-	"\x18workspace/snapshots/read\x12\x04name(\x02@\x01\x12\x92\x01\n" +
-	"\rListSnapshots\x12*.redoubt.workspace.v1.ListSnapshotsRequest\x1a+.redoubt.workspace.v1.ListSnapshotsResponse\"(\xb2\xe1\x18$\n" +
-	"\x18workspace/snapshots/read\x12\x06parent(\x02\x12\x9d\x01\n" +
-	"\x10DownloadSnapshot\x12-.redoubt.workspace.v1.DownloadSnapshotRequest\x1a..redoubt.workspace.v1.DownloadSnapshotResponse\"(\xb2\xe1\x18$\n" +
-	"\x18workspace/snapshots/read\x12\x04name(\x02@\x010\x01BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1;workspacev1b\x06proto3"
+	"\x19workspace/snapshots/write\x12\x06parent(\x03h\x01(\x01\x12\xdc\x01\n" +
+	"\x0eCreateSnapshot\x12+.redoubt.workspace.v1.CreateSnapshotRequest\x1a\x1e.redoubt.workspace.v1.Snapshot\"}\xb2\xe1\x18*\n" +
+	"\x19workspace/snapshots/write\x12\x06parent(\x01X\x80\x80\x80\x10\x82\xd3\xe4\x93\x02I:\x01*\"D/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/snapshots\x12\xcd\x01\n" +
+	"\vGetSnapshot\x12(.redoubt.workspace.v1.GetSnapshotRequest\x1a\x1e.redoubt.workspace.v1.Snapshot\"t\xb2\xe1\x18$\n" +
+	"\x18workspace/snapshots/read\x12\x04name(\x02@\x01\x82\xd3\xe4\x93\x02F\x12D/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/snapshots/*}\x12\xde\x01\n" +
+	"\rListSnapshots\x12*.redoubt.workspace.v1.ListSnapshotsRequest\x1a+.redoubt.workspace.v1.ListSnapshotsResponse\"t\xb2\xe1\x18$\n" +
+	"\x18workspace/snapshots/read\x12\x06parent(\x02\x82\xd3\xe4\x93\x02F\x12D/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/snapshots\x12\xf2\x01\n" +
+	"\x10DownloadSnapshot\x12-.redoubt.workspace.v1.DownloadSnapshotRequest\x1a..redoubt.workspace.v1.DownloadSnapshotResponse\"}\xb2\xe1\x18$\n" +
+	"\x18workspace/snapshots/read\x12\x04name(\x02@\x01\x82\xd3\xe4\x93\x02O\x12M/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/snapshots/*}:download0\x01BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1;workspacev1b\x06proto3"
 
 var (
 	file_redoubt_workspace_v1_snapshot_proto_rawDescOnce sync.Once

@@ -1,0 +1,136 @@
+package rest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/intake"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/onward"
+)
+
+// errorJSON is an error in the form of AIP-193.
+type errorJSON struct {
+	Error struct {
+		Code    int               `json:"code"`
+		Status  string            `json:"status"`
+		Message string            `json:"message"`
+		Details []json.RawMessage `json:"details"`
+	} `json:"error"`
+}
+
+// encode writes a status as REST has it. A detail that cannot be written is left out.
+func encode(st *spb.Status, httpCode int) []byte {
+	var e errorJSON
+	e.Error.Code, e.Error.Status, e.Error.Message = httpCode, fault.CodeName(codes.Code(st.GetCode())), st.GetMessage()
+	e.Error.Details = []json.RawMessage{}
+	for _, d := range st.GetDetails() {
+		if b, err := protojson.Marshal(d); err == nil {
+			e.Error.Details = append(e.Error.Details, b)
+		}
+	}
+	b, err := json.Marshal(e)
+	if err != nil {
+		return []byte(`{"error":{"code":500,"status":"INTERNAL","message":"internal fault","details":[]}}`)
+	}
+	return b
+}
+
+// httpCode is the HTTP status of an error.
+func httpCode(st *status.Status) int {
+	for _, d := range st.Details() {
+		if i, ok := d.(*errdetails.ErrorInfo); ok && i.GetReason() == faultv1.Reason_MESSAGE_TOO_LARGE.String() {
+			return http.StatusRequestEntityTooLarge
+		}
+	}
+	return runtime.HTTPStatusFromCode(st.Code())
+}
+
+// statusOf is what a caller reads of err.
+func (h *Handler) statusOf(err error, requestID string) *status.Status {
+	var ours *fault.Error
+	if !errors.As(err, &ours) {
+		if st, ok := status.FromError(err); ok {
+			if len(st.Details()) > 0 {
+				return st // a service's
+			}
+			// grpc-gateway's own: it could not read the request.
+			err = fault.InvalidArgument("the request cannot be read: %s", words(st.Message()))
+		}
+		var malformed *runtime.HTTPStatusError
+		if errors.As(err, &malformed) {
+			err = fault.InvalidArgument("the path cannot be read")
+		}
+	}
+	return fault.ToStatus(err, "redoubt."+h.cfg.Installation, requestID)
+}
+
+// words takes what a decoder writes in front of its errors away.
+func words(s string) string {
+	s = strings.ReplaceAll(s, "\u00a0", " ")
+	return strings.TrimPrefix(s, "proto: ")
+}
+
+// refuse answers with an error.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	st := h.statusOf(err, onward.RequestID(r))
+	code := httpCode(st)
+	head := w.Header()
+	head.Set("Content-Type", "application/json")
+	Challenge(head, st)
+	if after := fault.Describe(st.Err()).RetryAfter(); after > 0 {
+		head.Set("Retry-After", strconv.Itoa(max(1, int((after+time.Second-1)/time.Second))))
+	}
+	w.WriteHeader(code)
+	_, _ = w.Write(encode(st.Proto(), code))
+}
+
+// Challenge says in the headers of an answer how a caller is to say who he is, where that is what is missing (RFC 6750 section 3).
+func Challenge(head http.Header, st *status.Status) {
+	if st.Code() != codes.Unauthenticated {
+		return
+	}
+	challenge := `Bearer realm="redoubt"`
+	for _, d := range st.Details() {
+		if i, ok := d.(*errdetails.ErrorInfo); ok && i.GetReason() != faultv1.Reason_TOKEN_MISSING.String() {
+			challenge += `, error="invalid_token"`
+		}
+	}
+	head.Set("WWW-Authenticate", challenge)
+}
+
+// unread says why a body could not be taken in.
+func unread(err error) error {
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return fault.New(codes.ResourceExhausted, faultv1.Reason_MESSAGE_TOO_LARGE, "the body is larger than the %d bytes that this route takes; send less at once", large.Limit)
+	case errors.Is(err, intake.ErrFull):
+		return fault.Unavailable("too many large requests at once; repeat the request").Retry(time.Second)
+	case errors.Is(err, intake.ErrSlow):
+		return fault.New(codes.DeadlineExceeded, faultv1.Reason_DEADLINE_PASSED, "the body came too slowly; repeat the request")
+	}
+	return fault.InvalidArgument("the body broke off")
+}
+
+// routing answers where grpc-gateway found no handler.
+func (h *Handler) routing(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
+	err := fault.New(codes.NotFound, faultv1.Reason_METHOD_UNKNOWN, "there is no such route; GET /openapi.json lists what there is")
+	if code == http.StatusMethodNotAllowed {
+		err = fault.New(codes.Unimplemented, faultv1.Reason_METHOD_UNKNOWN, "this path does not take %s; GET /openapi.json lists what there is", r.Method)
+	}
+	h.refuse(w, r, err)
+}
