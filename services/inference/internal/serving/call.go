@@ -97,11 +97,11 @@ func (c *call) end() {
 	c.s.records.Put(c.rec)
 }
 
-// enter looks the endpoint up and decides whether the caller may come in.
-func (c *call) enter(e *endpoint, who func(*endpoint) (caller, *refusal)) *refusal {
-	c.endpoint, c.who = e, who
+// enter decides whether the caller may come in.
+func (c *call) enter(who func(*endpoint) (caller, *refusal)) *refusal {
+	c.who = who
 	var r *refusal
-	c.caller, r = who(e)
+	c.caller, r = who(c.endpoint)
 	return r
 }
 

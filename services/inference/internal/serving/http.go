@@ -1,12 +1,17 @@
 package serving
 
 import (
+	"fmt"
 	"io"
 	"net/http"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/pool"
 )
 
@@ -52,12 +57,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := protocolOf(rest)
 	q := &request{call: s.newCall(h.protocol, one(r.Header, headerRequestID), one(r.Header, "Traceparent")), w: w, r: r, dialect: h.dialect}
 	defer q.end()
+	defer q.recover()
 	q.describe()
 	w.Header()[headerRequestID] = []string{q.id}
-	e, _ := s.endpoint(uid)
+	q.endpoint, _ = s.endpoint(uid)
 	p, refused := present(r.Header["Authorization"])
 	if refused == nil {
-		refused = q.enter(e, func(e *endpoint) (caller, *refusal) { return admit(e, &p, s.cfg.Now()) })
+		refused = q.enter(func(e *endpoint) (caller, *refusal) { return admit(e, &p, s.cfg.Now()) })
 	}
 	if refused == nil {
 		refused = q.selectors()
@@ -68,6 +74,25 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if refused != nil {
 		q.refuse(refused)
 	}
+}
+
+// recover turns a fault of ours into an answer, where none has begun.
+func (q *request) recover() {
+	v := recover()
+	switch {
+	case v == nil:
+		return
+	case v == http.ErrAbortHandler: //nolint:errorlint // net/http compares it so
+		panic(v)
+	}
+	q.s.cfg.Logger.Error("a request failed by a fault of ours", "request_id", q.id, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	if q.logged { // its answer may have begun
+		panic(http.ErrAbortHandler)
+	}
+	if q.conn != nil {
+		q.conn.Close()
+	}
+	q.refuse(refuse(http.StatusInternalServerError, codes.Internal, faultv1.Reason_INTERNAL_FAULT, "internal fault"))
 }
 
 // route takes the path of a request to an endpoint apart.
@@ -182,16 +207,17 @@ func (q *request) pass(req *pool.Request) *refusal {
 	if _, err := io.ReadFull(resp, body); err != nil {
 		return exchangeFailed(err)
 	}
-	q.release()
 	q.head(resp)
 	q.w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
 	q.log(resp.Status, int64(len(body)), q.modelRefusal(resp))
-	q.w.WriteHeader(resp.Status)
+	status := resp.Status
+	q.release()
+	q.w.WriteHeader(status)
 	_, _ = q.w.Write(body) // a client that is gone is net/http's to notice
 	return nil
 }
 
-// release gives the worker back as soon as its answer has been read.
+// release gives the worker back, as soon as all of its answer has been read and nothing more is wanted of the Response.
 func (c *call) release() {
 	if c.conn != nil {
 		c.conn.Release()
@@ -323,6 +349,10 @@ func (q *request) selectors() *refusal {
 		if n := len(q.r.Header[name]); n > 1 {
 			return badRequest("%s was sent %d times; send it once", name, n)
 		}
+	}
+	// net/http overlooks the Transfer-Encoding of HTTP/1.0, and takes what is not framed for nothing.
+	if q.r.ProtoMajor == 1 && q.r.ProtoMinor == 0 && q.r.Method == http.MethodPost && q.r.Header["Content-Length"] == nil {
+		return refuse(http.StatusLengthRequired, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID, "say the Content-Length of the request: in this version of HTTP nothing else frames it")
 	}
 	q.wanted = one(q.r.Header, headerDeployment)
 	return nil

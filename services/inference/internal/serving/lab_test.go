@@ -147,7 +147,7 @@ func newLab(t testing.TB, change ...func(*Config)) *lab {
 	}
 	log := &requests{}
 	cfg := Config{
-		MeshTLS: newMesh(t, ca).ServerTLS, TrustDomain: td.Name(), Log: log, Installation: "test", Version: "1.2.3", Logger: slog.New(slog.DiscardHandler),
+		MeshTLS: newMesh(t, ca).ServerTLS, TrustDomain: td.Name(), Log: log, Installation: "test", Version: "1.2.3", Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{Certificate: chain, PrivateKey: key}, nil },
 	}
 	for _, c := range change {
@@ -178,6 +178,14 @@ func newLab(t testing.TB, change ...func(*Config)) *lab {
 
 func (l *lab) tls(protos ...string) *tls.Config {
 	return &tls.Config{RootCAs: l.roots, MinVersion: tls.VersionTLS12, NextProtos: protos}
+}
+
+// testLog has what the server logs printed with the test.
+type testLog struct{ testing.TB }
+
+func (l testLog) Write(p []byte) (int, error) {
+	l.Log(string(p))
+	return len(p), nil
 }
 
 // answering is what a worker does with a request; it writes the answer itself.
@@ -417,4 +425,46 @@ func (a answer) reason(t testing.TB) string {
 		t.Errorf("an error without code or message: %s", a.body)
 	}
 	return e.Error.Reason
+}
+
+// raw sends bytes over a TLS connection and gives what comes until the other end closes. With end the own side is closed first.
+func (l *lab) raw(send string, end bool) string {
+	l.t.Helper()
+	c, err := tls.Dial("tcp", l.addr, l.tls("http/1.1"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(longTime))
+	if _, err := io.WriteString(c, send); err != nil {
+		l.t.Fatal(err)
+	}
+	if end {
+		_ = c.CloseWrite()
+	}
+	got, err := io.ReadAll(c)
+	if err != nil && errors.Is(err, context.DeadlineExceeded) {
+		l.t.Fatalf("the connection stays open: %v", err)
+	}
+	return string(got)
+}
+
+// waiting answers once hold is closed.
+func waiting(hold <-chan struct{}) answering {
+	return func(w *bufio.Writer, r *http.Request, body []byte) {
+		<-hold
+		echo(w, r, body)
+	}
+}
+
+// eventually waits until ok holds.
+func eventually(t testing.TB, ok func() bool) {
+	t.Helper()
+	end := time.Now().Add(longTime)
+	for !ok() {
+		if time.Now().After(end) {
+			t.Fatal("it does not come")
+		}
+		time.Sleep(time.Millisecond)
+	}
 }

@@ -145,6 +145,16 @@ func (p *Pool) Workers(deployment string) int {
 	return 0
 }
 
+// Waiting is how many requests wait for a worker of a deployment.
+func (p *Pool) Waiting(deployment string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if g, ok := p.groups[deployment]; ok {
+		return g.waiting.len
+	}
+	return 0
+}
+
 // Changed has a token after workers came or went.
 func (p *Pool) Changed() <-chan struct{} { return p.changed }
 
