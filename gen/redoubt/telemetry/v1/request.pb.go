@@ -280,10 +280,11 @@ func (x *ScoringRequest) GetGrpcCode() string {
 
 type IngestRequestsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Names the log that the numbers count in: an instance of inference, and its spool.
-	Source   string              `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// Names the spool that the numbers count in: an instance of inference, and which of its spools.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// In the order of their numbers; none only asks how far the source is stored.
 	Requests []*SequencedRequest `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
-	// How many the source has dropped since it began, because its ring was full.
+	// How many the source has dropped since it began, because its spool was full.
 	Dropped       int64 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -342,7 +343,7 @@ func (x *IngestRequestsRequest) GetDropped() int64 {
 
 type SequencedRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Rises by one with each request of the source.
+	// Rises by one with each request of the source. What is missing in between is lost, and counted.
 	Seq           int64           `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	Request       *ScoringRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -395,8 +396,10 @@ func (x *SequencedRequest) GetRequest() *ScoringRequest {
 
 type IngestRequestsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Everything of the source up to this number is stored.
-	StoredSeq     int64 `protobuf:"varint,1,opt,name=stored_seq,json=storedSeq,proto3" json:"stored_seq,omitempty"`
+	// What there is of the source up to this number is stored; 0 for a source that nothing was stored of.
+	StoredSeq int64 `protobuf:"varint,1,opt,name=stored_seq,json=storedSeq,proto3" json:"stored_seq,omitempty"`
+	// What is known of the source's count of dropped requests.
+	Dropped       int64 `protobuf:"varint,2,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -434,6 +437,13 @@ func (*IngestRequestsResponse) Descriptor() ([]byte, []int) {
 func (x *IngestRequestsResponse) GetStoredSeq() int64 {
 	if x != nil {
 		return x.StoredSeq
+	}
+	return 0
+}
+
+func (x *IngestRequestsResponse) GetDropped() int64 {
+	if x != nil {
+		return x.Dropped
 	}
 	return 0
 }
@@ -548,7 +558,7 @@ type ListRequestsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Requests      []*ScoringRequest      `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
 	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// How many requests of this installation were not kept, because a ring was full.
+	// How many requests of this installation were not kept: because a spool was full, or what was spooled was lost or damaged.
 	Dropped       int64 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -732,18 +742,19 @@ const file_redoubt_telemetry_v1_request_proto_rawDesc = "" +
 	"\x11client_request_id\x18\x16 \x01(\tR\x0fclientRequestId\x121\n" +
 	"\x06queued\x18\x17 \x01(\v2\x19.google.protobuf.DurationR\x06queued\x12\x1a\n" +
 	"\bmirrored\x18\x18 \x01(\bR\bmirrored\x12\x1b\n" +
-	"\tgrpc_code\x18\x19 \x01(\tR\bgrpcCode\"\xa6\x01\n" +
+	"\tgrpc_code\x18\x19 \x01(\tR\bgrpcCode\"\xad\x01\n" +
 	"\x15IngestRequestsRequest\x12\"\n" +
 	"\x06source\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01(\x80\x01R\x06source\x12O\n" +
-	"\brequests\x18\x02 \x03(\v2&.redoubt.telemetry.v1.SequencedRequestB\v\xbaH\b\x92\x01\x05\b\x01\x10\x88'R\brequests\x12\x18\n" +
-	"\adropped\x18\x03 \x01(\x03R\adropped\"u\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x06source\x12M\n" +
+	"\brequests\x18\x02 \x03(\v2&.redoubt.telemetry.v1.SequencedRequestB\t\xbaH\x06\x92\x01\x03\x10\x88'R\brequests\x12!\n" +
+	"\adropped\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\adropped\"u\n" +
 	"\x10SequencedRequest\x12\x19\n" +
 	"\x03seq\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02 \x00R\x03seq\x12F\n" +
-	"\arequest\x18\x02 \x01(\v2$.redoubt.telemetry.v1.ScoringRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\"7\n" +
+	"\arequest\x18\x02 \x01(\v2$.redoubt.telemetry.v1.ScoringRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\"Q\n" +
 	"\x16IngestRequestsResponse\x12\x1d\n" +
 	"\n" +
-	"stored_seq\x18\x01 \x01(\x03R\tstoredSeq\"\xf7\x02\n" +
+	"stored_seq\x18\x01 \x01(\x03R\tstoredSeq\x12\x18\n" +
+	"\adropped\x18\x02 \x01(\x03R\adropped\"\xf7\x02\n" +
 	"\x13ListRequestsRequest\x122\n" +
 	"\bendpoint\x18\x01 \x01(\tB\x16\xbaH\ar\x05\x10\x01(\x80\x05\xba\xe1\x18\bendpointR\bendpoint\x129\n" +
 	"\n" +

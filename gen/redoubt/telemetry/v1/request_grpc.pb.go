@@ -28,13 +28,14 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// RequestLogService keeps what was asked of endpoints, and how it was answered (G3).
+// RequestLogService keeps what was asked of endpoints, and how it was answered (G3), for as many days as the installation says.
 type RequestLogServiceClient interface {
 	// IngestRequests stores a batch; what came before is known by source and seq and taken once. Answered when stored.
 	IngestRequests(ctx context.Context, in *IngestRequestsRequest, opts ...grpc.CallOption) (*IngestRequestsResponse, error)
-	// ListRequests lists the requests of an endpoint, newest first.
+	// ListRequests lists the requests of an endpoint: the newest minute first, and within a minute in the order of arrival, the last
+	// first. A page may be shorter than it was asked for, and even empty where few requests match, while there is a next one.
 	ListRequests(ctx context.Context, in *ListRequestsRequest, opts ...grpc.CallOption) (*ListRequestsResponse, error)
-	// WatchRequests sends the requests of an endpoint as they are stored.
+	// WatchRequests sends the requests of an endpoint that are stored from now on, each once.
 	WatchRequests(ctx context.Context, in *WatchRequestsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRequestsResponse], error)
 }
 
@@ -89,13 +90,14 @@ type RequestLogService_WatchRequestsClient = grpc.ServerStreamingClient[WatchReq
 // All implementations must embed UnimplementedRequestLogServiceServer
 // for forward compatibility.
 //
-// RequestLogService keeps what was asked of endpoints, and how it was answered (G3).
+// RequestLogService keeps what was asked of endpoints, and how it was answered (G3), for as many days as the installation says.
 type RequestLogServiceServer interface {
 	// IngestRequests stores a batch; what came before is known by source and seq and taken once. Answered when stored.
 	IngestRequests(context.Context, *IngestRequestsRequest) (*IngestRequestsResponse, error)
-	// ListRequests lists the requests of an endpoint, newest first.
+	// ListRequests lists the requests of an endpoint: the newest minute first, and within a minute in the order of arrival, the last
+	// first. A page may be shorter than it was asked for, and even empty where few requests match, while there is a next one.
 	ListRequests(context.Context, *ListRequestsRequest) (*ListRequestsResponse, error)
-	// WatchRequests sends the requests of an endpoint as they are stored.
+	// WatchRequests sends the requests of an endpoint that are stored from now on, each once.
 	WatchRequests(*WatchRequestsRequest, grpc.ServerStreamingServer[WatchRequestsResponse]) error
 	mustEmbedUnimplementedRequestLogServiceServer()
 }
