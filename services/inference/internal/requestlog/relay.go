@@ -118,7 +118,8 @@ func (l *Log) deliver(ctx context.Context) (more bool, err error) {
 
 // meet asks telemetry how far it is, once. If it has more than was ever spooled, the spool is an older state of itself.
 func (l *Log) meet(ctx context.Context) error {
-	res, err := l.ingest(ctx, nil)
+	// Its own count is not told yet: what comes back is what earlier processes have told.
+	res, err := l.ingest(ctx, nil, 0)
 	if err != nil {
 		return err
 	}
@@ -140,7 +141,7 @@ func (l *Log) meet(ctx context.Context) error {
 
 // send delivers a batch. One that telemetry does not take is halved, until what is wrong with it stands alone: that is dropped.
 func (l *Log) send(ctx context.Context, batch []*telemetryv1.SequencedRequest) error {
-	_, err := l.ingest(ctx, batch)
+	_, err := l.ingest(ctx, batch, l.dropped.Load())
 	switch {
 	case err == nil:
 		return nil
@@ -158,10 +159,9 @@ func (l *Log) send(ctx context.Context, batch []*telemetryv1.SequencedRequest) e
 	return l.send(ctx, batch[half:])
 }
 
-func (l *Log) ingest(ctx context.Context, batch []*telemetryv1.SequencedRequest) (*telemetryv1.IngestRequestsResponse, error) {
+func (l *Log) ingest(ctx context.Context, batch []*telemetryv1.SequencedRequest, dropped int64) (*telemetryv1.IngestRequestsResponse, error) {
 	short, cancel := context.WithTimeout(ctx, deliverTimeout)
 	defer cancel()
-	dropped := l.dropped.Load()
 	res, err := l.cfg.Client.IngestRequests(short, &telemetryv1.IngestRequestsRequest{Source: l.state.Source, Requests: batch, Dropped: dropped})
 	if err != nil {
 		return nil, fault.FromStatus(err)
