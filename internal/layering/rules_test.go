@@ -48,6 +48,7 @@ var units = map[string]int{
 	"internal/demo":       6,
 
 	"examples": 1,
+	"runtimes": 1,
 
 	"cmd/redoubt": 7,
 

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"bytes"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -20,7 +21,12 @@ const (
 	OutputDir  = "/outputs" // read by Process.Outputs and EachOutput
 	ScratchDir = "/scratch" // its home folder
 	TempDir    = "/tmp"
+	// PlatformDir holds Config.Files.
+	PlatformDir = "/redoubt"
 )
+
+// mostFiles bounds Config.Files, in bytes.
+const mostFiles = 1 << 20
 
 // DefaultPort is where the run's endpoint listens inside, unless Config says otherwise.
 const DefaultPort = 7460
@@ -36,6 +42,8 @@ type Config struct {
 	// ReadOnlyPaths are files and folders of the machine that the run sees besides the system's programs, at the same
 	// place and read-only, such as an interpreter (see Interpreter). An agent that is root can show what only root reaches.
 	ReadOnlyPaths []string
+	// Files are files of the platform's that the run sees read-only below PlatformDir, by their names there: no folders, 1 MiB in all.
+	Files map[string][]byte
 	// Populate fills the working folder before the command starts. It runs in the agent, with the agent's rights, and
 	// what it made belongs to the run afterwards. Nil leaves the folder empty.
 	Populate func(work *os.Root) error
@@ -131,6 +139,12 @@ func (c Config) complete() (Config, error) {
 	for _, entry := range c.Env {
 		if name, _, ok := strings.Cut(entry, "="); !ok || name == "" || strings.ContainsRune(entry, 0) {
 			return c, fault.InvalidArgument("an environment variable is not of the form NAME=value").Field("environment", "must be NAME=value without zero bytes")
+		}
+	}
+	size := 0
+	for name, content := range c.Files {
+		if size += len(content); !fs.ValidPath(name) || name == "." || strings.Contains(name, "/") || size > mostFiles {
+			return c, fault.InvalidArgument("a file of the platform's has a name without folders, and all together have at most %d bytes", mostFiles)
 		}
 	}
 	if c.Port == 0 {

@@ -79,6 +79,9 @@ func TestStartRefuses(t *testing.T) {
 		{"populate fails", with(command("true"), func(*os.Root) error { return broken }), codes.Internal, faultv1.Reason_INTERNAL_FAULT, "broken"},
 		{"populate leaves", with(command("true"), func(w *os.Root) error { return w.WriteFile("../x", nil, 0o600) }), codes.Internal, faultv1.Reason_INTERNAL_FAULT, "escapes"},
 		{"the tree does not fit", with(command("true"), func(w *os.Root) error { return w.WriteFile("x", make([]byte, 3<<20), 0o600) }), codes.ResourceExhausted, faultv1.Reason_LIMIT_EXCEEDED, "2097152 bytes"},
+		{"a platform file in a folder", files(map[string][]byte{"a/b": nil}), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID, "without folders"},
+		{"a platform file outside", files(map[string][]byte{"..": nil}), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID, "without folders"},
+		{"too much of the platform's", files(map[string][]byte{"a": make([]byte, 1<<20), "b": {1}}), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID, "at most 1048576 bytes"},
 		{"shown path covers ours", shows("/"), codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED, "would cover"},
 		{"shown path is closed", shows("/proc/self"), codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED, "stays closed"},
 	}
@@ -105,6 +108,25 @@ func command(args ...string) sandbox.Config {
 func with(c sandbox.Config, populate func(*os.Root) error) sandbox.Config {
 	c.Populate = populate
 	return c
+}
+
+func files(list map[string][]byte) sandbox.Config {
+	c := command("true")
+	c.Files = list
+	return c
+}
+
+// The platform's files are there to be read, and whoever runs cannot change them.
+func TestPlatformFiles(t *testing.T) {
+	t.Parallel()
+	need(t)
+	c := shell(`cat /redoubt/a && ls /redoubt; (echo x >/redoubt/a) 2>/dev/null || echo closed; (echo x >/redoubt/b) 2>/dev/null || echo closed
+		(rm -f /redoubt/a; mv /redoubt/a /tmp; mv /redoubt /tmp; chmod 777 /redoubt /redoubt/a) 2>/dev/null; cat /redoubt/a`)
+	c.Files = map[string][]byte{"a": []byte("of the platform\n")}
+	exit, out := run(t, c)
+	if exit.Code != 0 || out != "of the platform\na\nclosed\nclosed\nof the platform\n" {
+		t.Errorf("%+v: %q", exit, out)
+	}
 }
 
 func shows(path string) sandbox.Config {

@@ -180,7 +180,7 @@ func ownProgram(id identity) (*os.File, error) {
 func (p *Process) bringUp(id identity, entries []rootfs.Entry, probe bool) error {
 	c := p.config
 	setup := stage.Setup{
-		Entries: entries, Opened: id.own, VolumeSize: c.Limits.DiskBytes, Port: c.Port, MemoryBytes: c.Limits.MemoryBytes,
+		Entries: entries, Files: c.Files, Opened: id.own, VolumeSize: c.Limits.DiskBytes, Port: c.Port, MemoryBytes: c.Limits.MemoryBytes,
 		Command: stage.Command{
 			Args: bytesOf(c.Command), Env: bytesOf(c.Env), RequireLandlock: c.RequireLandlock, Probe: probe,
 			Limits: stage.Limits{

@@ -29,8 +29,9 @@ var links = map[string]string{
 }
 
 // Build makes the root of the calling process's mount namespace anew. The entries' trees stand in trees at the same index,
-// -1 for a link; all of them, and the volume, are left open for the caller. The old root is gone afterwards.
-func Build(entries []Entry, trees []int, volume int) error {
+// -1 for a link; all of them, and the volume, are left open for the caller. The platform's files stand in Platform, by name. The old
+// root is gone afterwards.
+func Build(entries []Entry, trees []int, volume int, platform map[string][]byte) error {
 	// From here the propagation of what the machine mounts or unmounts ends.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -56,6 +57,11 @@ func Build(entries []Entry, trees []int, volume int) error {
 	}
 	for path, text := range files {
 		if err := write(path, text); err != nil {
+			return err
+		}
+	}
+	for name, content := range platform {
+		if err := write(filepath.Join(Platform, name), string(content)); err != nil {
 			return err
 		}
 	}

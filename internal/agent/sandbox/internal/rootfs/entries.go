@@ -74,7 +74,7 @@ func System() ([]Entry, error) {
 }
 
 // ours are the places that no path of the machine may stand at or above.
-var ours = []string{"/proc", "/sys", "/dev", "/etc", "/run", "/tmp", "/var", Work, Outputs, Scratch}
+var ours = []string{"/proc", "/sys", "/dev", "/etc", "/run", "/tmp", "/var", Work, Outputs, Scratch, Platform}
 
 // Extra makes the entries of paths that the caller wants to be visible besides. Each is absolute and exists; none may cover
 // what the sandbox itself provides, nor open the machine's state: /proc, /sys, /dev and /run stay closed with all below them.

@@ -19,6 +19,9 @@ const (
 	Shared  = "/dev/shm" // POSIX shared memory
 )
 
+// Platform is where a run finds what the platform gives it beside, read-only. It is not on the volume.
+const Platform = "/redoubt"
+
 // places maps the volume's folders to where they are seen.
 var places = []struct{ folder, path string }{
 	{"work", Work}, {"outputs", Outputs}, {"scratch", Scratch}, {"tmp", Temp}, {"shm", Shared},

@@ -120,7 +120,7 @@ func (s *stage) prepare(setup Setup, fds []int) ([]int, error) {
 	if err := s.launcher.loaded(); err != nil {
 		return nil, err
 	}
-	if err := rootfs.Build(setup.Entries, trees, volume); err != nil {
+	if err := rootfs.Build(setup.Entries, trees, volume, setup.Files); err != nil {
 		return nil, err
 	}
 	closeAll(trees)

@@ -36,6 +36,8 @@ var Capabilities = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_NE
 // Setup is the agent's first message.
 type Setup struct {
 	Entries []rootfs.Entry
+	// Files stand in rootfs.Platform, by name.
+	Files map[string][]byte
 	// Opened says that the descriptors of the entries' trees (but for links), then of the volume, come with this message.
 	// Otherwise the init opens the trees and makes the volume itself, and hands the volume out.
 	Opened     bool
