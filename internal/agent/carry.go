@@ -22,6 +22,8 @@ type carry struct {
 	task *computev1.Assignment
 	end  context.CancelCauseFunc // ends all calls: the platform knows that the run is over
 
+	serve  *serving // of a replica, else nil
+	grace  time.Duration
 	logs   *logs
 	meter  *meter
 	cancel chan struct{} // closed when the platform asks for the end
@@ -29,11 +31,17 @@ type carry struct {
 }
 
 func newCarry(a *Agent, task *computev1.Assignment, end context.CancelCauseFunc) *carry {
-	return &carry{
-		a: a, task: task, end: end, cancel: make(chan struct{}),
+	c := &carry{
+		a: a, task: task, end: end, cancel: make(chan struct{}), grace: a.cfg.StopGrace,
 		logs:  newLogs(a.link, a.cfg.Run, task.GetLogOffset(), a.cfg.LogBuffer),
 		meter: newMeter(a.link, a.cfg.Run),
 	}
+	if spec := task.GetServe(); spec != nil {
+		c.serve = &serving{spec: spec}
+		c.grace = c.serve.stopGrace(c.grace)
+		c.logs.lossy = true // answers do not wait for the log
+	}
+	return c
 }
 
 // outcome is how a run ended, as it is reported.
@@ -117,7 +125,12 @@ func (c *carry) execute(ctx, life context.Context) (outcome, *sandbox.Process) {
 	c.a.cfg.Logger.Info("started", "landlock", iso.Landlock, "own_user", iso.OwnUser)
 	c.a.running.Store(true)
 	defer c.a.running.Store(false)
-	server := c.meter.server(c.a.name.ID(), config.Port, c.a.cfg)
+	server, closeServer, err := c.endpoint(config.Port)
+	if err != nil {
+		p.Kill()
+		_, _ = p.Wait(context.WithoutCancel(life))
+		return failed(err), p
+	}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -126,11 +139,32 @@ func (c *carry) execute(ctx, life context.Context) (outcome, *sandbox.Process) {
 		}
 	}()
 	asked := c.watch(ctx, life, p)
-	_ = server.Close() // nobody is left to be answered
+	closeServer() // nobody is left to be answered
 	<-served
 	exit, err := p.Wait(context.WithoutCancel(life))
 	c.a.cfg.Logger.Info("ended", "how", string(exit.Reason), "code", exit.Code, "cpu", exit.CPU, "peak_memory", exit.PeakMemory)
-	return c.judge(exit, err, asked, config.Limits), p
+	out := c.judge(exit, err, asked, config.Limits)
+	if c.serve != nil && asked == nobody {
+		out = c.serve.judge(out)
+	}
+	return out, p
+}
+
+// endpoint is the server of the run's endpoint, and what ends it.
+func (c *carry) endpoint(port uint16) (*http.Server, func(), error) {
+	if c.serve == nil {
+		s := c.meter.server(c.a.name.ID(), port, c.a.cfg)
+		return s, func() { _ = s.Close() }, nil
+	}
+	r, err := c.relay()
+	if err != nil {
+		return nil, nil, err
+	}
+	s := newServer(c.serve.handler(r, sandbox.Address(port)), c.a.cfg)
+	return s, func() {
+		_ = s.Close()
+		r.Close()
+	}, nil
 }
 
 // asker is who asked for the end.
@@ -160,7 +194,7 @@ func (c *carry) watch(ctx, life context.Context, p *sandbox.Process) asker {
 	}
 	c.a.cfg.Logger.Info("the command is asked to end")
 	if terminate(p.Pid()) == nil {
-		t := time.NewTimer(c.a.cfg.StopGrace)
+		t := time.NewTimer(c.grace)
 		defer t.Stop()
 		select {
 		case <-p.Done():
@@ -194,7 +228,7 @@ func (c *carry) judge(exit sandbox.Exit, err error, asked asker, limits sandbox.
 	out := outcome{state: computev1.Run_STATE_FAILED, code: exit.Code, reason: faultv1.Reason_REASON_UNSPECIFIED}
 	switch {
 	case asked == platform && exit.Reason == sandbox.Killed:
-		return canceled(exit.Code, fmt.Sprintf("canceled; the command did not end within %s and was killed", c.a.cfg.StopGrace))
+		return canceled(exit.Code, fmt.Sprintf("canceled; the command did not end within %s and was killed", c.grace))
 	case asked == platform:
 		return canceled(exit.Code, "canceled; the command ended when it was asked to")
 	case asked == operator:

@@ -36,6 +36,13 @@ func findPython(ctx context.Context, name string) python {
 func (c *carry) sandbox(ctx context.Context) (sandbox.Config, error) {
 	t, limits := c.task, c.a.cfg.Limits
 	command := slices.Clone(t.GetCommand())
+	var files map[string][]byte
+	if c.serve != nil {
+		if err := c.a.link.certified(); err != nil {
+			return sandbox.Config{}, err
+		}
+		command, files = c.serve.command(), c.serve.files()
+	}
 	if len(command) == 0 {
 		return sandbox.Config{}, fault.InvalidArgument("the run has no command")
 	}
@@ -66,7 +73,7 @@ func (c *carry) sandbox(ctx context.Context) (sandbox.Config, error) {
 		limits.DiskBytes = n
 	}
 	return sandbox.Config{
-		Command: command, Env: c.environment(folders), ReadOnlyPaths: py.roots, Populate: c.populate(ctx), Limits: limits,
+		Command: command, Env: c.environment(folders), ReadOnlyPaths: py.roots, Files: files, Populate: c.populate(ctx), Limits: limits,
 		Port: sandbox.DefaultPort, Stdout: c.logs, Stderr: c.logs, RequireLandlock: c.a.cfg.RequireLandlock, Logger: c.a.cfg.Logger,
 	}, nil
 }
@@ -79,10 +86,14 @@ func (c *carry) environment(folders []string) []string {
 		env[name] = value
 	}
 	maps.Copy(env, c.task.GetEnvironment())
-	env["MLFLOW_TRACKING_URI"] = "http://" + sandbox.Address(sandbox.DefaultPort)
-	env["MLFLOW_RUN_ID"] = c.a.name.ID()
 	env["REDOUBT_RUN"] = c.a.cfg.Run
-	env["REDOUBT_OUTPUTS"] = sandbox.OutputDir
+	if c.serve != nil {
+		c.serve.environment(env)
+	} else {
+		env["MLFLOW_TRACKING_URI"] = "http://" + sandbox.Address(sandbox.DefaultPort)
+		env["MLFLOW_RUN_ID"] = c.a.name.ID()
+		env["REDOUBT_OUTPUTS"] = sandbox.OutputDir
+	}
 	list := make([]string, 0, len(env))
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		list = append(list, name+"="+env[name])

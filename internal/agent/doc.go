@@ -1,5 +1,8 @@
 // Package agent carries one run on a compute target: from its enrolment to the report of how it ended (A4, H3, H5).
 //
+// A replica of a deployment is a run whose command is the scoring host (package runtimes): the agent brings it the models, and joins
+// its workers with inference (package relay).
+//
 // It owns the run's key and token, both in memory only; the connection to the gateway; what goes into the sandbox and what
 // comes out of it. How a command is confined is package sandbox's affair; what a run is, compute's.
 //

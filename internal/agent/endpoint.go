@@ -47,9 +47,13 @@ type endpoint struct {
 // server serves the run's endpoint, for a run of this id.
 func (m *meter) server(runID string, port uint16, cfg Config) *http.Server {
 	e := &endpoint{meter: m, runID: runID, host: sandbox.Address(port), now: cfg.Now, slots: make(chan struct{}, mostAtOnce)}
+	return newServer(e, cfg)
+}
+
+func newServer(h http.Handler, cfg Config) *http.Server {
 	// No WriteTimeout: an answer waits for as long as the platform is away.
 	return &http.Server{
-		Handler: e, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: headerLimit,
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: headerLimit,
 		ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
 }

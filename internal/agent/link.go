@@ -23,11 +23,13 @@ import (
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
 const (
@@ -50,9 +52,13 @@ type link struct {
 	runs      computev1.AgentRunServiceClient
 	snapshots workspacev1.SnapshotServiceClient
 	metrics   telemetryv1.MetricServiceClient
+	models    inferencev1.ModelServiceClient
 
 	mu      sync.Mutex
 	token   redact.Secret
+	svid    *svid.SVID // the last one that came; nil before
+	certify bool       // a new one is asked for with each new token
+	csr     []byte
 	expires time.Time
 	life    time.Duration // of the current token, as it was given
 	renewed chan struct{} // closed when the token is replaced
@@ -79,6 +85,7 @@ func newLink(cfg Config, key *ecdsa.PrivateKey) (*link, error) {
 	}
 	l.agents, l.runs = identityv1.NewAgentServiceClient(l.conn), computev1.NewAgentRunServiceClient(l.conn)
 	l.snapshots, l.metrics = workspacev1.NewSnapshotServiceClient(l.conn), telemetryv1.NewMetricServiceClient(l.conn)
+	l.models = inferencev1.NewModelServiceClient(l.conn)
 	return l, nil
 }
 
@@ -120,12 +127,48 @@ func (l *link) take(res *identityv1.EnrolAgentResponse) error {
 	if res.GetRunToken() == "" || !expires.After(now) {
 		return fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_EXPIRED, "the gateway gave a token that is over; look at this machine's clock")
 	}
+	own, err := svid.Held(l.key, res.GetSvid(), res.GetRoots(), now)
+	if err != nil && len(res.GetSvid()) > 0 {
+		l.log.Warn("identity's certificate for this run cannot be used", "error", err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err == nil {
+		l.svid = own
+	}
 	l.token, l.expires, l.life = redact.FromString(res.GetRunToken()), expires, expires.Sub(now)
 	close(l.renewed)
 	l.renewed = make(chan struct{})
 	return nil
+}
+
+// identity is the agent's SVID as it is now.
+func (l *link) identity() (*svid.SVID, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.svid == nil {
+		return nil, errNoIdentity
+	}
+	return l.svid, nil
+}
+
+// certified asks for a certificate with each new token from now on, and says whether there is one.
+func (l *link) certified() error {
+	l.mu.Lock()
+	l.certify = true
+	l.mu.Unlock()
+	_, err := l.identity()
+	return err
+}
+
+// request is the certificate request for the next token, nil for none.
+func (l *link) request() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.certify {
+		return nil
+	}
+	return l.csr
 }
 
 // enrol exchanges the join token for the run's token. It may be repeated: the join token is used up by the key.
@@ -134,6 +177,9 @@ func (l *link) enrol(ctx context.Context, join redact.Secret) error {
 	if err != nil {
 		return fmt.Errorf("agent: certificate request: %w", err)
 	}
+	l.mu.Lock()
+	l.csr = csr
+	l.mu.Unlock()
 	return l.retry(ctx, func(ctx context.Context) error {
 		res, err := l.agents.EnrolAgent(ctx, &identityv1.EnrolAgentRequest{JoinToken: join.RevealString(), Csr: csr})
 		if err != nil {
@@ -155,7 +201,7 @@ func (l *link) keepFresh(ctx context.Context) error {
 		// As long as the old one is good, and not longer.
 		rest, cancel := context.WithTimeout(ctx, expires.Sub(l.now()))
 		err := l.retry(rest, func(ctx context.Context) error {
-			res, err := l.agents.RenewRunToken(ctx, &identityv1.RenewRunTokenRequest{})
+			res, err := l.agents.RenewRunToken(ctx, &identityv1.RenewRunTokenRequest{Csr: l.request()})
 			if err != nil {
 				return err
 			}

@@ -13,12 +13,14 @@ import (
 // mostLogMessage is how much of the log one message holds.
 const mostLogMessage = 64 << 10
 
-// logs is the run's log on its way: what is written waits in memory until compute has stored it. Writes block when too much
-// waits. The two streams of a command are one log, in the order in which they arrived.
+// logs is the run's log on its way: what is written waits in memory until compute has stored it. When too much waits, writes block,
+// or, of a lossy log, what comes is dropped and the log says how much. The two streams of a command are one log, in the order in
+// which they arrived.
 type logs struct {
-	link *link
-	name string
-	most int
+	link  *link
+	name  string
+	most  int
+	lossy bool // set before the first write
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at every change
@@ -27,6 +29,7 @@ type logs struct {
 	full    bool // the log has reached its limit: what follows is dropped
 	gone    bool // nobody takes it any more
 	written bool // the last byte written, if any, ended a line
+	lost    int64
 }
 
 func newLogs(l *link, run string, offset int64, most int) *logs {
@@ -49,6 +52,9 @@ func (l *logs) Write(b []byte) (int, error) {
 			return n, nil
 		}
 		room := min(l.most-len(l.wait), len(b))
+		if l.lossy && !l.found(len(b)) {
+			return n, nil
+		}
 		if room <= 0 {
 			changed := l.changed
 			l.mu.Unlock()
@@ -62,6 +68,20 @@ func (l *logs) Write(b []byte) (int, error) {
 		l.tell()
 	}
 	return n, nil
+}
+
+// found reports whether a lossy log has room for n bytes, after the word of what was lost before. The caller holds mu.
+func (l *logs) found(n int) bool {
+	word := ""
+	if l.lost > 0 {
+		word = fmt.Sprintf("\nredoubt: %d bytes of output were dropped, for the platform was away or too slow\n", l.lost)
+	}
+	if l.most-len(l.wait) < len(word)+n {
+		l.lost += int64(n)
+		return false
+	}
+	l.wait, l.lost = append(l.wait, word...), 0
+	return true
 }
 
 // note writes a line of the agent's own into the log.

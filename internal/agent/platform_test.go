@@ -36,6 +36,7 @@ import (
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/internal/agent"
@@ -43,6 +44,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
 func TestMain(m *testing.M) {
@@ -71,6 +73,9 @@ type platform struct {
 	caPEM  []byte
 	addr   string
 	proofs *authn.ProofChecker
+
+	ca     *svid.Authority              // signs certificates for agents, if set
+	models map[string]map[string][]byte // files by version, by path
 
 	mu        sync.Mutex
 	task      *computev1.Assignment
@@ -140,6 +145,7 @@ func newPlatform(t *testing.T, command ...string) *platform {
 	computev1.RegisterAgentRunServiceServer(s, p)
 	workspacev1.RegisterSnapshotServiceServer(s, p)
 	telemetryv1.RegisterMetricServiceServer(s, p)
+	inferencev1.RegisterModelServiceServer(s, models{p: p})
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
 	return p
@@ -207,10 +213,21 @@ func (p *platform) cut() bool { return p.cuts != nil && p.cuts.Float64() < p.cut
 
 var errCut = fault.Unavailable("cut")
 
-func (p *platform) give() *identityv1.EnrolAgentResponse {
+// give answers with a token, and with a certificate if one is asked for and there is an authority.
+func (p *platform) give(csr []byte) (*identityv1.EnrolAgentResponse, error) {
 	token := rand.Text()
 	p.tokens[token] = time.Now().Add(p.tokenLife)
-	return &identityv1.EnrolAgentResponse{RunToken: token, ExpireTime: timestamppb.New(p.tokens[token]), AgentUid: "agt_a"}
+	res := &identityv1.EnrolAgentResponse{RunToken: token, ExpireTime: timestamppb.New(p.tokens[token]), AgentUid: "agt_a"}
+	if p.ca == nil || len(csr) == 0 {
+		return res, nil
+	}
+	id, err := svid.RunID(mesh, "ws_1", runUID)
+	if err != nil {
+		return nil, err
+	}
+	res.Svid, _, err = p.ca.SignCSR(csr, id, time.Hour, time.Now())
+	res.Roots = [][]byte{p.ca.Root().Raw}
+	return res, err
 }
 
 func (p *platform) EnrolAgent(_ context.Context, req *identityv1.EnrolAgentRequest) (*identityv1.EnrolAgentResponse, error) {
@@ -228,14 +245,17 @@ func (p *platform) EnrolAgent(_ context.Context, req *identityv1.EnrolAgentReque
 	if p.cut() {
 		return nil, errCut
 	}
-	return p.give(), nil
+	return p.give(req.GetCsr())
 }
 
-func (p *platform) RenewRunToken(context.Context, *identityv1.RenewRunTokenRequest) (*identityv1.EnrolAgentResponse, error) {
+func (p *platform) RenewRunToken(_ context.Context, req *identityv1.RenewRunTokenRequest) (*identityv1.EnrolAgentResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.renewals++
-	return p.give(), nil
+	if (len(req.GetCsr()) > 0) != (p.ca != nil) {
+		p.t.Errorf("a request for a certificate of %d bytes", len(req.GetCsr()))
+	}
+	return p.give(req.GetCsr())
 }
 
 func (p *platform) GetAssignment(_ context.Context, req *computev1.GetAssignmentRequest) (*computev1.Assignment, error) {

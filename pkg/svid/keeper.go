@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 
@@ -115,7 +114,7 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 	default:
 		k.bundle = stored.Bundle
 		stored.Key = key
-		if err := k.check(stored); err != nil {
+		if err := stored.check(cfg.ID, &k.key.PublicKey, cfg.Now()); err != nil {
 			cfg.Logger.Info("the stored SVID cannot be used any more", "error", err)
 		} else {
 			k.svid = stored
@@ -298,7 +297,7 @@ func (k *Keeper) renew(ctx context.Context) error {
 	if s.Bundle, err = parseCerts(bundle); err != nil {
 		return err
 	}
-	if err := k.check(s); err != nil {
+	if err := s.check(k.cfg.ID, &k.key.PublicKey, k.cfg.Now()); err != nil {
 		return err
 	}
 	// A failure to store is not one to serve: the next start will simply have to ask.
@@ -314,28 +313,6 @@ func (k *Keeper) renew(ctx context.Context) error {
 	if k.cfg.OnRotate != nil {
 		k.cfg.OnRotate(s)
 	}
-	return nil
-}
-
-// check says whether s may serve, and fills its ID.
-func (k *Keeper) check(s *SVID) error {
-	td := k.cfg.ID.TrustDomain()
-	for _, c := range s.Bundle {
-		if !c.IsCA {
-			return untrusted(nil, "the authority's bundle holds a certificate that is no root")
-		}
-	}
-	id, err := Verify(s.Chain, td, x509bundle.FromX509Authorities(td, s.Bundle), x509.ExtKeyUsageAny, k.cfg.Now())
-	if err != nil {
-		return err
-	}
-	if id != k.cfg.ID {
-		return untrusted(nil, "the SVID is for %s, not %s", id, k.cfg.ID)
-	}
-	if !k.key.PublicKey.Equal(s.Chain[0].PublicKey) {
-		return untrusted(nil, "the SVID is for another key")
-	}
-	s.ID = id
 	return nil
 }
 

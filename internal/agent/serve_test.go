@@ -1,0 +1,534 @@
+package agent_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
+	"github.com/redoubt-ml/redoubt/internal/agent"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
+)
+
+const (
+	workspace = "subscriptions/s/resourceGroups/g/workspaces/w"
+	patience  = 60 * time.Second // for what has to come, however slow the machine is
+)
+
+var mesh = spiffeid.RequireTrustDomainFromString("mesh.test")
+
+// models serves the platform's models.
+type models struct {
+	inferencev1.UnimplementedModelServiceServer
+	p *platform
+}
+
+// DownloadModelVersion implements inferencev1.ModelServiceServer.
+func (m models) DownloadModelVersion(req *inferencev1.DownloadModelVersionRequest, s grpc.ServerStreamingServer[inferencev1.DownloadModelVersionResponse]) error {
+	files, ok := m.p.models[req.GetName()]
+	if !ok {
+		return fault.NotFound("no such version")
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		data := files[name]
+		sum := sha256.Sum256(data)
+		if m.p.damaged {
+			data = []byte(strings.ToUpper(string(data)))
+		}
+		msg := &inferencev1.DownloadModelVersionResponse{File: &inferencev1.ModelFile{Path: name, Size: int64(len(data)), Digest: sum[:]}}
+		for piece := range slices.Chunk(data, max(1, min(len(data)/2, 1<<20))) {
+			msg.Data = piece
+			if err := s.Send(msg); err != nil {
+				return err
+			}
+			msg = &inferencev1.DownloadModelVersionResponse{}
+		}
+	}
+	return nil
+}
+
+// inference is the listener for replicas, over real mutual TLS.
+type inference struct {
+	t       *testing.T
+	addr    string
+	workers chan *worker
+}
+
+// worker is inference's end of a worker's connection.
+type worker struct {
+	*tls.Conn
+	number int
+	r      *bufio.Reader
+	peer   *x509.Certificate
+}
+
+func newInference(t *testing.T, ca *svid.Authority) *inference {
+	t.Helper()
+	id, err := svid.ServiceID(mesh, "inference")
+	must(t, err)
+	key, err := svid.NewKey()
+	must(t, err)
+	chain, err := ca.Sign(key.Public(), id, time.Hour, time.Now())
+	must(t, err)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	l := tls.NewListener(inner, &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"redoubt-replica/1"}, ClientAuth: tls.RequireAnyClientCert,
+		Certificates: []tls.Certificate{{Certificate: chain, PrivateKey: key}},
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			id, err := svid.Verify(cs.PeerCertificates, mesh, x509bundle.FromX509Authorities(mesh, ca.Bundle()), x509.ExtKeyUsageClientAuth, time.Now())
+			if err == nil && id.Path() != "/workspace/ws_1/run/"+runUID {
+				err = errors.New("another run")
+			}
+			return err
+		},
+	})
+	in := &inference{t: t, addr: inner.Addr().String(), workers: make(chan *worker, 64)}
+	var taking sync.WaitGroup
+	taking.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			taking.Go(func() { in.take(c.(*tls.Conn)) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		taking.Wait()
+	})
+	return in
+}
+
+func (in *inference) take(c *tls.Conn) {
+	w := &worker{Conn: c, r: bufio.NewReader(c)}
+	line, err := w.r.ReadString('\n')
+	var said struct{ Worker int }
+	if err != nil || json.Unmarshal([]byte(line), &said) != nil {
+		_ = c.Close()
+		return
+	}
+	w.number, w.peer = said.Worker, c.ConnectionState().PeerCertificates[0]
+	if _, err := io.WriteString(c, "ok\n"); err == nil {
+		in.workers <- w
+	}
+}
+
+// worker waits for the next connection.
+func (in *inference) worker() *worker {
+	in.t.Helper()
+	select {
+	case w := <-in.workers:
+		must(in.t, w.SetDeadline(time.Now().Add(patience)))
+		in.t.Cleanup(func() { _ = w.Close() })
+		return w
+	case <-time.After(patience):
+		in.t.Fatal("no worker has connected")
+		return nil
+	}
+}
+
+// send sends one request.
+func (w *worker) send(t *testing.T, body, headers string) {
+	t.Helper()
+	_, err := fmt.Fprintf(w, "POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n%s", len(body), headers, body)
+	must(t, err)
+}
+
+// answer reads one answer; 0 says that the connection broke.
+func (w *worker) answer() (int, string) {
+	res, err := http.ReadResponse(w.r, &http.Request{Method: http.MethodPost})
+	if err != nil {
+		return 0, err.Error()
+	}
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return res.StatusCode, string(body)
+}
+
+func (w *worker) ask(t *testing.T, body string) (int, string) {
+	t.Helper()
+	w.send(t, body, "")
+	return w.answer()
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// replica is a platform whose run serves.
+type replica struct {
+	*platform
+	in   *inference
+	done chan *computev1.ReportRunRequest
+}
+
+func newReplica(t *testing.T, script string, change ...func(*replica)) *replica {
+	t.Helper()
+	needSandbox(t)
+	needPython(t)
+	ca, err := svid.NewAuthority(mesh, time.Now(), time.Hour)
+	must(t, err)
+	p := newPlatform(t)
+	p.models = map[string]map[string][]byte{workspace + "/models/iris/versions/3": {"model.json": []byte(`{"w":1}`), "deep/down.txt": []byte("deep")}}
+	p.ca = ca
+	r := &replica{platform: p, in: newInference(t, ca), done: make(chan *computev1.ReportRunRequest, 1)}
+	p.files["src/score.py"] = []byte(script)
+	p.task.WorkspaceUid = "ws_1"
+	p.task.Serve = &computev1.ServeSpec{
+		Models: []string{workspace + "/models/iris/versions/3"}, EntryScript: "src/score.py", Workers: 1, Address: r.in.addr, MaxBodyBytes: 1 << 20,
+		RequestTimeout: durationpb.New(patience), StartTimeout: durationpb.New(patience),
+	}
+	for _, c := range change {
+		c(r)
+	}
+	return r
+}
+
+// start carries the replica in the background.
+func (r *replica) start(change ...func(*agent.Config)) {
+	cfg := r.config()
+	for _, c := range change {
+		c(&cfg)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		if err := r.try(ctx, cfg); err != nil {
+			r.t.Errorf("the agent gave up: %v", err)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if len(r.reports) == 1 {
+			r.done <- r.reports[0]
+		}
+		close(r.done)
+	}()
+	r.t.Cleanup(func() {
+		r.set(func() { r.cancel = true })
+		<-over
+		cancel()
+	})
+}
+
+// report waits for the end.
+func (r *replica) report() *computev1.ReportRunRequest {
+	r.t.Helper()
+	report, ok := <-r.done
+	if !ok {
+		r.t.Fatal("there is no report")
+	}
+	return report
+}
+
+// stop asks the replica to end.
+func (r *replica) stop() *computev1.ReportRunRequest {
+	r.t.Helper()
+	r.set(func() { r.cancel = true })
+	return r.report()
+}
+
+func (r *replica) logged() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return string(r.log)
+}
+
+// A5, D10: a replica from its start to its stop, with what the entry script finds.
+func TestReplica(t *testing.T) {
+	t.Parallel()
+	r := newReplica(t, `
+import json, os
+def init():
+    global model
+    with open(os.path.join(os.environ["AZUREML_MODEL_DIR"], "model.json")) as f:
+        model = json.load(f)
+    print("loaded", flush=True)
+def run(data):
+    names = sorted(k for k in os.environ if k.startswith(("REDOUBT_", "MLFLOW_", "AZUREML_")))
+    deep = open("azureml-models/iris/3/deep/down.txt").read()
+    try:
+        open("/redoubt/host.py", "a")
+        host = "open"
+    except OSError:
+        host = "closed"
+    return [data, model, os.environ["AZUREML_MODEL_DIR"], os.environ["MODEL_DIR"], os.environ["COLOR"], os.getcwd(), deep, host, names]
+`, func(r *replica) {
+		r.task.Environment = map[string]string{"COLOR": "red", "AZUREML_MODEL_DIR": "/elsewhere"}
+		r.task.Serve.Workers = 2
+	})
+	r.start()
+	a, b := r.in.worker(), r.in.worker()
+	if a.number+b.number != 1 || a.number*b.number != 0 {
+		t.Errorf("workers %d and %d", a.number, b.number)
+	}
+	want := `["x",{"w":1},"/work/azureml-models/iris/3","/work/azureml-models/iris/3","red","/work","deep","closed",` +
+		`["AZUREML_ENTRY_SCRIPT","AZUREML_MODEL_DIR","REDOUBT_MAX_BODY_BYTES","REDOUBT_REQUEST_TIMEOUT_MS","REDOUBT_RUN","REDOUBT_SERVE_ADDRESS","REDOUBT_START_TIMEOUT_MS","REDOUBT_WORKERS"]]`
+	for _, w := range []*worker{a, b, a} {
+		if status, body := w.ask(t, "x"); status != 200 || body != want {
+			t.Errorf("%d %s", status, body)
+		}
+	}
+	r.set(func() {
+		if r.beats == 0 {
+			t.Error("no heartbeat")
+		}
+	})
+	out := r.stop()
+	if out.GetState() != computev1.Run_STATE_CANCELED || out.GetExitCode() != 0 || !strings.Contains(out.GetMessage(), "ended when it was asked") {
+		t.Errorf("reported %v", out)
+	}
+	for _, w := range []*worker{a, b} {
+		if status, _ := w.answer(); status != 0 {
+			t.Errorf("after the stop: %d", status)
+		}
+	}
+	if log := r.logged(); strings.Count(log, "loaded\n") != 2 || strings.Contains(log, "redoubt:") {
+		t.Errorf("log %q", log)
+	}
+}
+
+// With several models the scripts find the folder of them all.
+func TestReplicaOfSeveralModels(t *testing.T) {
+	t.Parallel()
+	r := newReplica(t, `
+import os
+def run(data):
+    dir = os.environ["AZUREML_MODEL_DIR"]
+    return [dir, sorted(os.path.join(d, f)[len(dir):] for d, _, files in os.walk(dir) for f in files)]
+`, func(r *replica) {
+		r.models[workspace+"/models/rose_2.x/versions/11"] = map[string][]byte{"m": []byte("abc")}
+		r.task.Serve.Models = append(r.task.Serve.Models, workspace+"/models/rose_2.x/versions/11")
+	})
+	r.start()
+	if _, body := r.in.worker().ask(t, ""); body != `["/work/azureml-models",["/iris/3/deep/down.txt","/iris/3/model.json","/rose_2.x/11/m"]]` {
+		t.Errorf("%s", body)
+	}
+}
+
+// What keeps a replica from serving is its failure, in words.
+func TestReplicaFails(t *testing.T) {
+	t.Parallel()
+	good := "def run(data):\n    return data\n"
+	for name, c := range map[string]struct {
+		script       string
+		change       func(*replica)
+		says, reason string
+	}{
+		"init raises":            {"def init():\n    raise ValueError('no weights')\n" + good, nil, "in 3 tries: init() failed: ValueError: no weights", ""},
+		"no script":              {good, func(r *replica) { r.task.Serve.EntryScript = "other.py" }, "no entry script other.py", ""},
+		"a damaged model":        {good, func(r *replica) { r.damaged = true; delete(r.files, "src/score.py") }, `"deep/down.txt" of the model`, "DIGEST_MISMATCH"},
+		"a path out of a model":  {good, func(r *replica) { r.models[r.task.Serve.Models[0]] = map[string][]byte{"../../../x": []byte("a")} }, "path", "PATH_INVALID"},
+		"a model that is gone":   {good, func(r *replica) { r.models = nil }, "is gone", "PRECONDITION_FAILED"},
+		"no certificate":         {good, func(r *replica) { r.ca = nil }, "no certificate", "INTERNAL_FAULT"},
+		"a model that is no one": {good, func(r *replica) { r.task.Serve.Models[0] = workspace + "/runs/r" }, "not a version of a model", "REQUEST_INVALID"},
+		"more than fits": {good, func(r *replica) { r.models[r.task.Serve.Models[0]] = map[string][]byte{"big": make([]byte, 65<<20)} },
+			"does not fit on the run's disk", "LIMIT_EXCEEDED"},
+		"the host is killed": {"import os, signal\ndef init():\n    os.kill(os.getppid(), signal.SIGKILL)\n" + good, nil, "signal 9", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newReplica(t, c.script)
+			if c.change != nil {
+				c.change(r)
+			}
+			r.start()
+			out := r.report()
+			if out.GetState() != computev1.Run_STATE_FAILED || !strings.Contains(out.GetMessage(), c.says) || out.GetReason() != c.reason {
+				t.Errorf("reported %v; log %q", out, r.logged())
+			}
+		})
+	}
+}
+
+// A worker that dies or hangs costs its own request, and comes back; the other goes on.
+func TestReplicasWorkersDie(t *testing.T) {
+	t.Parallel()
+	r := newReplica(t, `
+import os, time
+def run(data):
+    if data == "die": os._exit(1)
+    if data == "raise": raise ValueError("seven")
+    while data == "hang": time.sleep(0.01)
+    return os.getpid()
+`, func(r *replica) { r.task.Serve.Workers = 2 })
+	r.start()
+	a, b := r.in.worker(), r.in.worker()
+	_, other := b.ask(t, "")
+	_, pid := a.ask(t, "")
+	for _, how := range []string{"die", "hang"} {
+		a.send(t, how, "X-Redoubt-Deadline-Ms: 200\r\n")
+		if status, body := a.answer(); status != 0 {
+			t.Errorf("%s: %d %s", how, status, body)
+		}
+		number := a.number
+		if a = r.in.worker(); a.number != number {
+			t.Errorf("%s: worker %d comes back as %d", how, number, a.number)
+		}
+		_, again := a.ask(t, "")
+		if again == pid {
+			t.Errorf("%s: the same process answers", how)
+		}
+		pid = again
+	}
+	if status, body := a.ask(t, "raise"); status != 500 || !strings.Contains(body, "seven") {
+		t.Errorf("raised: %d %s", status, body)
+	}
+	if _, still := b.ask(t, ""); still != other {
+		t.Error("the other worker was touched")
+	}
+	// Inference goes, and comes back.
+	_ = a.Close()
+	_ = b.Close()
+	r.in.worker()
+	r.in.worker()
+}
+
+// What a replica prints is dropped rather than waited for, and bounded; answers do not wait for it.
+func TestReplicaPrints(t *testing.T) {
+	t.Parallel()
+	r := newReplica(t, `
+def run(data):
+    for _ in range(int(data)): print("x" * (1 << 20))
+    return "done"
+`, func(r *replica) { r.slow, r.logLimit = 20*time.Millisecond, 1<<20 })
+	r.start(func(c *agent.Config) { c.LogBuffer = 256 << 10 })
+	w := r.in.worker()
+	for _, megabytes := range []string{"50", "1"} {
+		if status, body := w.ask(t, megabytes); status != 200 || body != "done" {
+			t.Errorf("%d %s", status, body)
+		}
+	}
+	out := r.stop()
+	if out.GetState() != computev1.Run_STATE_CANCELED || len(r.logged()) > 1<<20 {
+		t.Errorf("%d bytes of log; %v", len(r.logged()), out)
+	}
+	if !strings.Contains(r.logged(), "bytes of output were dropped") {
+		t.Error("the log does not say that something is missing")
+	}
+}
+
+// A busy worker has its time when the replica is stopped.
+func TestReplicaDrains(t *testing.T) {
+	t.Parallel()
+	r := newReplica(t, `
+import os, time
+def run(data):
+    print("busy", flush=True)
+    time.sleep(0.5)
+    return "done"
+`)
+	r.onLog = func(log []byte) { r.cancel = r.cancel || strings.Contains(string(log), "busy") }
+	r.start(func(c *agent.Config) { c.StopGrace = time.Millisecond }) // the deployment's own timeout counts
+	w := r.in.worker()
+	if status, body := w.ask(t, ""); status != 200 || body != "done" {
+		t.Errorf("%d %s", status, body)
+	}
+	if out := r.report(); out.GetState() != computev1.Run_STATE_CANCELED || out.GetExitCode() != 0 {
+		t.Errorf("reported %v", out)
+	}
+}
+
+// User code may speak to the endpoint as the host does. It has no other connection than its workers' own, and logs nothing.
+func TestReplicaSpeaksForItself(t *testing.T) {
+	t.Parallel()
+	r := newReplica(t, `
+import os, socket
+address = os.environ["REDOUBT_SERVE_ADDRESS"]
+def speak(request):
+    host, _, port = address.rpartition(":")
+    s = socket.create_connection((host, int(port)))
+    s.sendall(request.replace("HOST", address).encode())
+    return s, s.recv(64).decode().split("\r\n")[0]
+held = []
+def run(data):
+    answers = []
+    for _ in range(2):
+        s, answer = speak("GET /redoubt/worker HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade\r\nUpgrade: redoubt-worker/1\r\nX-Redoubt-Worker: 0\r\n\r\n")
+        held.append(s)
+        answers.append(answer)
+    for path in ("/api/2.0/mlflow/runs/log-metric", "/redoubt/host", "/redoubt/worker", "/redoubt/../x", "/"):
+        answers.append(speak("POST %s HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\nConnection: close\r\n\r\nxx" % path)[1])
+    answers.append(speak("POST /redoubt/host HTTP/1.1\r\nHost: elsewhere\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")[1])
+    return answers
+`, func(r *replica) { r.task.Serve.Workers = 2 })
+	r.start()
+	a, b := r.in.worker(), r.in.worker()
+	_, body := a.ask(t, "")
+	const full = "HTTP/1.1 503 Service Unavailable"
+	var got []string
+	must(t, json.Unmarshal([]byte(body), &got))
+	want := []string{full, full, "HTTP/1.1 404 Not Found", "HTTP/1.1 400 Bad Request", "HTTP/1.1 426 Upgrade Required", "HTTP/1.1 307 Temporary Redirect", "HTTP/1.1 404 Not Found", "HTTP/1.1 403 Forbidden"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q\nwant %q", got, want)
+	}
+	if status, _ := b.ask(t, ""); status != 200 {
+		t.Errorf("the other worker: %d", status)
+	}
+	r.set(func() {
+		if len(r.metrics) != 0 {
+			t.Error("a metric was logged")
+		}
+	})
+}
+
+// The certificate comes again with each token, and a new connection shows the new one.
+func TestReplicaRenewsItsCertificate(t *testing.T) {
+	t.Parallel()
+	r := newReplica(t, "def run(data):\n    return data\n", func(r *replica) { r.tokenLife = 4 * time.Second })
+	r.start()
+	w := r.in.worker()
+	first := w.peer
+	for deadline := time.Now().Add(patience); ; {
+		r.mu.Lock()
+		n := r.renewals
+		r.mu.Unlock()
+		if n > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no renewal")
+		}
+		if status, _ := w.ask(t, "x"); status != 200 { // the connection goes on meanwhile
+			t.Fatalf("%d", status)
+		}
+	}
+	for again := first; again.Equal(first); { // the answer to the renewal may be on its way
+		_ = w.Close()
+		w = r.in.worker()
+		again = w.peer
+	}
+	key, ok := w.peer.PublicKey.(*ecdsa.PublicKey)
+	if !ok || !key.Equal(first.PublicKey) {
+		t.Error("the new certificate is for another key")
+	}
+}
