@@ -5,7 +5,7 @@ package examples
 
 import "embed"
 
-// BreastCancer is the folder breast-cancer: the data set with its source, and a training script in Python's standard library.
+// BreastCancer is the folder breast-cancer: the data set with its source, and scripts that train and score in Python's standard library.
 //
 //go:embed breast-cancer
 var BreastCancer embed.FS

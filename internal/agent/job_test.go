@@ -30,8 +30,8 @@ type model struct {
 	HeldOut  []int     `json:"held_out"`
 }
 
-// heldOutAccuracy is that of a model on the rows that it was not trained on.
-func heldOutAccuracy(t *testing.T, doc []byte) float64 {
+// heldOut gives the rows that a model was not trained on, with their labels.
+func heldOut(t *testing.T, doc []byte) (rows [][]float64, labels []int) {
 	t.Helper()
 	var m model
 	if err := json.Unmarshal(doc, &m); err != nil {
@@ -46,28 +46,49 @@ func heldOutAccuracy(t *testing.T, doc []byte) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	header, rows := lines[0], lines[1:]
-	if len(rows) != 569 || !slices.Equal(m.Features, header[:len(header)-1]) || len(m.Weights) != 30 || len(m.Mean) != 30 || len(m.Std) != 30 {
-		t.Fatalf("%d rows, %d features, %d weights", len(rows), len(m.Features), len(m.Weights))
+	header, all := lines[0], lines[1:]
+	if len(all) != 569 || !slices.Equal(m.Features, header[:len(header)-1]) || len(m.Weights) != 30 || len(m.Mean) != 30 || len(m.Std) != 30 {
+		t.Fatalf("%d rows, %d features, %d weights", len(all), len(m.Features), len(m.Weights))
 	}
 	if n := len(m.HeldOut); n < 80 || n > 150 || len(slices.Compact(slices.Sorted(slices.Values(m.HeldOut)))) != n {
 		t.Fatalf("%d rows held out", n)
 	}
-	right := 0
 	for _, i := range m.HeldOut {
-		score := m.Bias
-		for j, w := range m.Weights {
-			x, err := strconv.ParseFloat(rows[i][j], 64)
-			if err != nil {
+		row := make([]float64, 30)
+		for j := range row {
+			if row[j], err = strconv.ParseFloat(all[i][j], 64); err != nil {
 				t.Fatal(err)
 			}
-			score += w * (x - m.Mean[j]) / m.Std[j]
 		}
-		if (score >= 0) == (rows[i][30] == "1") {
+		rows = append(rows, row)
+		label, err := strconv.Atoi(all[i][30])
+		if err != nil {
+			t.Fatal(err)
+		}
+		labels = append(labels, label)
+	}
+	return rows, labels
+}
+
+// heldOutAccuracy is that of a model on the rows that it was not trained on.
+func heldOutAccuracy(t *testing.T, doc []byte) float64 {
+	t.Helper()
+	var m model
+	if err := json.Unmarshal(doc, &m); err != nil {
+		t.Fatalf("model.json: %v", err)
+	}
+	rows, labels := heldOut(t, doc)
+	right := 0
+	for i, row := range rows {
+		score := m.Bias
+		for j, w := range m.Weights {
+			score += w * (row[j] - m.Mean[j]) / m.Std[j]
+		}
+		if (score >= 0) == (labels[i] == 1) {
 			right++
 		}
 	}
-	return float64(right) / float64(len(m.HeldOut))
+	return float64(right) / float64(len(rows))
 }
 
 // TestExampleOutsideOfARun trains the example's model with nothing but python3 and something that speaks MLflow's REST API.

@@ -14,6 +14,9 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -530,5 +533,52 @@ func TestReplicaRenewsItsCertificate(t *testing.T) {
 	key, ok := w.peer.PublicKey.(*ecdsa.PublicKey)
 	if !ok || !key.Equal(first.PublicKey) {
 		t.Error("the new certificate is for another key")
+	}
+}
+
+// The example's model, trained and served.
+func TestReplicaOfTheExample(t *testing.T) {
+	t.Parallel()
+	needPython(t)
+	dir := t.TempDir()
+	train := exec.CommandContext(t.Context(), "python3", "train.py")
+	train.Dir = example
+	train.Env = append(os.Environ(), "REDOUBT_OUTPUTS="+dir, "EPOCHS=3", "MLFLOW_TRACKING_URI=")
+	out, err := train.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	doc, err := os.ReadFile(filepath.Join(dir, "model.json"))
+	must(t, err)
+	script, err := os.ReadFile(filepath.Join(example, "score.py"))
+	must(t, err)
+	r := newReplica(t, string(script), func(r *replica) { r.models[r.task.Serve.Models[0]] = map[string][]byte{"model.json": doc} })
+	r.start()
+	w := r.in.worker()
+	rows, labels := heldOut(t, doc)
+	body, err := json.Marshal(map[string]any{"data": rows})
+	must(t, err)
+	status, answer := w.ask(t, string(body))
+	var got struct {
+		Predictions   []int
+		Probabilities []float64
+	}
+	if err := json.Unmarshal([]byte(answer), &got); err != nil || status != 200 || len(got.Predictions) != len(rows) || len(got.Probabilities) != len(rows) {
+		t.Fatalf("%d %s", status, answer)
+	}
+	right := 0
+	for i, p := range got.Probabilities {
+		if (p >= 0.5) != (got.Predictions[i] == 1) {
+			t.Errorf("row %d: %d with a probability of %v", i, got.Predictions[i], p)
+		}
+		if got.Predictions[i] == labels[i] {
+			right++
+		}
+	}
+	if share := float64(right) / float64(len(rows)); share != heldOutAccuracy(t, doc) || share < 0.9 {
+		t.Errorf("%v of the rows are told right, and should be %v", share, heldOutAccuracy(t, doc))
+	}
+	if status, answer := w.ask(t, `{"data":[[1,2]]}`); status != 500 || !strings.Contains(answer, "30 features") {
+		t.Errorf("a short row: %d %s", status, answer)
 	}
 }

@@ -7,5 +7,7 @@
 // back there. It ends once, when logs, outputs and the report are committed; its tokens die with that. The submitter's rights
 // are looked at anew when it starts. Killing this service loses no run: what its agents carry goes on, and is adopted.
 //
+// A replica of a deployment is a run that inference starts and stops. It is in no list, and serves until it is stopped.
+//
 // Failure: an agent that goes silent leaves its run LOST, with the reason; what cannot be isolated is not run.
 package compute
