@@ -277,13 +277,10 @@ func (w *work) judge() {
 	want, c := int(w.d.Spec.GetReplicas()), w.count()
 	s := &w.status
 	if c.freshReady >= want {
-		s.Complete = true
+		s.Complete, s.Message = true, ""
 		if c.settled >= want {
 			s.Failures, s.RetryAt = 0, time.Time{}
 		}
-	}
-	if c.freshReady >= want && s.Failures < givenUp {
-		s.Message = ""
 	}
 	lost := s.Failures >= givenUp
 	switch answering := c.freshReady + c.oldReady; {
