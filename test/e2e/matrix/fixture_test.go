@@ -57,6 +57,8 @@ type place struct {
 	parking, snapshot string
 	secret, key       string
 	run               *run
+	// endpoint and deployment are made when one is needed first.
+	endpoint, deployment string
 }
 
 // run is a run in RUNNING state, whose agent is the test.

@@ -14,7 +14,6 @@ import (
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
-	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
@@ -176,10 +175,6 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 			m, err := s.Recv()
 			must(t, err)
 			return &workspacev1.AcknowledgeAuthorizationRequest{Stream: m.GetStream(), Seq: 1 << 62}
-		}),
-
-		inferencev1.EndpointService_ListEndpointKinds_FullMethodName: about(func(_ *fixture, p *place) proto.Message {
-			return &inferencev1.ListEndpointKindsRequest{Parent: p.ws}
 		}),
 	})
 	register(map[string]spec{

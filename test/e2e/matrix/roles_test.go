@@ -40,7 +40,7 @@ var operations = []operation{
 	{name: "view runs and metrics", who: "OCR", method: computev1.RunService_GetRun_FullMethodName, also: telemetryv1.MetricService_ListMetricHistory_FullMethodName},
 	{name: "register model", who: "OC", method: inferencev1.ModelService_CreateModelVersion_FullMethodName, also: inferencev1.ModelService_CreateModel_FullMethodName, action: "inference/models/write"},
 	{name: "create image", who: "OC", needs: "H6: there are no images yet"},
-	{name: "deploy web service", who: "OC", needs: "H6: there are no endpoints yet"},
+	{name: "deploy web service", who: "OC", method: inferencev1.EndpointService_CreateDeployment_FullMethodName, also: inferencev1.EndpointService_CreateEndpoint_FullMethodName, action: "inference/endpoints/deployments/write"},
 	{name: "view models and images", who: "OCR", method: inferencev1.ModelService_GetModelVersion_FullMethodName, also: inferencev1.ModelService_ListModels_FullMethodName},
 	{name: "call web service", who: "OCR", needs: "H6: nothing is deployed that could be called"},
 }
