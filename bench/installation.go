@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -130,9 +131,10 @@ func (in *installation) deploy(ctx context.Context, code string, workers int32, 
 		return err
 	}
 	content := []byte("a model\n")
+	sum := sha256.Sum256(content)
 	for _, m := range []*inferencev1.UploadModelVersionRequest{
 		{Parent: in.workspace + "/models/m", CreateModel: true},
-		{File: &inferencev1.ModelFile{Path: "model.txt", Size: int64(len(content))}, Data: content},
+		{File: &inferencev1.ModelFile{Path: "model.txt", Size: int64(len(content)), Digest: sum[:]}, Data: content},
 	} {
 		if err := upload.Send(m); err != nil {
 			break // the answer says why

@@ -72,7 +72,7 @@ func run(ctx context.Context, o options) error {
 	}{
 		{"chain-same-headers", chainSameHeaders}, {"chain-no-headers", chainNoHeaders}, {"gateway", gatewayFigure},
 		{"decision", decisionFigure}, {"token-check", tokenFigure}, {"audit-record", auditFigure}, {"start", startFigure},
-		{"run-first-line", runStart}, {"score-nginx", scoreNginx},
+		{"run-first-line", runStart}, {"score-nginx", scoreNginx}, {"score-python", scorePython},
 	}
 	if o.rounds < 1 || o.each <= 0 {
 		return errors.New("there has to be a round, and it has to last")
