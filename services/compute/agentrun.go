@@ -167,7 +167,7 @@ func (h agents) ReportRun(ctx context.Context, req *computev1.ReportRunRequest) 
 		if r.LogBytes < req.GetLogBytes() && r.LogBytes < h.s.logLimit(r) {
 			return fault.FailedPrecondition("%d bytes of the log are stored, of %d; send the rest first", r.LogBytes, req.GetLogBytes())
 		}
-		outputs, err := store.CountOutputs(ctx, tx, r.UID)
+		outputs, err := store.CountAgentOutputs(ctx, tx, r.UID)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,8 @@
 // Invariants: a run is started once: it leaves QUEUED in a committed change before anything is placed, and nothing brings it
 // back there. It ends once, when logs, outputs and the report are committed; its tokens die with that. The submitter's rights
 // are looked at anew when it starts. Killing this service loses no run: what its agents carry goes on, and is adopted.
+// A run that is only tracked is never looked after: its state is its client's word. A search shows of what telemetry keeps only what
+// its caller may read there, and nothing that was opened for it outlives the call.
 //
 // A replica of a deployment is a run that inference starts and stops. It is in no list, and serves until it is stopped.
 //

@@ -41,56 +41,68 @@ func (h agents) UploadOutput(stream grpc.ClientStreamingServer[computev1.UploadO
 	if first.GetSize() < 0 || len(first.GetDigest()) != sha256.Size {
 		return fault.InvalidArgument("the first message has size and SHA-256 digest").Field("digest", "has 32 bytes")
 	}
-	if first.GetSize() > h.s.cfg.MaxOutputBytes {
-		return fault.ResourceExhausted("an output has at most %d bytes; split the file", h.s.cfg.MaxOutputBytes)
-	}
-	if err := h.room(ctx, r, first); err != nil {
+	if _, err := h.s.room(ctx, r, first.GetPath(), first.GetSize()); err != nil {
 		return err
 	}
-	key, err := h.s.store.Key(ctx, r.Workspace)
+	o, err := h.s.take(ctx, r, store.Output{Path: first.GetPath(), Size: first.GetSize(), Digest: first.GetDigest()}, first.GetData(), func() ([]byte, error) {
+		m, err := stream.Recv()
+		return m.GetData(), err
+	}, nil)
 	if err != nil {
 		return err
-	}
-	blob := r.Workspace + "/" + key.BlobName("output", r.UID+"/"+resource.NewUID("out"))
-	if err := h.s.storeBlob(ctx, key, outputAAD(r, blob), blob, first, stream); err != nil {
-		return err
-	}
-	o := store.Output{Path: first.GetPath(), Size: first.GetSize(), Digest: first.GetDigest(), Blob: blob, Created: h.s.cfg.Now()}
-	replaced, err := h.s.store.PutOutput(ctx, r, o, h.s.cfg.MaxOutputs, h.s.cfg.MaxOutputBytes)
-	if err != nil {
-		_ = h.s.cfg.Blobs.Delete(context.WithoutCancel(ctx), blob)
-		return err
-	}
-	if replaced != "" {
-		_ = h.s.cfg.Blobs.Delete(ctx, replaced)
 	}
 	return stream.SendAndClose(outputMessage(o))
 }
 
-// room refuses before the content is sent what has no place in the limit; PutOutput decides.
-func (h agents) room(ctx context.Context, r *store.Run, first *computev1.UploadOutputRequest) error {
-	list, err := h.s.store.Outputs(ctx, r)
+// take stores content as a file of a run. o has size and digest as far as they were announced: a size below 0 and no digest are taken as
+// they come.
+func (s *Service) take(ctx context.Context, r *store.Run, o store.Output, first []byte, next func() ([]byte, error), record store.Record) (store.Output, error) {
+	key, err := s.store.Key(ctx, r.Workspace)
 	if err != nil {
-		return err
+		return o, err
 	}
-	total := first.GetSize()
+	o.Blob, o.Created = r.Workspace+"/"+key.BlobName("output", r.UID+"/"+resource.NewUID("out")), s.cfg.Now()
+	if err := s.storeBlob(ctx, key, outputAAD(r, o.Blob), &o, first, next); err != nil {
+		return o, err
+	}
+	replaced, err := s.store.PutOutput(ctx, r, o, s.cfg.MaxOutputs, s.cfg.MaxOutputBytes, record)
+	if err != nil {
+		_ = s.cfg.Blobs.Delete(context.WithoutCancel(ctx), o.Blob)
+		return o, err
+	}
+	if replaced != "" {
+		_ = s.cfg.Blobs.Delete(context.WithoutCancel(ctx), replaced)
+	}
+	return o, nil
+}
+
+// room refuses before the content is sent what has no place in the limit; PutOutput decides. It gives the files that are there.
+func (s *Service) room(ctx context.Context, r *store.Run, path string, size int64) ([]store.Output, error) {
+	if size > s.cfg.MaxOutputBytes {
+		return nil, fault.ResourceExhausted("an output has at most %d bytes; split the file", s.cfg.MaxOutputBytes)
+	}
+	list, err := s.store.Outputs(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	total := max(size, 0)
 	for _, o := range list {
-		if o.Path != first.GetPath() {
+		if o.Path != path {
 			total += o.Size
 		}
 	}
-	if total > h.s.cfg.MaxOutputBytes {
-		return fault.ResourceExhausted("the outputs of a run have at most %d bytes in all", h.s.cfg.MaxOutputBytes)
+	if total > s.cfg.MaxOutputBytes {
+		return nil, fault.ResourceExhausted("the outputs of a run have at most %d bytes in all", s.cfg.MaxOutputBytes)
 	}
-	return nil
+	return list, nil
 }
 
-// storeBlob encrypts what the stream brings into a blob, and takes it away again if it is not what was announced.
-func (s *Service) storeBlob(ctx context.Context, key *envelope.Key, aad envelope.AAD, name string, first *computev1.UploadOutputRequest, stream grpc.ClientStreamingServer[computev1.UploadOutputRequest, computev1.Output]) error {
+// storeBlob encrypts what next brings into a blob, and takes it away again if it is not what was announced. It fills in size and digest.
+func (s *Service) storeBlob(ctx context.Context, key *envelope.Key, aad envelope.AAD, o *store.Output, data []byte, next func() ([]byte, error)) error {
 	pr, pw := io.Pipe()
 	stored := make(chan error, 1)
 	go func() {
-		_, err := s.cfg.Blobs.Put(ctx, name, pr)
+		_, err := s.cfg.Blobs.Put(ctx, o.Blob, pr)
 		_ = pr.CloseWithError(err)
 		stored <- err
 	}()
@@ -100,26 +112,29 @@ func (s *Service) storeBlob(ctx context.Context, key *envelope.Key, aad envelope
 			return err
 		}
 		sum, n := sha256.New(), int64(0)
-		for data := first.GetData(); ; {
-			if n += int64(len(data)); n > first.GetSize() {
-				return fault.InvalidArgument("more content arrived than the %d bytes that were announced", first.GetSize()).Field("size", "is smaller than the content")
+		for {
+			switch n += int64(len(data)); {
+			case o.Size >= 0 && n > o.Size:
+				return fault.InvalidArgument("more content arrived than the %d bytes that were announced", o.Size).Field("size", "is smaller than the content")
+			case n > s.cfg.MaxOutputBytes:
+				return fault.ResourceExhausted("an output has at most %d bytes; split the file", s.cfg.MaxOutputBytes)
 			}
 			sum.Write(data)
 			if _, err := w.Write(data); err != nil {
 				return err
 			}
-			m, err := stream.Recv()
-			if errors.Is(err, io.EOF) {
+			var err error
+			if data, err = next(); errors.Is(err, io.EOF) {
 				break
-			}
-			if err != nil {
+			} else if err != nil {
 				return err
 			}
-			data = m.GetData()
 		}
-		if n != first.GetSize() || !bytes.Equal(sum.Sum(nil), first.GetDigest()) {
-			return fault.New(codes.InvalidArgument, faultv1.Reason_DIGEST_MISMATCH, "the content is not what was announced: %d bytes of %d, or another digest; send it again", n, first.GetSize())
+		got := sum.Sum(nil)
+		if o.Size >= 0 && n != o.Size || o.Digest != nil && !bytes.Equal(got, o.Digest) {
+			return fault.New(codes.InvalidArgument, faultv1.Reason_DIGEST_MISMATCH, "the content is not what was announced: %d bytes of %d, or another digest; send it again", n, o.Size)
 		}
+		o.Size, o.Digest = n, got
 		return w.Close()
 	}()
 	_ = pw.CloseWithError(err) // nil ends the blob; an error makes Put leave nothing

@@ -20,7 +20,7 @@ import (
 )
 
 type tracking struct {
-	computev1.UnimplementedTrackingServiceServer
+	computev1.UnsafeTrackingServiceServer
 	s *Service
 }
 

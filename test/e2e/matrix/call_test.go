@@ -112,19 +112,37 @@ func stirring(ctx context.Context, f func(context.Context)) (stop func()) {
 	return func() { cancel(); <-done }
 }
 
-// renamed is the request with its scope somewhere else.
-func renamed(m method, req request, from, to string) request {
+// elsewhere is a name in a subscription that there is not.
+func elsewhere(name string) string {
+	rest, ok := strings.CutPrefix(name, "subscriptions/")
+	if !ok {
+		return name
+	}
+	_, below, found := strings.Cut(rest, "/")
+	if !found {
+		return "subscriptions/none"
+	}
+	return "subscriptions/none/" + below
+}
+
+// field finds what a dotted path of a rule names.
+func field(m proto.Message, path string) (protoreflect.Message, protoreflect.FieldDescriptor) {
+	at := m.ProtoReflect()
+	steps := strings.Split(path, ".")
+	for _, step := range steps[:len(steps)-1] {
+		at = at.Mutable(at.Descriptor().Fields().ByName(protoreflect.Name(step))).Message()
+	}
+	return at, at.Descriptor().Fields().ByName(protoreflect.Name(steps[len(steps)-1]))
+}
+
+// renamed is the request with its scope elsewhere.
+func renamed(m method, req request) request {
 	out := request{stir: req.stir, from: req.from}
 	for i, in := range req.in {
 		in = proto.Clone(in)
 		if i == 0 {
-			at := in.ProtoReflect()
-			steps := strings.Split(m.Rule.GetScope(), ".")
-			for _, step := range steps[:len(steps)-1] {
-				at = at.Mutable(at.Descriptor().Fields().ByName(protoreflect.Name(step))).Message()
-			}
-			fd := at.Descriptor().Fields().ByName(protoreflect.Name(steps[len(steps)-1]))
-			at.Set(fd, protoreflect.ValueOfString(strings.Replace(at.Get(fd).String(), from, to, 1)))
+			at, fd := field(in, m.Rule.GetScope())
+			at.Set(fd, protoreflect.ValueOfString(elsewhere(at.Get(fd).String())))
 		}
 		out.in = append(out.in, in)
 	}

@@ -105,6 +105,8 @@ type Output struct {
 	Digest  []byte
 	Blob    string
 	Created time.Time
+	// Artifact says that it did not come from the run's agent, which counts its own.
+	Artifact bool
 }
 
 // outputAAD binds an entry to its path and to its blob, so that two outputs of a run cannot be exchanged.
@@ -113,8 +115,9 @@ func outputAAD(r *Run, mac []byte, blob string) envelope.AAD {
 }
 
 // PutOutput notes an output whose blob is stored. The same path again takes the place of the earlier one, whose blob is given back
-// if it is another. A run has at most most outputs, of at most mostBytes in all.
-func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most, mostBytes int64) (replaced string, err error) {
+// if it is another. A run has at most most outputs, of at most mostBytes in all. record may be nil where the call has a record of its
+// own.
+func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most, mostBytes int64, record Record) (replaced string, err error) {
 	key, err := s.keys.Key(ctx, r.Workspace)
 	if err != nil {
 		return "", err
@@ -135,8 +138,11 @@ func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most, mostBytes
 		if err != nil {
 			return sqldb.Fault(err)
 		}
-		if row.State >= int64(computev1.Run_STATE_COMPLETED) {
+		if !o.Artifact && row.State >= int64(computev1.Run_STATE_COMPLETED) {
 			return fault.New(codes.FailedPrecondition, faultv1.Reason_RUN_ENDED, "the run has ended; it takes no more outputs")
+		}
+		if o.Artifact && row.Deleted != int64(NotDeleted) {
+			return runDeleted()
 		}
 		total, err := q.SumOtherOutputs(ctx, db.SumOtherOutputsParams{RunUID: r.UID, PathMac: mac})
 		if err != nil {
@@ -147,6 +153,8 @@ func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most, mostBytes
 		}
 		old, err := q.GetOutput(ctx, db.GetOutputParams{RunUID: r.UID, PathMac: mac})
 		switch err = sqldb.Fault(err); {
+		case err == nil && o.Artifact && agents(row, old):
+			return agentsFile()
 		case err == nil && old.Blob != o.Blob:
 			replaced = old.Blob
 		case fault.Is(err, codes.NotFound):
@@ -160,9 +168,60 @@ func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most, mostBytes
 		case err != nil:
 			return err
 		}
-		return sqldb.Fault(q.PutOutput(ctx, db.PutOutputParams{RunUID: r.UID, PathMac: mac, Entry: entry, Size: o.Size, Blob: o.Blob, CreateTime: micros(o.Created)}))
+		err = q.PutOutput(ctx, db.PutOutputParams{RunUID: r.UID, PathMac: mac, Entry: entry, Size: o.Size, Blob: o.Blob, CreateTime: micros(o.Created), Artifact: flag(o.Artifact)})
+		if err != nil || record == nil {
+			return sqldb.Fault(err)
+		}
+		return record(ctx, tx)
 	})
 	return replaced, err
+}
+
+// agents reports whether an output is one that the agent of a run has left and will count when it reports.
+func agents(r db.Run, o db.Output) bool {
+	return o.Artifact == 0 && r.State < int64(computev1.Run_STATE_COMPLETED)
+}
+
+func agentsFile() error {
+	return fault.FailedPrecondition("the run's own agent has left that file; it can be changed when the run has ended")
+}
+
+func runDeleted() error {
+	return fault.FailedPrecondition("the run is deleted; restore it first")
+}
+
+// DeleteOutputs removes files of a run from its list, all or none, and gives their blobs. A file that was replaced meanwhile is CONFLICT.
+func (s *Store) DeleteOutputs(ctx context.Context, r *Run, list []Output, record Record) (blobs []string, err error) {
+	key, err := s.keys.Key(ctx, r.Workspace)
+	if err != nil {
+		return nil, err
+	}
+	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		q := db.New(tx)
+		blobs = nil
+		row, err := q.GetRun(ctx, r.UID)
+		if err != nil {
+			return sqldb.Fault(err)
+		}
+		if row.Deleted != int64(NotDeleted) {
+			return runDeleted()
+		}
+		for _, o := range list {
+			if agents(row, db.Output{Artifact: flag(o.Artifact)}) {
+				return agentsFile()
+			}
+			n, err := q.DeleteOutput(ctx, db.DeleteOutputParams{RunUID: r.UID, PathMac: key.MAC("output", r.UID, o.Path), Blob: o.Blob})
+			if err != nil {
+				return sqldb.Fault(err)
+			}
+			if n == 0 {
+				return fault.Aborted("a file was changed in between; repeat the call")
+			}
+			blobs = append(blobs, o.Blob)
+		}
+		return record(ctx, tx)
+	})
+	return blobs, err
 }
 
 // Outputs lists what a run has left.
@@ -208,11 +267,11 @@ func (s *Store) output(ctx context.Context, r *Run, row db.Output) (Output, erro
 	if err := proto.Unmarshal(b, &e); err != nil {
 		return Output{}, fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "the stored output cannot be read")
 	}
-	return Output{Path: e.GetPath(), Size: e.GetSize(), Digest: e.GetDigest(), Blob: row.Blob, Created: instant(row.CreateTime)}, nil
+	return Output{Path: e.GetPath(), Size: e.GetSize(), Digest: e.GetDigest(), Blob: row.Blob, Created: instant(row.CreateTime), Artifact: row.Artifact != 0}, nil
 }
 
-// CountOutputs counts what a run has left, in the transaction that ends it.
-func CountOutputs(ctx context.Context, tx *sqldb.Tx, uid string) (int64, error) {
-	n, err := db.New(tx).CountOutputs(ctx, uid)
+// CountAgentOutputs counts what a run's agent has left, in the transaction that ends the run.
+func CountAgentOutputs(ctx context.Context, tx *sqldb.Tx, uid string) (int64, error) {
+	n, err := db.New(tx).CountAgentOutputs(ctx, uid)
 	return n, sqldb.Fault(err)
 }

@@ -361,7 +361,7 @@ func TestOutputs(t *testing.T) {
 		r := l.to(l.submit("r"), computev1.Run_STATE_RUNNING)
 		put := func(path, blob string, size int64) (string, error) {
 			l.now = l.now.Add(time.Second)
-			return l.PutOutput(ctx, r, Output{Path: path, Size: size, Digest: []byte(path + blob), Blob: blob, Created: l.now}, 2, 100)
+			return l.PutOutput(ctx, r, Output{Path: path, Size: size, Digest: []byte(path + blob), Blob: blob, Created: l.now}, 2, 100, nil)
 		}
 		for _, tc := range []struct {
 			name, path, blob string
@@ -489,7 +489,7 @@ func TestPurge(t *testing.T) {
 		r := l.to(l.submit("r"), computev1.Run_STATE_RUNNING)
 		_, _, err := l.AppendLog(ctx, r, 0, []byte("log"), 10, l.now)
 		must(t, err)
-		_, err = l.PutOutput(ctx, r, Output{Path: "a", Blob: "b"}, 1, 1)
+		_, err = l.PutOutput(ctx, r, Output{Path: "a", Blob: "b"}, 1, 1, nil)
 		must(t, err)
 		other := &lab{Store: l.Store, t: t, ws: resource.NewUID("ws"), now: l.now}
 		other.cmp = other.target("c").UID
