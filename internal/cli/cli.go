@@ -13,6 +13,7 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/account"
 	"github.com/redoubt-ml/redoubt/internal/cli/activity"
 	"github.com/redoubt-ml/redoubt/internal/cli/app"
+	"github.com/redoubt-ml/redoubt/internal/cli/declare"
 	"github.com/redoubt-ml/redoubt/internal/cli/endpoints"
 	"github.com/redoubt-ml/redoubt/internal/cli/installation"
 	"github.com/redoubt-ml/redoubt/internal/cli/jobs"
@@ -48,7 +49,7 @@ Exit codes: 0 ok, 1 wrong use or a local problem, 2 the installation refused or 
 	root.AddGroup(&cobra.Group{ID: "run", Title: "An installation:"}, &cobra.Group{ID: "use", Title: "Working with one:"})
 	for group, commands := range map[string][]*cobra.Command{
 		"run": installation.Commands(a),
-		"use": slices.Concat(account.Commands(a), tenancy.Commands(a), vault.Commands(a), jobs.Commands(a), models.Commands(a), endpoints.Commands(a), activity.Commands(a)),
+		"use": slices.Concat(account.Commands(a), tenancy.Commands(a), vault.Commands(a), jobs.Commands(a), models.Commands(a), endpoints.Commands(a), declare.Commands(a), activity.Commands(a)),
 	} {
 		for _, c := range commands {
 			c.GroupID = group

@@ -165,6 +165,76 @@ func (s *Service) listed(ctx context.Context, t *store.Tx, call *rpc.Call, at re
 	return &sc, err
 }
 
+// UpdateWorkspace implements ResourceService.
+func (s *Service) UpdateWorkspace(ctx context.Context, req *workspacev1.UpdateWorkspaceRequest) (*workspacev1.Workspace, error) {
+	call, in := rpc.From(ctx), req.GetWorkspace()
+	changed := func() error {
+		return fault.New(codes.Aborted, faultv1.Reason_ETAG_MISMATCH, "the workspace has changed since it was read; read it again").With("resource", in.GetName())
+	}
+	sc, err := s.scope(ctx, call.Scope.UID, in.GetName())
+	if err != nil {
+		return nil, err
+	}
+	if in.GetEtag() != "" && in.GetEtag() != etag(sc) {
+		return nil, changed()
+	}
+	b, err := s.store.Body(ctx, sc)
+	if err != nil {
+		return nil, err
+	}
+	if err := overwrite(&b, req); err != nil {
+		return nil, err
+	}
+	sealed, err := s.store.SealBody(ctx, sc.Kind, sc.UID, b)
+	if err != nil {
+		return nil, err
+	}
+	err = s.change(ctx, func(ctx context.Context, t *store.Tx) error {
+		switch ok, err := t.SetBody(ctx, sc, sealed); {
+		case err != nil:
+			return err
+		case !ok:
+			return changed()
+		}
+		return call.Audit(ctx, t.Raw())
+	})
+	if err != nil {
+		return nil, err
+	}
+	if sc, err = s.scope(ctx, call.Scope.UID, in.GetName()); err != nil {
+		return nil, err
+	}
+	return s.workspace(ctx, in.GetName(), sc)
+}
+
+// overwrite makes the changes that the mask names, or without one those that are set.
+func overwrite(b *store.Body, req *workspacev1.UpdateWorkspaceRequest) error {
+	in, paths := req.GetWorkspace(), req.GetUpdateMask().GetPaths()
+	all := len(paths) == 0
+	if all {
+		paths = []string{"display_name", "description", "tags"}
+	}
+	for _, p := range paths {
+		switch p {
+		case "display_name":
+			if !all || in.GetDisplayName() != "" {
+				b.DisplayName = in.GetDisplayName()
+			}
+		case "description":
+			if !all || in.GetDescription() != "" {
+				b.Description = in.GetDescription()
+			}
+		case "tags":
+			if !all || len(in.GetTags()) > 0 {
+				b.Tags = in.GetTags()
+			}
+		default:
+			return fault.InvalidArgument("a workspace has display_name, description and tags to change").Field("update_mask", "names what cannot be changed")
+		}
+	}
+	return nil
+}
+
 // DeleteWorkspace implements ResourceService. While it goes on, or after it was broken off, it can be called again.
 func (s *Service) DeleteWorkspace(ctx context.Context, req *workspacev1.DeleteWorkspaceRequest) (*emptypb.Empty, error) {
 	call := rpc.From(ctx)

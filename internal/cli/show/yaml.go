@@ -85,11 +85,22 @@ func yamlNode(dec *json.Decoder) (*yaml.Node, error) {
 		return n, nil
 	case string:
 		err := n.Encode(v)
-		if n.Tag = "!!str"; v == "<<" || v == "=" || strings.ContainsAny(v, "\r\u0085\u2028\u2029\ufeff") {
-			n.Style = yaml.DoubleQuotedStyle // they mean something in YAML, or are line breaks to some
-		}
+		Quote(n)
 		return n, err
 	default:
 		return n, n.Encode(v)
+	}
+}
+
+// Quote has texts quoted, in all of a tree, that mean something in YAML where they are not, or are line breaks to some readers.
+func Quote(n *yaml.Node) {
+	for _, c := range n.Content {
+		Quote(c)
+	}
+	if tag := n.ShortTag(); n.Kind != yaml.ScalarNode || tag != "!!str" && tag != "!!merge" {
+		return
+	}
+	if n.Value == "<<" || n.Value == "=" || strings.ContainsAny(n.Value, "\r\u0085\u2028\u2029\ufeff") {
+		n.Tag, n.Style = "!!str", yaml.DoubleQuotedStyle
 	}
 }

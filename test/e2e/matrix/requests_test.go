@@ -126,7 +126,10 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 		workspacev1.ResourceService_CreateWorkspace_FullMethodName: about(func(f *fixture, p *place) proto.Message {
 			return &workspacev1.CreateWorkspaceRequest{Parent: p.group, WorkspaceId: f.id("lab")}
 		}),
-		workspacev1.ResourceService_GetWorkspace_FullMethodName:   about(func(_ *fixture, p *place) proto.Message { return &workspacev1.GetWorkspaceRequest{Name: p.ws} }),
+		workspacev1.ResourceService_GetWorkspace_FullMethodName: about(func(_ *fixture, p *place) proto.Message { return &workspacev1.GetWorkspaceRequest{Name: p.ws} }),
+		workspacev1.ResourceService_UpdateWorkspace_FullMethodName: about(func(_ *fixture, p *place) proto.Message {
+			return &workspacev1.UpdateWorkspaceRequest{Workspace: &workspacev1.WorkspaceUpdate{Name: p.ws, Description: "changed"}}
+		}),
 		workspacev1.ResourceService_ListWorkspaces_FullMethodName: about(func(*fixture, *place) proto.Message { return &workspacev1.ListWorkspacesRequest{} }),
 		workspacev1.ResourceService_DeleteWorkspace_FullMethodName: making(func(t *testing.T, f *fixture, p *place) proto.Message {
 			return &workspacev1.DeleteWorkspaceRequest{Name: f.workspace(t, p.group).GetName()}

@@ -16,6 +16,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	emptypb "google.golang.org/protobuf/types/known/emptypb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -861,6 +862,138 @@ func (x *CreateWorkspaceRequest) GetRequestId() string {
 	return ""
 }
 
+type UpdateWorkspaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name says which.
+	Workspace *WorkspaceUpdate `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	// "display_name", "description", "tags"; empty means all that are set.
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateWorkspaceRequest) Reset() {
+	*x = UpdateWorkspaceRequest{}
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateWorkspaceRequest) ProtoMessage() {}
+
+func (x *UpdateWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*UpdateWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UpdateWorkspaceRequest) GetWorkspace() *WorkspaceUpdate {
+	if x != nil {
+		return x.Workspace
+	}
+	return nil
+}
+
+func (x *UpdateWorkspaceRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+// WorkspaceUpdate is what can be changed of a workspace.
+type WorkspaceUpdate struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	DisplayName string                 `protobuf:"bytes,2,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
+	Description string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	Tags        map[string]string      `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// If set, the change is made only if the workspace still has it.
+	Etag          string `protobuf:"bytes,5,opt,name=etag,proto3" json:"etag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceUpdate) Reset() {
+	*x = WorkspaceUpdate{}
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceUpdate) ProtoMessage() {}
+
+func (x *WorkspaceUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceUpdate.ProtoReflect.Descriptor instead.
+func (*WorkspaceUpdate) Descriptor() ([]byte, []int) {
+	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *WorkspaceUpdate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WorkspaceUpdate) GetDisplayName() string {
+	if x != nil {
+		return x.DisplayName
+	}
+	return ""
+}
+
+func (x *WorkspaceUpdate) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *WorkspaceUpdate) GetTags() map[string]string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *WorkspaceUpdate) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
 type GetWorkspaceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -870,7 +1003,7 @@ type GetWorkspaceRequest struct {
 
 func (x *GetWorkspaceRequest) Reset() {
 	*x = GetWorkspaceRequest{}
-	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[12]
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +1015,7 @@ func (x *GetWorkspaceRequest) String() string {
 func (*GetWorkspaceRequest) ProtoMessage() {}
 
 func (x *GetWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[12]
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +1028,7 @@ func (x *GetWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetWorkspaceRequest) GetName() string {
@@ -917,7 +1050,7 @@ type ListWorkspacesRequest struct {
 
 func (x *ListWorkspacesRequest) Reset() {
 	*x = ListWorkspacesRequest{}
-	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[13]
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1062,7 @@ func (x *ListWorkspacesRequest) String() string {
 func (*ListWorkspacesRequest) ProtoMessage() {}
 
 func (x *ListWorkspacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[13]
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1075,7 @@ func (x *ListWorkspacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkspacesRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkspacesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListWorkspacesRequest) GetParent() string {
@@ -976,7 +1109,7 @@ type ListWorkspacesResponse struct {
 
 func (x *ListWorkspacesResponse) Reset() {
 	*x = ListWorkspacesResponse{}
-	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[14]
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1121,7 @@ func (x *ListWorkspacesResponse) String() string {
 func (*ListWorkspacesResponse) ProtoMessage() {}
 
 func (x *ListWorkspacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[14]
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1134,7 @@ func (x *ListWorkspacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkspacesResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkspacesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListWorkspacesResponse) GetWorkspaces() []*Workspace {
@@ -1029,7 +1162,7 @@ type DeleteWorkspaceRequest struct {
 
 func (x *DeleteWorkspaceRequest) Reset() {
 	*x = DeleteWorkspaceRequest{}
-	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[15]
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1174,7 @@ func (x *DeleteWorkspaceRequest) String() string {
 func (*DeleteWorkspaceRequest) ProtoMessage() {}
 
 func (x *DeleteWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[15]
+	mi := &file_redoubt_workspace_v1_workspace_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1187,7 @@ func (x *DeleteWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_workspace_v1_workspace_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteWorkspaceRequest) GetName() string {
@@ -1075,7 +1208,7 @@ var File_redoubt_workspace_v1_workspace_proto protoreflect.FileDescriptor
 
 const file_redoubt_workspace_v1_workspace_proto_rawDesc = "" +
 	"\n" +
-	"$redoubt/workspace/v1/workspace.proto\x12\x14redoubt.workspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\xac\x01\n" +
+	"$redoubt/workspace/v1/workspace.proto\x12\x14redoubt.workspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\xac\x01\n" +
 	"\fSubscription\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12!\n" +
@@ -1148,6 +1281,19 @@ const file_redoubt_workspace_v1_workspace_proto_rawDesc = "" +
 	"request_id\x18\x06 \x01(\tB\a\xbaH\x04r\x02(@R\trequestId\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x01\n" +
+	"\x16UpdateWorkspaceRequest\x12K\n" +
+	"\tworkspace\x18\x01 \x01(\v2%.redoubt.workspace.v1.WorkspaceUpdateB\x06\xbaH\x03\xc8\x01\x01R\tworkspace\x12;\n" +
+	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\"\xcc\x02\n" +
+	"\x0fWorkspaceUpdate\x12+\n" +
+	"\x04name\x18\x01 \x01(\tB\x17\xbaH\ar\x05\x10\x01(\x80\x04\xba\xe1\x18\tworkspaceR\x04name\x12+\n" +
+	"\fdisplay_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\vdisplayName\x12*\n" +
+	"\vdescription\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80 R\vdescription\x12]\n" +
+	"\x04tags\x18\x04 \x03(\v2/.redoubt.workspace.v1.WorkspaceUpdate.TagsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01(\x80\x01*\x05r\x03(\x80\bR\x04tags\x12\x1b\n" +
+	"\x04etag\x18\x05 \x01(\tB\a\xbaH\x04r\x02(@R\x04etag\x1a7\n" +
+	"\tTagsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
 	"\x13GetWorkspaceRequest\x12+\n" +
 	"\x04name\x18\x01 \x01(\tB\x17\xbaH\ar\x05\x10\x01(\x80\x04\xba\xe1\x18\tworkspaceR\x04name\"\x7f\n" +
@@ -1163,7 +1309,7 @@ const file_redoubt_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"c\n" +
 	"\x16DeleteWorkspaceRequest\x12+\n" +
 	"\x04name\x18\x01 \x01(\tB\x17\xbaH\ar\x05\x10\x01(\x80\x04\xba\xe1\x18\tworkspaceR\x04name\x12\x1c\n" +
-	"\x04etag\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04etag2\xf1\x0e\n" +
+	"\x04etag\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04etag2\xde\x10\n" +
 	"\x0fResourceService\x12\xaf\x01\n" +
 	"\x12CreateSubscription\x12/.redoubt.workspace.v1.CreateSubscriptionRequest\x1a\".redoubt.workspace.v1.Subscription\"D\xb2\xe1\x18$\n" +
 	"\x1dworkspace/subscriptions/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/subscriptions\x12\x97\x01\n" +
@@ -1180,7 +1326,9 @@ const file_redoubt_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x1aworkspace/workspaces/write\x12\x06parent(\x01`<\x82\xd3\xe4\x93\x02=:\x01*\"8/v1/{parent=subscriptions/*/resourceGroups/*}/workspaces\x12\xc3\x01\n" +
 	"\fGetWorkspace\x12).redoubt.workspace.v1.GetWorkspaceRequest\x1a\x1f.redoubt.workspace.v1.Workspace\"g\xb2\xe1\x18#\n" +
 	"\x19workspace/workspaces/read\x12\x04name(\x02\x82\xd3\xe4\x93\x02:\x128/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*}\x12\x8b\x01\n" +
-	"\x0eListWorkspaces\x12+.redoubt.workspace.v1.ListWorkspacesRequest\x1a,.redoubt.workspace.v1.ListWorkspacesResponse\"\x1e\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/workspaces\x12\xc4\x01\n" +
+	"\x0eListWorkspaces\x12+.redoubt.workspace.v1.ListWorkspacesRequest\x1a,.redoubt.workspace.v1.ListWorkspacesResponse\"\x1e\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/workspaces\x12\xea\x01\n" +
+	"\x0fUpdateWorkspace\x12,.redoubt.workspace.v1.UpdateWorkspaceRequest\x1a\x1f.redoubt.workspace.v1.Workspace\"\x87\x01\xb2\xe1\x18.\n" +
+	"\x1aworkspace/workspaces/write\x12\x0eworkspace.name(\x01\x82\xd3\xe4\x93\x02O:\tworkspace2B/v1/{workspace.name=subscriptions/*/resourceGroups/*/workspaces/*}\x12\xc4\x01\n" +
 	"\x0fDeleteWorkspace\x12,.redoubt.workspace.v1.DeleteWorkspaceRequest\x1a\x16.google.protobuf.Empty\"k\xb2\xe1\x18'\n" +
 	"\x1bworkspace/workspaces/delete\x12\x04name(\x01`<\x82\xd3\xe4\x93\x02:*8/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*}BDZBgithub.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1;workspacev1b\x06proto3"
 
@@ -1197,7 +1345,7 @@ func file_redoubt_workspace_v1_workspace_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_workspace_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redoubt_workspace_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_redoubt_workspace_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_redoubt_workspace_v1_workspace_proto_goTypes = []any{
 	(Workspace_State)(0),               // 0: redoubt.workspace.v1.Workspace.State
 	(*Subscription)(nil),               // 1: redoubt.workspace.v1.Subscription
@@ -1212,51 +1360,60 @@ var file_redoubt_workspace_v1_workspace_proto_goTypes = []any{
 	(*DeleteResourceGroupRequest)(nil), // 10: redoubt.workspace.v1.DeleteResourceGroupRequest
 	(*Workspace)(nil),                  // 11: redoubt.workspace.v1.Workspace
 	(*CreateWorkspaceRequest)(nil),     // 12: redoubt.workspace.v1.CreateWorkspaceRequest
-	(*GetWorkspaceRequest)(nil),        // 13: redoubt.workspace.v1.GetWorkspaceRequest
-	(*ListWorkspacesRequest)(nil),      // 14: redoubt.workspace.v1.ListWorkspacesRequest
-	(*ListWorkspacesResponse)(nil),     // 15: redoubt.workspace.v1.ListWorkspacesResponse
-	(*DeleteWorkspaceRequest)(nil),     // 16: redoubt.workspace.v1.DeleteWorkspaceRequest
-	nil,                                // 17: redoubt.workspace.v1.Workspace.TagsEntry
-	nil,                                // 18: redoubt.workspace.v1.CreateWorkspaceRequest.TagsEntry
-	(*timestamppb.Timestamp)(nil),      // 19: google.protobuf.Timestamp
-	(*emptypb.Empty)(nil),              // 20: google.protobuf.Empty
+	(*UpdateWorkspaceRequest)(nil),     // 13: redoubt.workspace.v1.UpdateWorkspaceRequest
+	(*WorkspaceUpdate)(nil),            // 14: redoubt.workspace.v1.WorkspaceUpdate
+	(*GetWorkspaceRequest)(nil),        // 15: redoubt.workspace.v1.GetWorkspaceRequest
+	(*ListWorkspacesRequest)(nil),      // 16: redoubt.workspace.v1.ListWorkspacesRequest
+	(*ListWorkspacesResponse)(nil),     // 17: redoubt.workspace.v1.ListWorkspacesResponse
+	(*DeleteWorkspaceRequest)(nil),     // 18: redoubt.workspace.v1.DeleteWorkspaceRequest
+	nil,                                // 19: redoubt.workspace.v1.Workspace.TagsEntry
+	nil,                                // 20: redoubt.workspace.v1.CreateWorkspaceRequest.TagsEntry
+	nil,                                // 21: redoubt.workspace.v1.WorkspaceUpdate.TagsEntry
+	(*timestamppb.Timestamp)(nil),      // 22: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),      // 23: google.protobuf.FieldMask
+	(*emptypb.Empty)(nil),              // 24: google.protobuf.Empty
 }
 var file_redoubt_workspace_v1_workspace_proto_depIdxs = []int32{
-	19, // 0: redoubt.workspace.v1.Subscription.create_time:type_name -> google.protobuf.Timestamp
+	22, // 0: redoubt.workspace.v1.Subscription.create_time:type_name -> google.protobuf.Timestamp
 	1,  // 1: redoubt.workspace.v1.ListSubscriptionsResponse.subscriptions:type_name -> redoubt.workspace.v1.Subscription
-	19, // 2: redoubt.workspace.v1.ResourceGroup.create_time:type_name -> google.protobuf.Timestamp
+	22, // 2: redoubt.workspace.v1.ResourceGroup.create_time:type_name -> google.protobuf.Timestamp
 	6,  // 3: redoubt.workspace.v1.ListResourceGroupsResponse.resource_groups:type_name -> redoubt.workspace.v1.ResourceGroup
 	0,  // 4: redoubt.workspace.v1.Workspace.state:type_name -> redoubt.workspace.v1.Workspace.State
-	19, // 5: redoubt.workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
-	19, // 6: redoubt.workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
-	17, // 7: redoubt.workspace.v1.Workspace.tags:type_name -> redoubt.workspace.v1.Workspace.TagsEntry
-	18, // 8: redoubt.workspace.v1.CreateWorkspaceRequest.tags:type_name -> redoubt.workspace.v1.CreateWorkspaceRequest.TagsEntry
-	11, // 9: redoubt.workspace.v1.ListWorkspacesResponse.workspaces:type_name -> redoubt.workspace.v1.Workspace
-	2,  // 10: redoubt.workspace.v1.ResourceService.CreateSubscription:input_type -> redoubt.workspace.v1.CreateSubscriptionRequest
-	3,  // 11: redoubt.workspace.v1.ResourceService.ListSubscriptions:input_type -> redoubt.workspace.v1.ListSubscriptionsRequest
-	5,  // 12: redoubt.workspace.v1.ResourceService.DeleteSubscription:input_type -> redoubt.workspace.v1.DeleteSubscriptionRequest
-	7,  // 13: redoubt.workspace.v1.ResourceService.CreateResourceGroup:input_type -> redoubt.workspace.v1.CreateResourceGroupRequest
-	8,  // 14: redoubt.workspace.v1.ResourceService.ListResourceGroups:input_type -> redoubt.workspace.v1.ListResourceGroupsRequest
-	10, // 15: redoubt.workspace.v1.ResourceService.DeleteResourceGroup:input_type -> redoubt.workspace.v1.DeleteResourceGroupRequest
-	12, // 16: redoubt.workspace.v1.ResourceService.CreateWorkspace:input_type -> redoubt.workspace.v1.CreateWorkspaceRequest
-	13, // 17: redoubt.workspace.v1.ResourceService.GetWorkspace:input_type -> redoubt.workspace.v1.GetWorkspaceRequest
-	14, // 18: redoubt.workspace.v1.ResourceService.ListWorkspaces:input_type -> redoubt.workspace.v1.ListWorkspacesRequest
-	16, // 19: redoubt.workspace.v1.ResourceService.DeleteWorkspace:input_type -> redoubt.workspace.v1.DeleteWorkspaceRequest
-	1,  // 20: redoubt.workspace.v1.ResourceService.CreateSubscription:output_type -> redoubt.workspace.v1.Subscription
-	4,  // 21: redoubt.workspace.v1.ResourceService.ListSubscriptions:output_type -> redoubt.workspace.v1.ListSubscriptionsResponse
-	20, // 22: redoubt.workspace.v1.ResourceService.DeleteSubscription:output_type -> google.protobuf.Empty
-	6,  // 23: redoubt.workspace.v1.ResourceService.CreateResourceGroup:output_type -> redoubt.workspace.v1.ResourceGroup
-	9,  // 24: redoubt.workspace.v1.ResourceService.ListResourceGroups:output_type -> redoubt.workspace.v1.ListResourceGroupsResponse
-	20, // 25: redoubt.workspace.v1.ResourceService.DeleteResourceGroup:output_type -> google.protobuf.Empty
-	11, // 26: redoubt.workspace.v1.ResourceService.CreateWorkspace:output_type -> redoubt.workspace.v1.Workspace
-	11, // 27: redoubt.workspace.v1.ResourceService.GetWorkspace:output_type -> redoubt.workspace.v1.Workspace
-	15, // 28: redoubt.workspace.v1.ResourceService.ListWorkspaces:output_type -> redoubt.workspace.v1.ListWorkspacesResponse
-	20, // 29: redoubt.workspace.v1.ResourceService.DeleteWorkspace:output_type -> google.protobuf.Empty
-	20, // [20:30] is the sub-list for method output_type
-	10, // [10:20] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	22, // 5: redoubt.workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
+	22, // 6: redoubt.workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
+	19, // 7: redoubt.workspace.v1.Workspace.tags:type_name -> redoubt.workspace.v1.Workspace.TagsEntry
+	20, // 8: redoubt.workspace.v1.CreateWorkspaceRequest.tags:type_name -> redoubt.workspace.v1.CreateWorkspaceRequest.TagsEntry
+	14, // 9: redoubt.workspace.v1.UpdateWorkspaceRequest.workspace:type_name -> redoubt.workspace.v1.WorkspaceUpdate
+	23, // 10: redoubt.workspace.v1.UpdateWorkspaceRequest.update_mask:type_name -> google.protobuf.FieldMask
+	21, // 11: redoubt.workspace.v1.WorkspaceUpdate.tags:type_name -> redoubt.workspace.v1.WorkspaceUpdate.TagsEntry
+	11, // 12: redoubt.workspace.v1.ListWorkspacesResponse.workspaces:type_name -> redoubt.workspace.v1.Workspace
+	2,  // 13: redoubt.workspace.v1.ResourceService.CreateSubscription:input_type -> redoubt.workspace.v1.CreateSubscriptionRequest
+	3,  // 14: redoubt.workspace.v1.ResourceService.ListSubscriptions:input_type -> redoubt.workspace.v1.ListSubscriptionsRequest
+	5,  // 15: redoubt.workspace.v1.ResourceService.DeleteSubscription:input_type -> redoubt.workspace.v1.DeleteSubscriptionRequest
+	7,  // 16: redoubt.workspace.v1.ResourceService.CreateResourceGroup:input_type -> redoubt.workspace.v1.CreateResourceGroupRequest
+	8,  // 17: redoubt.workspace.v1.ResourceService.ListResourceGroups:input_type -> redoubt.workspace.v1.ListResourceGroupsRequest
+	10, // 18: redoubt.workspace.v1.ResourceService.DeleteResourceGroup:input_type -> redoubt.workspace.v1.DeleteResourceGroupRequest
+	12, // 19: redoubt.workspace.v1.ResourceService.CreateWorkspace:input_type -> redoubt.workspace.v1.CreateWorkspaceRequest
+	15, // 20: redoubt.workspace.v1.ResourceService.GetWorkspace:input_type -> redoubt.workspace.v1.GetWorkspaceRequest
+	16, // 21: redoubt.workspace.v1.ResourceService.ListWorkspaces:input_type -> redoubt.workspace.v1.ListWorkspacesRequest
+	13, // 22: redoubt.workspace.v1.ResourceService.UpdateWorkspace:input_type -> redoubt.workspace.v1.UpdateWorkspaceRequest
+	18, // 23: redoubt.workspace.v1.ResourceService.DeleteWorkspace:input_type -> redoubt.workspace.v1.DeleteWorkspaceRequest
+	1,  // 24: redoubt.workspace.v1.ResourceService.CreateSubscription:output_type -> redoubt.workspace.v1.Subscription
+	4,  // 25: redoubt.workspace.v1.ResourceService.ListSubscriptions:output_type -> redoubt.workspace.v1.ListSubscriptionsResponse
+	24, // 26: redoubt.workspace.v1.ResourceService.DeleteSubscription:output_type -> google.protobuf.Empty
+	6,  // 27: redoubt.workspace.v1.ResourceService.CreateResourceGroup:output_type -> redoubt.workspace.v1.ResourceGroup
+	9,  // 28: redoubt.workspace.v1.ResourceService.ListResourceGroups:output_type -> redoubt.workspace.v1.ListResourceGroupsResponse
+	24, // 29: redoubt.workspace.v1.ResourceService.DeleteResourceGroup:output_type -> google.protobuf.Empty
+	11, // 30: redoubt.workspace.v1.ResourceService.CreateWorkspace:output_type -> redoubt.workspace.v1.Workspace
+	11, // 31: redoubt.workspace.v1.ResourceService.GetWorkspace:output_type -> redoubt.workspace.v1.Workspace
+	17, // 32: redoubt.workspace.v1.ResourceService.ListWorkspaces:output_type -> redoubt.workspace.v1.ListWorkspacesResponse
+	11, // 33: redoubt.workspace.v1.ResourceService.UpdateWorkspace:output_type -> redoubt.workspace.v1.Workspace
+	24, // 34: redoubt.workspace.v1.ResourceService.DeleteWorkspace:output_type -> google.protobuf.Empty
+	24, // [24:35] is the sub-list for method output_type
+	13, // [13:24] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_workspace_v1_workspace_proto_init() }
@@ -1270,7 +1427,7 @@ func file_redoubt_workspace_v1_workspace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_workspace_v1_workspace_proto_rawDesc), len(file_redoubt_workspace_v1_workspace_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

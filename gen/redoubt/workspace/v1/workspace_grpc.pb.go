@@ -32,6 +32,7 @@ const (
 	ResourceService_CreateWorkspace_FullMethodName     = "/redoubt.workspace.v1.ResourceService/CreateWorkspace"
 	ResourceService_GetWorkspace_FullMethodName        = "/redoubt.workspace.v1.ResourceService/GetWorkspace"
 	ResourceService_ListWorkspaces_FullMethodName      = "/redoubt.workspace.v1.ResourceService/ListWorkspaces"
+	ResourceService_UpdateWorkspace_FullMethodName     = "/redoubt.workspace.v1.ResourceService/UpdateWorkspace"
 	ResourceService_DeleteWorkspace_FullMethodName     = "/redoubt.workspace.v1.ResourceService/DeleteWorkspace"
 )
 
@@ -52,6 +53,8 @@ type ResourceServiceClient interface {
 	GetWorkspace(ctx context.Context, in *GetWorkspaceRequest, opts ...grpc.CallOption) (*Workspace, error)
 	// ListWorkspaces lists those of a resource group, of a subscription, or of the installation, that the caller may read.
 	ListWorkspaces(ctx context.Context, in *ListWorkspacesRequest, opts ...grpc.CallOption) (*ListWorkspacesResponse, error)
+	// UpdateWorkspace changes the display name, the description and the tags.
+	UpdateWorkspace(ctx context.Context, in *UpdateWorkspaceRequest, opts ...grpc.CallOption) (*Workspace, error)
 	// DeleteWorkspace removes the workspace and everything in it; its keys are destroyed, so that nothing in a backup opens either.
 	DeleteWorkspace(ctx context.Context, in *DeleteWorkspaceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
@@ -154,6 +157,16 @@ func (c *resourceServiceClient) ListWorkspaces(ctx context.Context, in *ListWork
 	return out, nil
 }
 
+func (c *resourceServiceClient) UpdateWorkspace(ctx context.Context, in *UpdateWorkspaceRequest, opts ...grpc.CallOption) (*Workspace, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Workspace)
+	err := c.cc.Invoke(ctx, ResourceService_UpdateWorkspace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *resourceServiceClient) DeleteWorkspace(ctx context.Context, in *DeleteWorkspaceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
@@ -181,6 +194,8 @@ type ResourceServiceServer interface {
 	GetWorkspace(context.Context, *GetWorkspaceRequest) (*Workspace, error)
 	// ListWorkspaces lists those of a resource group, of a subscription, or of the installation, that the caller may read.
 	ListWorkspaces(context.Context, *ListWorkspacesRequest) (*ListWorkspacesResponse, error)
+	// UpdateWorkspace changes the display name, the description and the tags.
+	UpdateWorkspace(context.Context, *UpdateWorkspaceRequest) (*Workspace, error)
 	// DeleteWorkspace removes the workspace and everything in it; its keys are destroyed, so that nothing in a backup opens either.
 	DeleteWorkspace(context.Context, *DeleteWorkspaceRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedResourceServiceServer()
@@ -219,6 +234,9 @@ func (UnimplementedResourceServiceServer) GetWorkspace(context.Context, *GetWork
 }
 func (UnimplementedResourceServiceServer) ListWorkspaces(context.Context, *ListWorkspacesRequest) (*ListWorkspacesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListWorkspaces not implemented")
+}
+func (UnimplementedResourceServiceServer) UpdateWorkspace(context.Context, *UpdateWorkspaceRequest) (*Workspace, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateWorkspace not implemented")
 }
 func (UnimplementedResourceServiceServer) DeleteWorkspace(context.Context, *DeleteWorkspaceRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteWorkspace not implemented")
@@ -406,6 +424,24 @@ func _ResourceService_ListWorkspaces_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ResourceService_UpdateWorkspace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateWorkspaceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ResourceServiceServer).UpdateWorkspace(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ResourceService_UpdateWorkspace_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ResourceServiceServer).UpdateWorkspace(ctx, req.(*UpdateWorkspaceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ResourceService_DeleteWorkspace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DeleteWorkspaceRequest)
 	if err := dec(in); err != nil {
@@ -466,6 +502,10 @@ var ResourceService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListWorkspaces",
 			Handler:    _ResourceService_ListWorkspaces_Handler,
+		},
+		{
+			MethodName: "UpdateWorkspace",
+			Handler:    _ResourceService_UpdateWorkspace_Handler,
 		},
 		{
 			MethodName: "DeleteWorkspace",

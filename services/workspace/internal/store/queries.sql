@@ -61,6 +61,9 @@ UPDATE scopes SET state = sqlc.arg(next), update_time = $2, removed_by = $3 WHER
 -- name: ActivateScope :execrows
 UPDATE scopes SET state = 2, managed_identity = $2, update_time = $3 WHERE uid = $1 AND state = 1;
 
+-- name: SetScopeBody :execrows
+UPDATE scopes SET body = $3, revision = revision + 1, update_time = $4 WHERE uid = $1 AND revision = $2 AND state = 2;
+
 -- name: DeleteScope :execrows
 DELETE FROM scopes WHERE uid = $1;
 

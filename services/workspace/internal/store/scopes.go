@@ -71,7 +71,7 @@ func BodyOwner(kind Kind, uid string) string {
 	return envelope.ServiceOwner
 }
 
-// SealBody makes the ciphertext of a body, for AddScope. It must be called outside a transaction.
+// SealBody makes the ciphertext of a body, for AddScope and SetBody. It must be called outside a transaction.
 func (s *Store) SealBody(ctx context.Context, kind Kind, uid string, b Body) ([]byte, error) {
 	key, err := s.own.Key(ctx, BodyOwner(kind, uid))
 	if err != nil {
@@ -200,6 +200,12 @@ func (t *Tx) Activate(ctx context.Context, s Scope, managedIdentity string) (boo
 		return false, sqldb.Fault(err)
 	}
 	return true, t.noteScope(ctx, s, true)
+}
+
+// SetBody replaces what the tenant wrote of a node. False means that the node has changed since it was read.
+func (t *Tx) SetBody(ctx context.Context, s Scope, body []byte) (bool, error) {
+	n, err := t.q.SetScopeBody(ctx, db.SetScopeBodyParams{UID: s.UID, Revision: s.Revision, Body: body, UpdateTime: t.now.UnixMicro()})
+	return n > 0, sqldb.Fault(err)
 }
 
 // RemoveScope takes a node out of the tree, with the assignments at it, and those of its managed identity anywhere.

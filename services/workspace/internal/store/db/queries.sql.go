@@ -1060,6 +1060,30 @@ func (q *Queries) NextSeq(ctx context.Context) (int64, error) {
 	return seq, err
 }
 
+const setScopeBody = `-- name: SetScopeBody :execrows
+UPDATE scopes SET body = $3, revision = revision + 1, update_time = $4 WHERE uid = $1 AND revision = $2 AND state = 2
+`
+
+type SetScopeBodyParams struct {
+	UID        string
+	Revision   int64
+	Body       []byte
+	UpdateTime int64
+}
+
+func (q *Queries) SetScopeBody(ctx context.Context, arg SetScopeBodyParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, setScopeBody,
+		arg.UID,
+		arg.Revision,
+		arg.Body,
+		arg.UpdateTime,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const setScopeState = `-- name: SetScopeState :execrows
 UPDATE scopes SET state = $4, update_time = $2, removed_by = $3 WHERE uid = $1 AND state = $5
 `
