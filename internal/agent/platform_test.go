@@ -49,6 +49,9 @@ import (
 
 func TestMain(m *testing.M) {
 	sandbox.MaybeStage()
+	if status, ok := asAgent(); ok {
+		os.Exit(status)
+	}
 	os.Exit(m.Run())
 }
 

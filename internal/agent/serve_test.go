@@ -582,3 +582,70 @@ func TestReplicaOfTheExample(t *testing.T) {
 		t.Errorf("a short row: %d %s", status, answer)
 	}
 }
+
+// asAgent carries a run in a process of its own, for tests that kill it.
+func asAgent() (status int, ok bool) {
+	if os.Getenv("TEST_AS_AGENT") == "" {
+		return 0, false
+	}
+	return agent.Main(context.Background(), os.Stdin, os.Stderr), true
+}
+
+// marked are the processes of this machine that have the variable in their environment.
+func marked(t *testing.T, variable string) (pids []string) {
+	t.Helper()
+	list, err := filepath.Glob("/proc/[0-9]*/environ")
+	must(t, err)
+	for _, file := range list {
+		if env, err := os.ReadFile(file); err == nil && slices.Contains(strings.Split(string(env), "\x00"), variable) {
+			pids = append(pids, strings.Split(file, "/")[2])
+		}
+	}
+	return pids
+}
+
+// Host and workers end with their agent, however it ends, busy or not.
+func TestReplicaEndsWithItsAgent(t *testing.T) {
+	t.Parallel()
+	const variable = "MARK=ends-with-its-agent"
+	r := newReplica(t, `
+import subprocess, time
+def run(data):
+    if data == "hang":
+        subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        while True: time.sleep(0.01)
+`, func(r *replica) {
+		r.task.Environment = map[string]string{"MARK": "ends-with-its-agent"}
+		r.task.Serve.Workers = 2
+	})
+	exe, err := os.Executable()
+	must(t, err)
+	doc, err := json.Marshal(map[string]any{"gateway": r.addr, "public_url": r.url, "ca_pem": string(r.caPEM), "run": runName, "run_uid": runUID, "join_token": joinToken, "heartbeat_ms": 100})
+	must(t, err)
+	cmd := exec.Command(exe)
+	cmd.Env, cmd.Stdin = append(os.Environ(), "TEST_AS_AGENT=1"), strings.NewReader(string(doc))
+	must(t, cmd.Start())
+	killed := sync.OnceFunc(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	defer killed()
+	a, b := r.in.worker(), r.in.worker()
+	a.send(t, "hang", "")
+	for deadline := time.Now().Add(patience); len(marked(t, variable)) < 4; { // the host, two workers, and what one of them started
+		if time.Now().After(deadline) {
+			t.Fatalf("there are %d processes", len(marked(t, variable)))
+		}
+	}
+	killed()
+	for _, w := range []*worker{a, b} {
+		if status, _ := w.answer(); status != 0 {
+			t.Errorf("it answers after its end: %d", status)
+		}
+	}
+	for deadline := time.Now().Add(patience); len(marked(t, variable)) > 0; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%v have outlived their agent", marked(t, variable))
+		}
+	}
+}

@@ -869,6 +869,9 @@ def offer_azureml():
 
 
 def main():
+    for stream in (sys.stdout, sys.stderr):
+        # Whole lines, also where Python was told not to buffer: several processes share the log.
+        stream.reconfigure(line_buffering=True, write_through=False)
     try:
         settings = Settings(os.environ)
     except Unusable as e:

@@ -501,6 +501,16 @@ def run(data):
                     c.answer()
             self.assertEqual((len(pids[0]), len(pids[1]), len(pids[0] | pids[1])), (1, 1, 2))
 
+    def test_lines_stay_whole(self):
+        script = "def run(data):\n    for _ in range(2000): print(data, data)\n"
+        with Replica(script, workers=3) as r:
+            workers = [r.worker() for _ in range(3)]
+            for c in workers:
+                c.send("abcdef")
+            for c in workers:
+                self.assertEqual(c.answer()[0], 200)
+            self.assertEqual(set(r.text().splitlines()), {"abcdef abcdef"})
+
     def test_prints_by_the_megabyte(self):
         with Replica("def run(data):\n    for _ in range(200): print('x' * 100000)\n    return 'done'\n") as r:
             self.assertEqual(r.worker().ask("")[2], b"done")

@@ -28,7 +28,7 @@ const (
 	Protocol = "redoubt-replica/1"
 
 	dialTimeout = 10 * time.Second // all that comes before a connection is a worker's
-	slotTimeout = 5 * time.Second  // for the connection of a worker that has just died to be noticed
+	slotTimeout = time.Second      // for the connection of a worker that has just died to be noticed
 	bufferSize  = 32 << 10
 	mostReply   = 256 // bytes of a line of inference's
 )
