@@ -348,22 +348,21 @@ func TestAnUploadThatIsRefusedLeavesNothing(t *testing.T) {
 	for _, msg := range messages(m, good, named{"second", "12"})[:4] {
 		must(t, s.Send(msg))
 	}
-	for l.count("model_leftovers") == 0 {
-		l.yield()
-	}
+	l.until(func() bool { return l.count("model_leftovers") > 0 })
 	cancel()
-	for l.count("model_leftovers") > 0 {
-		l.yield()
-	}
+	l.until(func() bool { return l.count("model_leftovers") == 0 })
 	l.nothing("a client that went away", 1, 1)
 }
 
-func (l *lab) yield() {
+// until waits for something that another goroutine does.
+func (l *lab) until(done func() bool) {
 	l.t.Helper()
-	if err := l.t.Context().Err(); err != nil {
-		l.t.Fatal(err)
+	for end := time.Now().Add(time.Minute); !done(); {
+		if time.Now().After(end) {
+			l.t.Fatal("it does not come")
+		}
+		time.Sleep(time.Millisecond) // between two looks
 	}
-	time.Sleep(time.Millisecond) // between two looks
 }
 
 func TestVersionsAndAliases(t *testing.T) {
