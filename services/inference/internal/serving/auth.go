@@ -16,7 +16,7 @@ import (
 // endpoint is an Endpoint with what is worked out once. It is not changed.
 type endpoint struct {
 	*Endpoint
-	own, others credentials
+	own, others credentialIndex
 	total       int // of the percentages of Traffic
 }
 
@@ -28,12 +28,12 @@ func newEndpoint(e *Endpoint) *endpoint {
 	return x
 }
 
-// credentials finds by the first bytes of the hash, so that an endpoint with thousands of tokens answers as fast as one with two keys. What
+// credentialIndex finds by the first bytes of the hash, so that an endpoint with thousands of tokens answers as fast as one with two keys. What
 // decides is the comparison of the whole, in constant time.
-type credentials map[uint64][]*Credential
+type credentialIndex map[uint64][]*Credential
 
-func index(list []Credential) credentials {
-	m := make(credentials, len(list))
+func index(list []Credential) credentialIndex {
+	m := make(credentialIndex, len(list))
 	for i := range list {
 		k := binary.LittleEndian.Uint64(list[i].Hash[:])
 		m[k] = append(m[k], &list[i])
@@ -41,7 +41,7 @@ func index(list []Credential) credentials {
 	return m
 }
 
-func (m credentials) find(hash *[32]byte) *Credential {
+func (m credentialIndex) find(hash *[32]byte) *Credential {
 	var found *Credential
 	for _, c := range m[binary.LittleEndian.Uint64(hash[:])] {
 		if subtle.ConstantTimeCompare(c.Hash[:], hash[:]) == 1 {

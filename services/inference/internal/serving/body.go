@@ -61,6 +61,7 @@ func (c *call) readBody(w http.ResponseWriter, r *http.Request, limit int64) *re
 		case int64(c.body.Len()) > limit:
 			return tooLarge(limit)
 		case errors.Is(err, io.EOF):
+			c.size = int64(c.body.Len())
 			raw.done()
 			return nil
 		case err != nil:

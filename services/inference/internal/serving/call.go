@@ -43,8 +43,9 @@ type call struct {
 
 	body     *pool.Body
 	reserved int64
-	pooled   bool // body is of s.bodies
-	whole    bool // all of it has come
+	pooled   bool  // body is of s.bodies
+	whole    bool  // all of it has come
+	size     int64 // of what came, unpacked
 
 	conn     *pool.Conn
 	rec      *record
@@ -97,8 +98,8 @@ func (c *call) end() {
 	c.s.records.Put(c.rec)
 }
 
-// enter decides whether the caller may come in.
-func (c *call) enter(who func(*endpoint) (caller, *refusal)) *refusal {
+// admit decides whether the caller may come in.
+func (c *call) admit(who func(*endpoint) (caller, *refusal)) *refusal {
 	c.who = who
 	var r *refusal
 	c.caller, r = who(c.endpoint)
@@ -221,7 +222,7 @@ func (c *call) forward(ctx context.Context, req *pool.Request) (*pool.Response, 
 		default:
 			return nil, c.unserved(ctx, err)
 		}
-		if limit := c.deployment.bodyLimit(); c.body != nil && int64(c.body.Len()) > limit {
+		if limit := c.deployment.bodyLimit(); c.size > limit {
 			return nil, tooLarge(limit)
 		}
 		setDuration(&c.rec.queued, time.Since(start))

@@ -345,11 +345,11 @@ func TestQueue(t *testing.T) {
 	}
 	waited := 0
 	for _, r := range l.log.all() {
-		if r.GetQueued().AsDuration() > time.Millisecond {
+		if r.GetQueued().AsDuration() > 0 {
 			waited++
 		}
 	}
-	if waited < 2 {
+	if waited < 2 { // of those whom the worker saw; it takes no time only by a coarse clock
 		t.Errorf("%d records say that they waited", waited)
 	}
 }

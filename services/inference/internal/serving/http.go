@@ -58,12 +58,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := &request{call: s.newCall(h.protocol, one(r.Header, headerRequestID), one(r.Header, "Traceparent")), w: w, r: r, dialect: h.dialect}
 	defer q.end()
 	defer q.recover()
-	q.describe()
+	q.describe(r)
 	w.Header()[headerRequestID] = []string{q.id}
 	q.endpoint, _ = s.endpoint(uid)
 	p, refused := present(r.Header["Authorization"])
 	if refused == nil {
-		refused = q.enter(func(e *endpoint) (caller, *refusal) { return admit(e, &p, s.cfg.Now()) })
+		refused = q.admit(func(e *endpoint) (caller, *refusal) { return admit(e, &p, s.cfg.Now()) })
 	}
 	if refused == nil {
 		refused = q.selectors()
@@ -113,6 +113,15 @@ type handler struct {
 }
 
 func protocolOf(rest string) handler {
+	first, _, _ := strings.Cut(rest, "/")
+	switch first {
+	case "v2":
+		return handler{"oip-rest", textBody, (*request).oip}
+	case "v1":
+		return handler{"kserve-v1", textBody, (*request).kserve}
+	case "invocations", "ping", "health", "version":
+		return handler{"mlflow", mlflowBody, (*request).mlflow}
+	}
 	return handler{"http", errorBody, (*request).plain}
 }
 
@@ -188,8 +197,8 @@ func (q *request) readable() *refusal {
 }
 
 // ready settles on a deployment and tells whether a worker of it is connected.
-func (q *request) ready() bool {
-	return q.choose() == nil && q.s.pool.Workers(q.deployment.UID) > 0
+func (c *call) ready() bool {
+	return c.choose() == nil && c.s.pool.Workers(c.deployment.UID) > 0
 }
 
 // pass forwards a request and gives its answer to the client as it comes.
@@ -356,13 +365,6 @@ func (q *request) selectors() *refusal {
 	}
 	q.wanted = one(q.r.Header, headerDeployment)
 	return nil
-}
-
-// describe notes what the record says of the request.
-func (q *request) describe() {
-	rec := q.rec
-	rec.HttpMethod, rec.UserAgent, rec.RequestUrl = text(q.r.Method, 32), text(q.r.UserAgent(), maxAgent), requestURL(q.r.URL)
-	rec.Address, rec.ClientRequestId = address(q.r.RemoteAddr), text(one(q.r.Header, headerClientID), maxClientID)
 }
 
 // one is the value of a header that was sent once, or "".

@@ -58,6 +58,7 @@ func (s *Server) Serve(ctx context.Context, scoring, replicas net.Listener) erro
 		_ = srv.Close()
 	}
 	<-served
+	s.grpc.stop()
 	cancel()
 	<-pooled
 	s.mirrors.Wait()

@@ -17,7 +17,7 @@ func (c *call) mirror(path, contentType string) {
 		return
 	}
 	d := c.endpoint.Deployments[m.Deployment]
-	if d == nil || d.UID == c.deployment.UID || int64(c.body.Len()) > d.bodyLimit() {
+	if d == nil || d.UID == c.deployment.UID || c.size > d.bodyLimit() {
 		return
 	}
 	select {

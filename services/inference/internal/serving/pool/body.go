@@ -40,15 +40,8 @@ func (b *Body) Grow(n int) {
 // Append adds bytes.
 func (b *Body) Append(p []byte) { b.buf = append(b.buf, p...) }
 
-// Set makes it what add appends to an empty body.
-func (b *Body) Set(add func([]byte) ([]byte, error)) error {
-	buf, err := add(b.buf[:room])
-	if err != nil {
-		return err
-	}
-	b.buf = buf
-	return nil
-}
+// Fill adds what write appends.
+func (b *Body) Fill(write func([]byte) []byte) { b.buf = write(b.buf) }
 
 // Clone is a copy.
 func (b *Body) Clone() *Body {
