@@ -45,6 +45,8 @@ type computer struct {
 	fail, stopFail error
 	hold           bool
 	die            func(req *computev1.StartReplicaRequest) string
+	// before is called at the begin of each StartReplica and StopReplica, after at the end, when it has had its effect.
+	before, after func()
 	// answer is what the workers of a replica answer.
 	answer func(req *computev1.StartReplicaRequest) (int, string)
 	jobs   sync.WaitGroup
@@ -93,6 +95,7 @@ func (c *computer) set(f func()) {
 }
 
 func (c *computer) StartReplica(_ context.Context, req *computev1.StartReplicaRequest) (*computev1.ReplicaStatus, error) {
+	defer c.hooked()()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.starts++
@@ -195,7 +198,23 @@ func (c *computer) work(ctx context.Context, m *made, n int) {
 	}
 }
 
+// hooked calls before, and gives what calls after.
+func (c *computer) hooked() (done func()) {
+	c.mu.Lock()
+	before, after := c.before, c.after
+	c.mu.Unlock()
+	if before != nil {
+		before()
+	}
+	return func() {
+		if after != nil {
+			after()
+		}
+	}
+}
+
 func (c *computer) StopReplica(_ context.Context, req *computev1.StopReplicaRequest) (*emptypb.Empty, error) {
+	defer c.hooked()()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stopFail != nil {

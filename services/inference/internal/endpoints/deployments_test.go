@@ -385,6 +385,58 @@ func TestRestart(t *testing.T) {
 	l.until(d.GetName(), "a new one", func(d *inferencev1.Deployment) bool { return isReady(d) && len(l.comp.started()) == 3 })
 }
 
+// H3: inference is killed before or after each call that it makes to compute on the way from one version to the next. It ends where it
+// would have ended, and nothing is left over.
+func TestCrashes(t *testing.T) {
+	l := newLab(t)
+	e := l.endpoint("e1", nil)
+	s := spec(l.model())
+	s.Replicas = 2
+	d := l.ready(l.deploy(e.GetName(), "blue", s).GetName())
+	for _, late := range []bool{false, true} {
+		for at := int64(1); at <= 4; at++ {
+			var calls atomic.Int64
+			now, gone := make(chan struct{}), make(chan struct{})
+			hook := func() {
+				if calls.Add(1) == at {
+					close(now)
+					<-gone // so that the caller never hears of it
+				}
+			}
+			l.comp.set(func() {
+				if late {
+					l.comp.after = hook
+				} else {
+					l.comp.before = hook
+				}
+			})
+			s = proto.CloneOf(s)
+			s.EntryScript = "v" + string(rune('a'+at)) + map[bool]string{true: "-late", false: ""}[late] + ".py"
+			u, err := l.rpc().UpdateDeployment(l.as("owner"), &inferencev1.UpdateDeploymentRequest{Name: d.GetName(), Deployment: s})
+			must(t, err)
+			select {
+			case <-now:
+			case <-time.After(longTime):
+				t.Fatalf("there is no call %d", at)
+			}
+			l.comp.set(func() { l.comp.before, l.comp.after = nil, nil })
+			l.stop()
+			close(gone)
+			l.start()
+			l.until(d.GetName(), "updated", func(d *inferencev1.Deployment) bool { return isReady(d) && d.GetGeneration() == u.GetGeneration() })
+			l.eventually("nothing is left over", func() bool {
+				running := l.comp.running()
+				for _, r := range running {
+					if r.GetServe().GetEntryScript() != s.GetEntryScript() {
+						return false
+					}
+				}
+				return len(running) == 2
+			})
+		}
+	}
+}
+
 func TestTraffic(t *testing.T) {
 	l := newLab(t)
 	e := l.endpoint("e1", nil)
