@@ -57,6 +57,8 @@ type Service struct {
 	PostgresFile string `koanf:"postgres_file" config:"visible"`
 	// Admin is the uid of the first administrator; workspace only. He gets his role at the first start.
 	Admin string `koanf:"admin" config:"visible"`
+	// RequestLogDays is for how many days requests to endpoints are kept; telemetry only. 0 is 30.
+	RequestLogDays int `koanf:"request_log_days" config:"visible"`
 	// AgentCommand starts the agent of a local target; compute only. Empty is this binary with "agent".
 	AgentCommand []string `koanf:"agent_command" config:"visible"`
 	// ScoringListen is host:port at which endpoints are scored, ReplicaListen the one that replicas dial; inference only.
@@ -119,6 +121,9 @@ func (c *Config) Check() error {
 		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
 			return bad("service.metrics", "is not an address on loopback")
 		}
+	}
+	if d := c.Service.RequestLogDays; d < 0 || d > 3650 {
+		return bad("service.request_log_days", "is not from 0 to 3650")
 	}
 	if c.Service.Instance == "" {
 		c.Service.Instance = "a"

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -266,7 +267,9 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 	}
 	if n.name == "telemetry" {
 		return telemetry.New(telemetry.Config{
-			DB: st.db, Own: st.own, Keys: k, Runs: computev1.NewRunInternalServiceClient(peer("compute")), Now: n.opts.Now, Logger: n.log,
+			DB: st.db, Own: st.own, Keys: k, Runs: computev1.NewRunInternalServiceClient(peer("compute")),
+			Endpoints:        inferencev1.NewInferenceInternalServiceClient(peer("inference")),
+			RequestRetention: time.Duration(n.cfg.Service.RequestLogDays) * 24 * time.Hour, Now: n.opts.Now, Logger: n.log,
 		})
 	}
 	b, err := blobs()
@@ -301,7 +304,7 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Dir: n.cfg.Service.Dir,
 		Tokens: identityv1.NewTokenServiceClient(peer("identity")), Agents: identityv1.NewAgentServiceClient(peer("identity")),
 		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), RunData: telemetryv1.NewMetricServiceClient(peer("telemetry")),
-		Gateway:   u.Host, PublicURL: n.cfg.Mesh.PublicURL, CA: ca, AgentCommand: n.cfg.Service.AgentCommand, Now: n.opts.Now, Logger: n.log,
+		Gateway: u.Host, PublicURL: n.cfg.Mesh.PublicURL, CA: ca, AgentCommand: n.cfg.Service.AgentCommand, Now: n.opts.Now, Logger: n.log,
 	})
 }
 

@@ -1,15 +1,18 @@
-// Package telemetry keeps who did what (the activity log), and what runs measure (metrics, parameters, tags).
+// Package telemetry keeps who did what (the activity log), what runs measure (metrics, parameters, tags), and what was asked of endpoints
+// (the request log).
 //
 // # What it owns
 //
-// The activity log of all services, and run history; each in a store of its own below internal. Nothing else reads or writes them.
+// The activity log of all services, run history, and the request log; each in a store of its own below internal. Nothing else reads or
+// writes them.
 //
 // # Trust boundary
 //
 // Events come from the outboxes of the other services. A service writes its own events only: the name in an event is compared with
 // the certificate at the other end, so what stole one service cannot write or overwrite what another one did. Within its own events a
 // service is believed. Metrics come from runs, with run tokens, and from users; the chain has decided that they may. Which run a name
-// means is asked of compute, and remembered: the id of a run is never used again in its workspace.
+// means is asked of compute, and remembered: the id of a run is never used again in its workspace. Which endpoint a name means is asked
+// of inference each time: a name that was given again shows nothing of the endpoint before. Requests come from inference's spools alone.
 //
 // # Invariants
 //
@@ -23,5 +26,6 @@
 // # How it fails
 //
 // Closed, and without loss: services keep their events until they are stored here, agents keep batches until they are answered. Without
-// keyvault there are no metrics, without compute no metrics of runs that were not seen before; the activity log needs neither.
+// keyvault there are no metrics and no requests, without compute no metrics of runs that were not seen before, without inference no reading of
+// requests; the activity log needs none of them.
 package telemetry

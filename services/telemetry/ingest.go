@@ -65,6 +65,9 @@ func (i ingestServer) PurgeWorkspace(ctx context.Context, req *telemetryv1.Purge
 	if err := i.s.history.Store(uid).Purge(ctx, uid); err != nil {
 		return nil, err
 	}
+	if err := i.s.requests.Purge(ctx, uid); err != nil {
+		return nil, err
+	}
 	err := i.s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		if err := i.s.cfg.Keys.DestroyIn(ctx, tx, uid); err != nil {
 			return err

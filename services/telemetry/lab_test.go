@@ -21,6 +21,7 @@ import (
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/audit"
@@ -68,6 +69,7 @@ type lab struct {
 	addr   string
 	tokens map[string]*authn.Verified
 	runs   compute
+	ends   inference
 	clock  atomic.Int64 // microseconds
 	seq    atomic.Uint64
 }
@@ -92,6 +94,34 @@ func (c *compute) DescribeRun(_ context.Context, in *computev1.DescribeRunReques
 		}
 	}
 	return nil, fault.ToStatus(fault.NotFound("no such run"), "redoubt.test", "").Err()
+}
+
+// inference is the other service, as far as telemetry asks it: which endpoints there are, by workspace and id.
+type inference struct {
+	mu   sync.Mutex
+	uids map[[2]string]string
+	away bool
+}
+
+func (i *inference) set(workspaceUID, id, uid string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.uids == nil {
+		i.uids = make(map[[2]string]string)
+	}
+	i.uids[[2]string{workspaceUID, id}] = uid
+}
+
+func (i *inference) DescribeEndpoint(_ context.Context, in *inferencev1.DescribeEndpointRequest, _ ...grpc.CallOption) (*inferencev1.DescribeEndpointResponse, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.away {
+		return nil, fault.ToStatus(fault.Unavailable("inference is away"), "redoubt.test", "").Err()
+	}
+	if uid := i.uids[[2]string{in.GetWorkspaceUid(), in.GetEndpointId()}]; uid != "" {
+		return &inferencev1.DescribeEndpointResponse{EndpointUid: uid}, nil
+	}
+	return nil, fault.ToStatus(fault.NotFound("no such endpoint"), "redoubt.test", "").Err()
 }
 
 func sets() []sqldb.MigrationSet {
@@ -142,7 +172,7 @@ func (l *lab) start() {
 	l.t.Helper()
 	var err error
 	l.svc, err = telemetry.New(telemetry.Config{
-		DB: l.db, Own: l.own, Keys: l.keys, Runs: &l.runs, Now: func() time.Time { return time.UnixMicro(l.clock.Load()) },
+		DB: l.db, Own: l.own, Keys: l.keys, Runs: &l.runs, Endpoints: &l.ends, Now: func() time.Time { return time.UnixMicro(l.clock.Load()) },
 	})
 	must(l.t, err)
 	rules, err := rule.Load(rule.Registered("redoubt.telemetry")...)

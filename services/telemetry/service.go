@@ -13,10 +13,12 @@ import (
 	"google.golang.org/grpc"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/telemetry/internal/history"
+	"github.com/redoubt-ml/redoubt/services/telemetry/internal/requests"
 	"github.com/redoubt-ml/redoubt/services/telemetry/internal/store"
 )
 
@@ -25,7 +27,12 @@ type Runs interface {
 	DescribeRun(ctx context.Context, in *computev1.DescribeRunRequest, opts ...grpc.CallOption) (*computev1.DescribeRunResponse, error)
 }
 
-// Config of a Service. DB, Own, Keys and Runs are required.
+// Endpoints is the part of inference that telemetry needs.
+type Endpoints interface {
+	DescribeEndpoint(ctx context.Context, in *inferencev1.DescribeEndpointRequest, opts ...grpc.CallOption) (*inferencev1.DescribeEndpointResponse, error)
+}
+
+// Config of a Service. DB, Own, Keys, Runs and Endpoints are required.
 type Config struct {
 	// DB has the tables of Migrations, and those of envelope and audit.
 	DB *sqldb.DB
@@ -37,6 +44,10 @@ type Config struct {
 	Keys *envelope.Keyring
 	// Runs says which run a name means.
 	Runs Runs
+	// Endpoints says which endpoint a name means.
+	Endpoints Endpoints
+	// RequestRetention is how long requests to endpoints are kept; 0 means 30 days.
+	RequestRetention time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 	// Logger takes what an operator should know; nil discards.
@@ -45,7 +56,7 @@ type Config struct {
 
 // Migrations brings every table of telemetry into one database.
 func Migrations() sqldb.MigrationSet {
-	return sqldb.MigrationSet{Name: "telemetry", FS: union{store.Files, history.Migrations().FS}, Dir: "migrations"}
+	return sqldb.MigrationSet{Name: "telemetry", FS: union{store.Files, history.Migrations().FS, requests.Migrations().FS}, Dir: "migrations"}
 }
 
 // HistoryMigrations brings the tables of run history into a database of its own.
@@ -83,6 +94,7 @@ type Service struct {
 	cfg      Config
 	activity *store.Store
 	history  *history.Stores
+	requests *requests.Store
 	feed     *feed
 	runs     runCache
 	stop     chan struct{} // closed when streams must end
@@ -91,8 +103,8 @@ type Service struct {
 
 // New makes the service. Close ends it.
 func New(cfg Config) (*Service, error) {
-	if cfg.DB == nil || cfg.Own == nil || cfg.Keys == nil || cfg.Runs == nil {
-		return nil, errors.New("telemetry: DB, Own, Keys and Runs are required")
+	if cfg.DB == nil || cfg.Own == nil || cfg.Keys == nil || cfg.Runs == nil || cfg.Endpoints == nil {
+		return nil, errors.New("telemetry: DB, Own, Keys, Runs and Endpoints are required")
 	}
 	if cfg.History == nil {
 		cfg.History = cfg.DB
@@ -110,6 +122,12 @@ func New(cfg Config) (*Service, error) {
 		return nil, err
 	}
 	var err error
+	if s.requests, err = requests.New(requests.Config{DB: cfg.DB, Keys: cfg.Keys, Retention: cfg.RequestRetention, Now: cfg.Now, Logger: cfg.Logger}); err != nil {
+		return nil, err
+	}
+	if err := s.requests.Ready(ctx); err != nil {
+		return nil, err
+	}
 	if s.history, err = history.Open(history.Config{Shared: cfg.History, Keys: cfg.Keys, Now: cfg.Now, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
@@ -126,9 +144,10 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	telemetryv1.RegisterActivityServiceServer(r, activityServer{s: s})
 	telemetryv1.RegisterIngestServiceServer(r, ingestServer{s: s})
 	telemetryv1.RegisterMetricServiceServer(r, metricServer{s: s})
+	telemetryv1.RegisterRequestLogServiceServer(r, requestServer{s: s})
 }
 
-// forgetEvery is how often old batch ids are removed.
+// forgetEvery is how often old batch ids and old requests are removed.
 const forgetEvery = time.Hour
 
 // Run feeds the watches of the activity and tidies up, until ctx ends. Then open streams end too.
@@ -143,6 +162,9 @@ func (s *Service) Run(ctx context.Context) error {
 		err := s.history.Each(func(h *history.Store) error { return h.Forget(ctx) })
 		if err != nil && ctx.Err() == nil {
 			s.cfg.Logger.WarnContext(ctx, "old batch ids could not be removed; they are tried again", "error", err)
+		}
+		if err := s.requests.Sweep(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.WarnContext(ctx, "old requests could not be removed; they are tried again", "error", err)
 		}
 		select {
 		case <-tick.C:

@@ -343,7 +343,7 @@ func (x *IngestRequestsRequest) GetDropped() int64 {
 
 type SequencedRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Rises by one with each request of the source. What is missing in between is lost, and counted.
+	// Rises by one with each request of the source. What is missing in between is lost, and stands in dropped.
 	Seq           int64           `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
 	Request       *ScoringRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields

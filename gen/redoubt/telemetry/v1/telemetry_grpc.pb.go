@@ -186,7 +186,7 @@ const (
 type IngestServiceClient interface {
 	// Ingest stores a batch; what came before is known by service and seq and taken once. Answered when stored.
 	Ingest(ctx context.Context, in *IngestRequest, opts ...grpc.CallOption) (*IngestResponse, error)
-	// PurgeWorkspace removes the metrics of a workspace that is being deleted. Its activity stays.
+	// PurgeWorkspace removes the metrics of a workspace that is being deleted, and the requests to its endpoints. Its activity stays.
 	PurgeWorkspace(ctx context.Context, in *PurgeWorkspaceRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
@@ -226,7 +226,7 @@ func (c *ingestServiceClient) PurgeWorkspace(ctx context.Context, in *PurgeWorks
 type IngestServiceServer interface {
 	// Ingest stores a batch; what came before is known by service and seq and taken once. Answered when stored.
 	Ingest(context.Context, *IngestRequest) (*IngestResponse, error)
-	// PurgeWorkspace removes the metrics of a workspace that is being deleted. Its activity stays.
+	// PurgeWorkspace removes the metrics of a workspace that is being deleted, and the requests to its endpoints. Its activity stays.
 	PurgeWorkspace(context.Context, *PurgeWorkspaceRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedIngestServiceServer()
 }
