@@ -191,15 +191,13 @@ func (w *ingest) lastChunk(ctx context.Context, key *envelope.Key, p place) (*gr
 		return nil, err
 	}
 	g := &growing{chunk: chunk{Endpoint: p.Endpoint, minute: p.minute, number: row.Number, rev: row.Rev, requests: row.Requests, classes: row.Classes, sealed: row.Sealed}, key: key}
-	full := row.Requests >= chunkRequests || len(row.Sealed) >= chunkBytes
-	if row.WorkspaceUID == p.WorkspaceUID && !full {
-		g.plain, err = g.open(key)
+	if row.WorkspaceUID == p.WorkspaceUID && row.Requests < chunkRequests && len(row.Sealed) < chunkBytes {
+		if g.plain, err = g.open(key); err == nil {
+			return g, nil
+		}
 	}
-	// What is damaged is left as it is, for whoever looks into it; new requests go elsewhere.
-	if row.WorkspaceUID != p.WorkspaceUID || full || err != nil {
-		return w.begin(key, p, row.Number+1), nil
-	}
-	return g, nil
+	// What is full grows no more; what is damaged is left as it is, for whoever looks into it.
+	return w.begin(key, p, row.Number+1), nil
 }
 
 // flush writes the chunks, and says of which endpoints they are.
