@@ -721,14 +721,14 @@ type ModelVersion struct {
 	// In the order of their paths; without in lists.
 	Files      []*ModelFile `protobuf:"bytes,7,rep,name=files,proto3" json:"files,omitempty"`
 	TotalBytes int64        `protobuf:"varint,8,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
-	// SHA-256 over the manifest: what the signature is over.
+	// SHA-256 of the manifest that is signed.
 	Digest []byte `protobuf:"bytes,9,opt,name=digest,proto3" json:"digest,omitempty"`
-	// The signed manifest: a DSSE envelope as JSON. Without in lists.
+	// The signed manifest: a DSSE envelope as JSON, of payload type application/vnd.redoubt.model-manifest.v1+json. Without in lists.
 	Signature []byte `protobuf:"bytes,10,opt,name=signature,proto3" json:"signature,omitempty"`
 	// Lineage: the run whose outputs it is, and the snapshot of code that the run had; "" for what was uploaded.
 	SourceRun      string `protobuf:"bytes,11,opt,name=source_run,json=sourceRun,proto3" json:"source_run,omitempty"`
 	SourceSnapshot string `protobuf:"bytes,12,opt,name=source_snapshot,json=sourceSnapshot,proto3" json:"source_snapshot,omitempty"`
-	// The folder or file among the run's outputs.
+	// The folder or file among the run's outputs, "" for all of them.
 	SourcePath string `protobuf:"bytes,13,opt,name=source_path,json=sourcePath,proto3" json:"source_path,omitempty"`
 	// Deployments that use it now.
 	Deployments   []string               `protobuf:"bytes,14,rep,name=deployments,proto3" json:"deployments,omitempty"`
@@ -964,7 +964,7 @@ type CreateModelVersionRequest struct {
 	Parent string                 `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
 	// A run of the same workspace.
 	SourceRun string `protobuf:"bytes,2,opt,name=source_run,json=sourceRun,proto3" json:"source_run,omitempty"`
-	// A file or a folder among the outputs of the run; "" for all of them.
+	// A file or a folder among the outputs of the run; "" for all of them. The files of a folder get their paths below it.
 	SourcePath  string            `protobuf:"bytes,3,opt,name=source_path,json=sourcePath,proto3" json:"source_path,omitempty"`
 	Description string            `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
 	Tags        map[string]string `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -1065,7 +1065,7 @@ type UploadModelVersionRequest struct {
 	Tags map[string]string `protobuf:"bytes,3,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// First message only: make the model if it is not there.
 	CreateModel bool `protobuf:"varint,4,opt,name=create_model,json=createModel,proto3" json:"create_model,omitempty"`
-	// Starts a file, whose content follows in data, in this message and later ones.
+	// Starts a file, whose content follows in data, in this message and later ones. It has path, size and digest.
 	File *ModelFile `protobuf:"bytes,5,opt,name=file,proto3" json:"file,omitempty"`
 	// At most 256 KiB a message.
 	Data          []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
@@ -1303,8 +1303,9 @@ func (x *ListModelVersionsResponse) GetNextPageToken() string {
 }
 
 type UpdateModelVersionRequest struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	ModelVersion *ModelVersionUpdate    `protobuf:"bytes,1,opt,name=model_version,json=modelVersion,proto3" json:"model_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name ends in the number.
+	ModelVersion *ModelVersionUpdate `protobuf:"bytes,1,opt,name=model_version,json=modelVersion,proto3" json:"model_version,omitempty"`
 	// "description", "tags"; empty means both.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1425,8 +1426,9 @@ func (x *ModelVersionUpdate) GetEtag() string {
 }
 
 type DeleteModelVersionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ends in the number.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
