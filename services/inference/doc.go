@@ -7,5 +7,7 @@
 // Invariants: no other service and no SQL is asked while a request is answered. A switch of an endpoint's authentication, and a new
 // key, hold when the call that made them has returned. Replicas are wanted in a committed row before they are started.
 //
-// Failure: killing this service loses no model, key or deployment; replicas reconnect. Where compute is away, what answers goes on.
+// Each request that is answered, and each that is refused at a known endpoint, has its record in a spool before its answer is complete.
+//
+// Failure: killing this service loses no record of a request, no model, key or deployment; replicas reconnect. Where compute is away, what answers goes on.
 package inference

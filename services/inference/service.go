@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,6 +25,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/endpoints"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/models"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/requestlog"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/store"
 )
@@ -46,6 +50,12 @@ type Config struct {
 	RunInternal computev1.RunInternalServiceClient
 	Snapshots   workspacev1.SnapshotServiceClient
 	Ingest      telemetryv1.IngestServiceClient
+	// RequestLog takes what was asked of endpoints; until it has, that is spooled in Dir.
+	RequestLog telemetryv1.RequestLogServiceClient
+	// Instance is the name of this instance.
+	Instance string
+	// OnRequestsDropped is told how many more requests could not be spooled, for a counter; nil tells nobody.
+	OnRequestsDropped func(n int64)
 
 	// ScoringURL is the address of the scoring listener as clients write it, https://host:port; ReplicaAddress is host:port at which
 	// agents reach the replica listener.
@@ -66,7 +76,7 @@ func (c *Config) check() error {
 	switch {
 	case c.DB == nil || c.Outbox == nil || c.Own == nil || c.Keys == nil || c.Blobs == nil || c.Engine == nil || c.Dir == "":
 		return errors.New("inference: DB, Outbox, Own, Keys, Blobs, Engine and Dir are required")
-	case c.Replicas == nil || c.Computes == nil || c.Runs == nil || c.RunInternal == nil || c.Snapshots == nil || c.Ingest == nil:
+	case c.Replicas == nil || c.Computes == nil || c.Runs == nil || c.RunInternal == nil || c.Snapshots == nil || c.Ingest == nil || c.RequestLog == nil:
 		return errors.New("inference: the peers are required")
 	case c.ScoringURL == "" || c.ReplicaAddress == "" || c.Certificate == nil || c.MeshTLS == nil || c.TrustDomain == "":
 		return errors.New("inference: ScoringURL, ReplicaAddress, Certificate, MeshTLS and TrustDomain are required")
@@ -80,11 +90,16 @@ func (c *Config) check() error {
 	return nil
 }
 
+// openTimeout bounds what New waits for a key.
+const openTimeout = 15 * time.Second
+
 // Service is the inference service.
 type Service struct {
 	models    *models.Service
 	serving   *serving.Server
 	endpoints *endpoints.Service
+	requests  *requestlog.Log
+	holders   holders // of requests
 }
 
 // New makes the service.
@@ -99,24 +114,29 @@ func New(cfg Config) (*Service, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if s.serving, err = serving.New(serving.Config{
-		Certificate: cfg.Certificate, CertificateFile: cfg.CertificateFile, KeyFile: cfg.KeyFile, MeshTLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain,
-		Installation: cfg.TrustDomain, Log: unrecorded{}, Now: cfg.Now, Logger: cfg.Logger,
+	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+	defer cancel()
+	if s.requests, err = requestlog.Open(ctx, requestlog.Config{
+		Dir: filepath.Join(cfg.Dir, "requests"), Own: cfg.Own, Client: cfg.RequestLog, Instance: cfg.Instance, OnDropped: cfg.OnRequestsDropped,
+		Now: cfg.Now, Logger: cfg.Logger,
 	}); err != nil {
 		return nil, err
+	}
+	if s.serving, err = serving.New(serving.Config{
+		Certificate: cfg.Certificate, CertificateFile: cfg.CertificateFile, KeyFile: cfg.KeyFile, MeshTLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain,
+		Installation: cfg.TrustDomain, Log: s.requests, Now: cfg.Now, Logger: cfg.Logger,
+	}); err != nil {
+		return nil, errors.Join(err, s.requests.Close())
 	}
 	s.endpoints, err = endpoints.New(endpoints.Config{
 		DB: cfg.DB, Outbox: cfg.Outbox, Keys: cfg.Keys, Engine: cfg.Engine, Listener: s.serving, Models: s.models, Replicas: cfg.Replicas,
 		Computes: cfg.Computes, Snapshots: cfg.Snapshots, ScoringURL: cfg.ScoringURL, ReplicaAddress: cfg.ReplicaAddress, Now: cfg.Now, Logger: cfg.Logger,
 	})
-	return s, err
+	if err != nil {
+		return nil, errors.Join(err, s.requests.Close())
+	}
+	return s, nil
 }
-
-// unrecorded stands where the request log is put.
-type unrecorded struct{}
-
-// Append implements serving.Log.
-func (unrecorded) Append(*telemetryv1.ScoringRequest) {}
 
 // Register puts the service's methods on a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
@@ -126,7 +146,9 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 
 // Run does what goes on beside calls, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	defer s.holders.hold(s.requests)()
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.requests.Relay(ctx) })
 	g.Go(func() error { return s.models.Run(ctx) })
 	g.Go(func() error { return s.endpoints.Run(ctx) })
 	return g.Wait()
@@ -135,6 +157,7 @@ func (s *Service) Run(ctx context.Context) error {
 // Serve opens the service's own listeners until ctx ends: scoring for strangers, replicas for workers. What endpoints there are is
 // known before the first connection is taken. It closes both.
 func (s *Service) Serve(ctx context.Context, scoring, replicas net.Listener) error {
+	defer s.holders.hold(s.requests)()
 	if err := s.endpoints.Load(ctx); err != nil {
 		_ = scoring.Close()
 		_ = replicas.Close()
@@ -143,5 +166,36 @@ func (s *Service) Serve(ctx context.Context, scoring, replicas net.Listener) err
 	return s.serving.Serve(ctx, scoring, replicas)
 }
 
-// Close releases nothing: the database is closed by whoever opened it.
-func (s *Service) Close() error { return nil }
+// Close gives the spool of the request log back, or leaves it to Run and Serve where they have not ended yet: their last request is still
+// logged. The database is closed by whoever opened it.
+func (s *Service) Close() error { return s.holders.close(s.requests) }
+
+// holders are those who still use something that is to be closed. The zero value is ready.
+type holders struct {
+	mu sync.Mutex
+	n  int
+}
+
+// hold keeps c open until what it returns is called; the last one closes it.
+func (h *holders) hold(c io.Closer) (release func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.n++
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.n--; h.n == 0 {
+			_ = c.Close()
+		}
+	}
+}
+
+// close closes c, unless somebody holds it.
+func (h *holders) close(c io.Closer) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.n > 0 {
+		return nil
+	}
+	return c.Close()
+}

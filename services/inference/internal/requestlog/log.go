@@ -155,7 +155,8 @@ func (l *Log) load(ctx context.Context) error {
 	return nil
 }
 
-// Append puts a record on its way. It belongs to the log afterwards. One without workspace or endpoint belongs to nobody's log, and is left out.
+// Append puts a record on its way, and does not keep r, whose texts it may cut. One without workspace or endpoint belongs to nobody's log, and
+// is left out.
 func (l *Log) Append(r *telemetryv1.ScoringRequest) {
 	if r.GetWorkspaceUid() == "" || r.GetEndpointUid() == "" {
 		return
