@@ -23,6 +23,7 @@ func TestCanaries(t *testing.T) {
 	w.people()
 	w.vault()
 	w.train()
+	w.register()
 	w.host()
 	w.refused()
 	// The activity log shows names to who may see them: they are stored, and have to be ciphertext.

@@ -3,6 +3,7 @@ package canary
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
@@ -248,6 +250,41 @@ func (w *walk) train() {
 		}
 		return nil
 	})
+}
+
+// register makes models of the run's output and of a file, with all that can be said of them.
+func (w *walk) register() {
+	models := w.admin.Models()
+	m, err := models.CreateModel(w.ctx, &inferencev1.CreateModelRequest{
+		Parent: w.workspace, ModelId: w.text("model id"), Description: w.free("model's description"), Tags: map[string]string{w.text("model's tag"): w.free("value of model's tag")},
+	})
+	w.must(err)
+	v, err := models.CreateModelVersion(w.ctx, &inferencev1.CreateModelVersionRequest{
+		Parent: m.GetName(), SourceRun: w.run, SourcePath: w.canaries["output folder"], RequestId: w.text("request id of a model version"),
+		Description: w.free("version's description"), Tags: map[string]string{w.text("version's tag"): w.free("value of version's tag")},
+	})
+	w.must(err)
+	_, err = models.SetModelAlias(w.ctx, &inferencev1.SetModelAliasRequest{Name: m.GetName(), Alias: w.text("model's alias"), Version: v.GetVersion()})
+	w.must(err)
+	content := []byte(w.free("content of a model's file"))
+	sum := sha256.Sum256(content)
+	up, err := models.UploadModelVersion(w.ctx)
+	w.must(err)
+	w.must(up.Send(&inferencev1.UploadModelVersionRequest{
+		Parent: w.workspace + "/models/" + w.text("other model's id"), CreateModel: true,
+		File: &inferencev1.ModelFile{Path: w.text("folder of a model") + "/" + w.text("file of a model"), Size: int64(len(content)), Digest: sum[:]}, Data: content,
+	}))
+	other, err := up.CloseAndRecv()
+	w.must(err)
+	for name, want := range map[string]string{m.GetName() + "/versions/" + w.canaries["model's alias"]: w.canaries["output content"] + "\n", other.GetName(): string(content)} {
+		down, err := models.DownloadModelVersion(w.ctx, &inferencev1.DownloadModelVersionRequest{Name: name})
+		w.must(err)
+		msg, err := down.Recv()
+		w.must(err)
+		if string(msg.GetData()) != want {
+			w.t.Fatalf("the model's file came back as %q", msg.GetData())
+		}
+	}
 }
 
 // measure logs to a run as a user.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -66,7 +67,7 @@ func (s *Service) GetModel(ctx context.Context, _ *inferencev1.GetModelRequest) 
 
 // ListModels implements inferencev1.ModelServiceServer.
 func (s *Service) ListModels(ctx context.Context, req *inferencev1.ListModelsRequest) (*inferencev1.ListModelsResponse, error) {
-	n, err := resource.PageSize(req.GetPageSize(), 100, 1000)
+	n, err := resource.PageSize(req.GetPageSize(), pageMost, pageMost)
 	if err != nil {
 		return nil, err
 	}
@@ -75,15 +76,20 @@ func (s *Service) ListModels(ctx context.Context, req *inferencev1.ListModelsReq
 	if err != nil {
 		return nil, err
 	}
-	list, cur, err := s.store.ListModels(ctx, ws, cur, n)
+	list, err := s.store.ListModels(ctx, ws, cur, n)
 	if err != nil {
 		return nil, err
 	}
 	out := &inferencev1.ListModelsResponse{}
 	for _, m := range list {
 		out.Models = append(out.Models, message(req.GetParent(), m))
+		cur = store.Cursor{Time: m.Created.UnixMicro(), UID: m.UID}
+		if proto.Size(out) > pageBytes {
+			n = min(n, len(out.GetModels())) // this page is full
+			break
+		}
 	}
-	out.NextPageToken, err = next(cur, len(list), n)
+	out.NextPageToken, err = next(cur, len(out.GetModels()), n)
 	return out, err
 }
 
@@ -278,7 +284,7 @@ func (s *Service) GetModelVersion(ctx context.Context, _ *inferencev1.GetModelVe
 
 // ListModelVersions implements inferencev1.ModelServiceServer.
 func (s *Service) ListModelVersions(ctx context.Context, req *inferencev1.ListModelVersionsRequest) (*inferencev1.ListModelVersionsResponse, error) {
-	n, err := resource.PageSize(req.GetPageSize(), 100, 1000)
+	n, err := resource.PageSize(req.GetPageSize(), pageMost, pageMost)
 	if err != nil {
 		return nil, err
 	}
@@ -303,8 +309,12 @@ func (s *Service) ListModelVersions(ctx context.Context, req *inferencev1.ListMo
 	for _, v := range list {
 		out.ModelVersions = append(out.ModelVersions, versionMessage(req.GetParent(), m, v, users))
 		cur.Time = v.Number
+		if proto.Size(out) > pageBytes {
+			n = min(n, len(out.GetModelVersions())) // this page is full
+			break
+		}
 	}
-	out.NextPageToken, err = next(cur, len(list), n)
+	out.NextPageToken, err = next(cur, len(out.GetModelVersions()), n)
 	return out, err
 }
 

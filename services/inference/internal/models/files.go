@@ -36,6 +36,7 @@ func errPath(what string) error {
 type tree struct {
 	files, folders map[string]bool
 	bytes          int64
+	paths          int // bytes of all paths
 	mostFiles      int
 	mostBytes      int64
 }
@@ -54,6 +55,8 @@ func (t *tree) add(p string, size int64) error {
 		return fault.InvalidArgument("the size of a file is less than 0").Field("file.size", "is less than 0")
 	case len(t.files) >= t.mostFiles:
 		return fault.ResourceExhausted("a version has at most %d files; pack them into fewer", t.mostFiles)
+	case t.paths+len(p) > maxPathBytes:
+		return fault.ResourceExhausted("the paths of a version have at most %d bytes in all; choose shorter ones", maxPathBytes)
 	case size > t.mostBytes-t.bytes:
 		return fault.ResourceExhausted("the files of a version have at most %d bytes in all", t.mostBytes)
 	case t.files[p]:
@@ -61,13 +64,18 @@ func (t *tree) add(p string, size int64) error {
 	case t.folders[p]:
 		return errPath("is that of a file, and not of a folder as well")
 	}
-	for d := path.Dir(p); d != "."; d = path.Dir(d) {
+	for at := strings.LastIndexByte(p, '/'); at > 0; at = strings.LastIndexByte(p[:at], '/') {
+		d := p[:at]
 		if t.files[d] {
 			return errPath("is that of a file, and not of a folder as well")
+		}
+		if t.folders[d] {
+			break // and so are those above it
 		}
 		t.folders[d] = true
 	}
 	t.files[p] = true
 	t.bytes += size
+	t.paths += len(p)
 	return nil
 }

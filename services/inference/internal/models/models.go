@@ -25,8 +25,13 @@ import (
 const (
 	maxFiles = 1000
 	maxBytes = 5 << 30
+	// maxPathBytes bounds the paths of a version together, so that a version with its signature is an answer that clients take.
+	maxPathBytes = 512 << 10
 	// maxAliases is how many aliases a model has at most.
 	maxAliases = 100
+	// pageMost is how many models or versions a page has at most, pageBytes after how many bytes it ends earlier: tags can be long.
+	pageMost  = 100
+	pageBytes = 2 << 20
 	// sweepEvery is how often left-over blobs are looked for.
 	sweepEvery = time.Hour
 )

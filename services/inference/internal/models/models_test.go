@@ -117,6 +117,34 @@ func TestListModelsNewestFirst(t *testing.T) {
 	want(t, "a negative size", err, codes.InvalidArgument, 0)
 }
 
+// TestAPageOfLongTagsEndsEarlier lists more than a client's message limit holds.
+func TestAPageOfLongTagsEndsEarlier(t *testing.T) {
+	l := newLab(t)
+	tags := make(map[string]string)
+	for i := range 100 {
+		tags[fmt.Sprint(i)] = long(5000)
+	}
+	const models = 11 // of half a megabyte each
+	for i := range models {
+		_, err := l.client().CreateModel(l.as("owner"), &inferencev1.CreateModelRequest{Parent: ws1, ModelId: fmt.Sprint("m", i), Tags: tags})
+		must(t, err)
+	}
+	seen, pages := make(map[string]bool), 0
+	for req := (&inferencev1.ListModelsRequest{Parent: ws1, PageSize: 1000}); ; pages++ {
+		page, err := l.client().ListModels(l.as("reader"), req)
+		must(t, err)
+		for _, m := range page.GetModels() {
+			seen[m.GetUid()] = true
+		}
+		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+			break
+		}
+	}
+	if len(seen) != models || pages < 2 {
+		t.Errorf("%d models on %d pages", len(seen), pages+1)
+	}
+}
+
 // TestRegisterFromARun is the way from a run to a version: whose files, which paths, from where.
 func TestRegisterFromARun(t *testing.T) {
 	l := newLab(t)

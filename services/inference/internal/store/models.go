@@ -129,10 +129,10 @@ func (s *Store) Model(ctx context.Context, workspace, id string) (*Model, error)
 }
 
 // ListModels gives models after the cursor, newest first.
-func (s *Store) ListModels(ctx context.Context, workspace string, after Cursor, limit int) ([]*Model, Cursor, error) {
+func (s *Store) ListModels(ctx context.Context, workspace string, after Cursor, limit int) ([]*Model, error) {
 	key, err := s.keys.Key(ctx, workspace)
 	if err != nil {
-		return nil, after, err
+		return nil, err
 	}
 	if after == (Cursor{}) {
 		after.Time = 1<<63 - 1
@@ -140,18 +140,17 @@ func (s *Store) ListModels(ctx context.Context, workspace string, after Cursor, 
 	q := db.New(s.db.Reader())
 	rows, err := q.ListModels(ctx, db.ListModelsParams{WorkspaceUID: workspace, CreateTime: after.Time, UID: after.UID, Column4: int64(limit)})
 	if err != nil {
-		return nil, after, sqldb.Fault(err)
+		return nil, sqldb.Fault(err)
 	}
 	out := make([]*Model, 0, len(rows))
 	for _, row := range rows {
 		m, err := model(ctx, q, key, row)
 		if err != nil {
-			return nil, after, err
+			return nil, err
 		}
 		out = append(out, m)
-		after = Cursor{Time: row.CreateTime, UID: row.UID}
 	}
-	return out, after, nil
+	return out, nil
 }
 
 // modelIn finds a model in a transaction.

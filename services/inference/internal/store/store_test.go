@@ -168,7 +168,7 @@ func TestModelsNewestFirst(t *testing.T) {
 		var got []string
 		var cur Cursor
 		for last := time.Unix(1<<40, 0); ; {
-			page, next, err := l.ListModels(t.Context(), l.ws, cur, 2)
+			page, err := l.ListModels(t.Context(), l.ws, cur, 2)
 			must(t, err)
 			if len(page) == 0 {
 				break
@@ -179,8 +179,8 @@ func TestModelsNewestFirst(t *testing.T) {
 				}
 				last = m.Created
 				got = append(got, m.UID)
+				cur = Cursor{Time: m.Created.UnixMicro(), UID: m.UID}
 			}
-			cur = next
 		}
 		slices.Sort(all)
 		slices.Sort(got)
