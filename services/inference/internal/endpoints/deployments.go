@@ -187,6 +187,9 @@ func (h api) UpdateDeployment(ctx context.Context, req *inferencev1.UpdateDeploy
 				State: inferencev1.Deployment_STATE_UPDATING, Updated: true, Offered: d.Status.Offered, Held: append(slices.Clone(d.Status.Held), d.Generation),
 			}
 		}
+		if d.Spec.GetReplicas() != spec.GetReplicas() { // whoever waits for it waits until they are there, or gone
+			d.Status.State, d.Status.Updated, d.Status.Complete = inferencev1.Deployment_STATE_UPDATING, true, false
+		}
 		d.Spec = spec
 		if err := x.UpdateDeployment(ctx, d, h.s.cfg.Now()); err != nil {
 			return err

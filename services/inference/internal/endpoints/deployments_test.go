@@ -277,8 +277,11 @@ func TestScale(t *testing.T) {
 	for _, n := range []int32{3, 1, 2, 1} {
 		s := proto.CloneOf(d.GetSpec())
 		s.Replicas = n
-		_, err := l.rpc().UpdateDeployment(l.as("owner"), &inferencev1.UpdateDeploymentRequest{Name: d.GetName(), Deployment: s})
+		u, err := l.rpc().UpdateDeployment(l.as("owner"), &inferencev1.UpdateDeploymentRequest{Name: d.GetName(), Deployment: s})
 		must(t, err)
+		if u.GetState() != inferencev1.Deployment_STATE_UPDATING || u.GetGeneration() != 1 {
+			t.Errorf("%v", u)
+		}
 		l.until(d.GetName(), "scaled", func(d *inferencev1.Deployment) bool { return isReady(d) && d.GetReadyReplicas() == n })
 		l.eventually("only those run that are wanted", func() bool { return len(l.comp.running()) == int(n) })
 		if l.comp.running()[0].GetReplicaId() != first {

@@ -206,7 +206,9 @@ func TestPlanProperty(t *testing.T) {
 			"turn":  func(*rapid.T) { w.turn(true, false) },
 			"crash": func(*rapid.T) { w.turn(true, true); w.seen = make(map[string]sight) },
 			"drain": func(*rapid.T) { w.drain() },
-			"time":  func(t *rapid.T) { w.now = w.now.Add(time.Duration(rapid.IntRange(1, 90).Draw(t, "seconds")) * time.Second) },
+			"time": func(t *rapid.T) {
+				w.now = w.now.Add(time.Duration(rapid.IntRange(1, 90).Draw(t, "seconds")) * time.Second)
+			},
 			"one": func(t *rapid.T) {
 				if len(w.order) == 0 {
 					t.Skip("nothing runs")
