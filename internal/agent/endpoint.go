@@ -5,31 +5,22 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/mlflow"
 )
 
-// What one request may hold (those of MLflow's own server).
+// What is taken at once. What one request may hold stands in package mlflow.
 const (
-	mostBody    = 1 << 20
-	mostItems   = 1000
-	mostParams  = 100
-	mostTags    = 100
-	mostKey     = 250
-	mostParam   = 6000
-	mostTag     = 8000
 	mostAtOnce  = 64 // requests
 	mostConns   = 256
 	headerLimit = 16 << 10
@@ -86,70 +77,60 @@ func (c *limitedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// refusalJSON is an error as MLflow's clients read it.
-type refusalJSON struct {
-	status  int
-	Code    string `json:"error_code"`
-	Message string `json:"message"`
-}
-
-func refuse(status int, code, message string) *refusalJSON {
-	return &refusalJSON{status, code, message}
-}
-
-func badParameter(message string) *refusalJSON {
-	return refuse(http.StatusBadRequest, "INVALID_PARAMETER_VALUE", message)
-}
-
 // ServeHTTP implements http.Handler. A request is answered with 200 when what it brought is stored.
 func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	if bad := e.serve(w, r); bad != nil {
-		if bad.status == http.StatusServiceUnavailable {
+		if bad.Status == http.StatusServiceUnavailable {
 			w.Header().Set("Retry-After", "1")
 		}
-		w.WriteHeader(bad.status)
+		w.WriteHeader(bad.Status)
 		_ = json.NewEncoder(w).Encode(bad) // fails when the client is gone
 		return
 	}
 	_, _ = io.WriteString(w, "{}")
 }
 
-func (e *endpoint) serve(w http.ResponseWriter, r *http.Request) *refusalJSON {
+func (e *endpoint) serve(w http.ResponseWriter, r *http.Request) *mlflow.Refusal {
 	if host, _, err := net.SplitHostPort(e.host); r.Host != e.host && (err != nil || r.Host != strings.Replace(e.host, host, "localhost", 1)) {
-		return refuse(http.StatusForbidden, "PERMISSION_DENIED", "this endpoint is at http://"+e.host)
+		return mlflow.Refuse(http.StatusForbidden, "PERMISSION_DENIED", "this endpoint is at http://"+e.host)
 	}
 	route, ok := strings.CutPrefix(r.URL.Path, "/api/2.0/mlflow/runs/")
 	if !ok {
 		route, ok = strings.CutPrefix(r.URL.Path, "/ajax-api/2.0/mlflow/runs/")
 	}
-	read, known := map[string]func([]byte) (ids, *telemetryv1.LogRunDataRequest, *refusalJSON){
+	read, known := map[string]func([]byte) (mlflow.RunIDs, *mlflow.Batch, *mlflow.Refusal){
 		"log-metric": e.logMetric, "log-batch": e.logBatch, "log-parameter": e.logParameter, "set-tag": e.setTag,
 	}[route]
 	if !ok || !known || r.Method != http.MethodPost {
-		return refuse(http.StatusNotFound, "ENDPOINT_NOT_FOUND", "a run's endpoint has POST /api/2.0/mlflow/runs/{log-metric,log-batch,log-parameter,set-tag}")
+		return mlflow.Refuse(http.StatusNotFound, "ENDPOINT_NOT_FOUND", "a run's endpoint has POST /api/2.0/mlflow/runs/{log-metric,log-batch,log-parameter,set-tag}")
 	}
 	select {
 	case e.slots <- struct{}{}:
 		defer func() { <-e.slots }()
 	default:
-		return refuse(http.StatusServiceUnavailable, "TEMPORARILY_UNAVAILABLE", "too many requests at once")
+		return mlflow.Refuse(http.StatusServiceUnavailable, "TEMPORARILY_UNAVAILABLE", "too many requests at once")
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mlflow.MostBody))
 	if err != nil {
 		var large *http.MaxBytesError
 		if errors.As(err, &large) {
-			return refuse(http.StatusRequestEntityTooLarge, "INVALID_PARAMETER_VALUE", "a request has at most 1 MiB")
+			return mlflow.Refuse(http.StatusRequestEntityTooLarge, "INVALID_PARAMETER_VALUE", "a request has at most 1 MiB")
 		}
-		return refuse(http.StatusBadRequest, "BAD_REQUEST", "the request broke off")
+		return mlflow.Refuse(http.StatusBadRequest, "BAD_REQUEST", "the request broke off")
 	}
-	id, req, bad := read(body)
+	id, batch, bad := read(body)
+	if bad != nil {
+		return bad
+	}
+	logged, bad := batch.Check(e.now())
 	if bad != nil {
 		return bad
 	}
 	if bad := e.checkRun(id); bad != nil {
 		return bad
 	}
+	req := &telemetryv1.LogRunDataRequest{Metrics: logged.Metrics, Params: logged.Params, Tags: logged.Tags}
 	if len(req.GetMetrics())+len(req.GetParams())+len(req.GetTags()) == 0 {
 		return nil
 	}
@@ -159,235 +140,69 @@ func (e *endpoint) serve(w http.ResponseWriter, r *http.Request) *refusalJSON {
 	return nil
 }
 
-func refusalOf(err error) *refusalJSON {
+func refusalOf(err error) *mlflow.Refusal {
 	switch fault.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
-		return refuse(http.StatusServiceUnavailable, "TEMPORARILY_UNAVAILABLE", text(err))
+		return mlflow.Refuse(http.StatusServiceUnavailable, "TEMPORARILY_UNAVAILABLE", text(err))
 	case codes.Internal, codes.Unknown, codes.DataLoss:
-		return refuse(http.StatusInternalServerError, "INTERNAL_ERROR", text(err))
+		return mlflow.Refuse(http.StatusInternalServerError, "INTERNAL_ERROR", text(err))
 	case codes.PermissionDenied, codes.Unauthenticated:
-		return refuse(http.StatusForbidden, "PERMISSION_DENIED", text(err))
+		return mlflow.Refuse(http.StatusForbidden, "PERMISSION_DENIED", text(err))
 	case codes.NotFound:
-		return refuse(http.StatusNotFound, "RESOURCE_DOES_NOT_EXIST", text(err))
+		return mlflow.Refuse(http.StatusNotFound, "RESOURCE_DOES_NOT_EXIST", text(err))
 	}
 	// Also a used up limit: clients repeat what they get a 429 for, and this one does not pass.
-	return badParameter(text(err))
+	return mlflow.BadParameter(text(err))
 }
 
 // checkRun refuses every run but this one.
-func (e *endpoint) checkRun(id ids) *refusalJSON {
+func (e *endpoint) checkRun(id mlflow.RunIDs) *mlflow.Refusal {
 	have := id.RunID
 	if have == "" {
 		have = id.RunUUID
 	}
 	switch {
 	case have == "":
-		return badParameter("run_id is missing; it is in the environment variable MLFLOW_RUN_ID")
+		return mlflow.BadParameter("run_id is missing; it is in the environment variable MLFLOW_RUN_ID")
 	case have != e.runID || id.RunUUID != "" && id.RunUUID != have:
-		return refuse(http.StatusForbidden, "PERMISSION_DENIED", "a run logs for itself only; its id is in the environment variable MLFLOW_RUN_ID")
+		return mlflow.Refuse(http.StatusForbidden, "PERMISSION_DENIED", "a run logs for itself only; its id is in the environment variable MLFLOW_RUN_ID")
 	}
 	return nil
 }
 
-type ids struct {
-	RunID   string `json:"run_id"`
-	RunUUID string `json:"run_uuid"`
-}
-
-type metricJSON struct {
-	Key       string   `json:"key"`
-	Value     *number  `json:"value"`
-	Timestamp *integer `json:"timestamp"`
-	Step      *integer `json:"step"`
-}
-
-type textJSON struct {
-	Key   string  `json:"key"`
-	Value *string `json:"value"`
-}
-
-func decode(body []byte, into any) *refusalJSON {
-	if err := json.Unmarshal(body, into); err != nil {
-		var wrong *json.UnmarshalTypeError
-		var bad *badNumberError
-		switch {
-		case errors.As(err, &bad):
-			return badParameter(bad.Error())
-		case errors.As(err, &wrong):
-			return badParameter("the field " + strconv.Quote(wrong.Field) + " cannot be a JSON " + wrong.Value)
-		}
-		return refuse(http.StatusBadRequest, "BAD_REQUEST", `the body is not a JSON object (NaN and infinite values are written as strings: "NaN", "Infinity", "-Infinity")`)
-	}
-	return nil
-}
-
-func (e *endpoint) logMetric(body []byte) (ids, *telemetryv1.LogRunDataRequest, *refusalJSON) {
+func (e *endpoint) logMetric(body []byte) (mlflow.RunIDs, *mlflow.Batch, *mlflow.Refusal) {
 	var in struct {
-		ids
-		metricJSON
+		mlflow.RunIDs
+		mlflow.Metric
 	}
-	if bad := decode(body, &in); bad != nil {
-		return in.ids, nil, bad
-	}
-	req := &telemetryv1.LogRunDataRequest{}
-	return in.ids, req, e.metrics(req, []metricJSON{in.metricJSON})
+	bad := mlflow.Decode(body, &in)
+	return in.RunIDs, &mlflow.Batch{Metrics: []mlflow.Metric{in.Metric}}, bad
 }
 
-func (e *endpoint) logParameter(body []byte) (ids, *telemetryv1.LogRunDataRequest, *refusalJSON) {
-	return e.logText(body, e.params)
+func (e *endpoint) logParameter(body []byte) (mlflow.RunIDs, *mlflow.Batch, *mlflow.Refusal) {
+	id, text, bad := logText(body)
+	return id, &mlflow.Batch{Params: text}, bad
 }
 
-func (e *endpoint) setTag(body []byte) (ids, *telemetryv1.LogRunDataRequest, *refusalJSON) {
-	return e.logText(body, e.tags)
+func (e *endpoint) setTag(body []byte) (mlflow.RunIDs, *mlflow.Batch, *mlflow.Refusal) {
+	id, text, bad := logText(body)
+	return id, &mlflow.Batch{Tags: text}, bad
 }
 
-func (e *endpoint) logText(body []byte, add func(*telemetryv1.LogRunDataRequest, []textJSON) *refusalJSON) (ids, *telemetryv1.LogRunDataRequest, *refusalJSON) {
+func logText(body []byte) (mlflow.RunIDs, []mlflow.Text, *mlflow.Refusal) {
 	var in struct {
-		ids
-		textJSON
+		mlflow.RunIDs
+		mlflow.Text
 	}
-	if bad := decode(body, &in); bad != nil {
-		return in.ids, nil, bad
-	}
-	req := &telemetryv1.LogRunDataRequest{}
-	return in.ids, req, add(req, []textJSON{in.textJSON})
+	bad := mlflow.Decode(body, &in)
+	return in.RunIDs, []mlflow.Text{in.Text}, bad
 }
 
-func (e *endpoint) logBatch(body []byte) (ids, *telemetryv1.LogRunDataRequest, *refusalJSON) {
+func (e *endpoint) logBatch(body []byte) (mlflow.RunIDs, *mlflow.Batch, *mlflow.Refusal) {
 	var in struct {
-		ids
-		Metrics []metricJSON `json:"metrics"`
-		Params  []textJSON   `json:"params"`
-		Tags    []textJSON   `json:"tags"`
+		mlflow.RunIDs
+		mlflow.Batch
 	}
-	if bad := decode(body, &in); bad != nil {
-		return in.ids, nil, bad
-	}
-	switch {
-	case len(in.Metrics)+len(in.Params)+len(in.Tags) > mostItems:
-		return in.ids, nil, badParameter("a batch has at most 1000 metrics, params and tags together")
-	case len(in.Params) > mostParams:
-		return in.ids, nil, badParameter("a batch has at most 100 params")
-	case len(in.Tags) > mostTags:
-		return in.ids, nil, badParameter("a batch has at most 100 tags")
-	}
-	req := &telemetryv1.LogRunDataRequest{}
-	for _, bad := range []*refusalJSON{e.metrics(req, in.Metrics), e.params(req, in.Params), e.tags(req, in.Tags)} {
-		if bad != nil {
-			return in.ids, nil, bad
-		}
-	}
-	return in.ids, req, nil
-}
-
-func (e *endpoint) metrics(req *telemetryv1.LogRunDataRequest, list []metricJSON) *refusalJSON {
-	for _, m := range list {
-		if bad := checkKey(m.Key); bad != nil {
-			return bad
-		}
-		if m.Value == nil {
-			return badParameter("the metric " + strconv.Quote(m.Key) + " has no value")
-		}
-		out := &telemetryv1.Metric{Key: m.Key, Value: float64(*m.Value), Time: timestamppb.New(e.now())}
-		if m.Timestamp != nil {
-			if out.Time = timestamppb.New(time.UnixMilli(int64(*m.Timestamp))); !out.GetTime().IsValid() {
-				return badParameter("the timestamp of the metric " + strconv.Quote(m.Key) + " is in milliseconds since 1970, up to the year 9999")
-			}
-		}
-		if m.Step != nil {
-			out.Step = int64(*m.Step)
-		}
-		req.Metrics = append(req.Metrics, out)
-	}
-	return nil
-}
-
-func (e *endpoint) params(req *telemetryv1.LogRunDataRequest, list []textJSON) *refusalJSON {
-	for _, p := range list {
-		if bad := checkText(p, mostParam); bad != nil {
-			return bad
-		}
-		req.Params = append(req.Params, &telemetryv1.Param{Key: p.Key, Value: *p.Value})
-	}
-	return nil
-}
-
-func (e *endpoint) tags(req *telemetryv1.LogRunDataRequest, list []textJSON) *refusalJSON {
-	for _, t := range list {
-		if bad := checkText(t, mostTag); bad != nil {
-			return bad
-		}
-		req.Tags = append(req.Tags, &telemetryv1.Tag{Key: t.Key, Value: *t.Value})
-	}
-	return nil
-}
-
-func checkText(t textJSON, most int) *refusalJSON {
-	if bad := checkKey(t.Key); bad != nil {
-		return bad
-	}
-	switch {
-	case t.Value == nil:
-		return badParameter(strconv.Quote(t.Key) + " has no value")
-	case len(*t.Value) > most:
-		return badParameter("the value of " + strconv.Quote(t.Key) + " is longer than " + strconv.Itoa(most) + " bytes")
-	}
-	return nil
-}
-
-// checkKey holds a name to its length. Which characters it may have is telemetry's to say.
-func checkKey(key string) *refusalJSON {
-	if key == "" || len(key) > mostKey {
-		return badParameter("a key has 1 to 250 bytes")
-	}
-	return nil
-}
-
-// badNumberError says what a number should have been.
-type badNumberError struct{ want string }
-
-// Error implements error.
-func (e *badNumberError) Error() string { return e.want }
-
-// number is a double, as a JSON number or as a string that holds one, "NaN" and "Infinity" among them.
-type number float64
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (n *number) UnmarshalJSON(b []byte) error {
-	s := strings.Trim(string(b), `"`)
-	switch s {
-	case "NaN":
-		*n = number(math.NaN())
-		return nil
-	case "Infinity":
-		*n = number(math.Inf(1))
-		return nil
-	case "-Infinity":
-		*n = number(math.Inf(-1))
-		return nil
-	}
-	f, err := strconv.ParseFloat(s, 64)
-	if err != nil || strings.ContainsAny(s, "nNxX_pP") {
-		return &badNumberError{`the value of a metric is a number, "NaN", "Infinity" or "-Infinity"`}
-	}
-	*n = number(f)
-	return nil
-}
-
-// integer is an int64, as a JSON number or as a string that holds one.
-type integer int64
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (n *integer) UnmarshalJSON(b []byte) error {
-	s := strings.Trim(string(b), `"`)
-	i, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
-		f, ferr := strconv.ParseFloat(s, 64)
-		if ferr != nil || f != math.Trunc(f) || math.Abs(f) >= 1<<53 || strings.ContainsAny(s, "nNxX_pP") {
-			return &badNumberError{"steps and timestamps are whole numbers"}
-		}
-		i = int64(f)
-	}
-	*n = integer(i)
-	return nil
+	bad := mlflow.Decode(body, &in)
+	return in.RunIDs, &in.Batch, bad
 }

@@ -28,6 +28,7 @@ var units = map[string]int{
 	"pkg/seal":      2,
 	"pkg/svid":      2,
 	"pkg/discovery": 2,
+	"pkg/mlflow":    2,
 	"pkg/runspec":   2,
 
 	"pkg/rule":     3,

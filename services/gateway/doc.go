@@ -1,5 +1,6 @@
 // Package gateway owns the one public address of an installation: TLS for strangers, gRPC by service name, reflection over all
-// services, REST with JSON, and the OAuth documents and token endpoint over HTTP. The HTTP facades are in its internal packages.
+// services, REST with JSON, MLflow's API, and the OAuth documents and token endpoint over HTTP. The HTTP facades are in its internal
+// packages.
 //
 // Trust boundary: in front of it is the network, behind it the mesh. It is not trusted to authenticate: it forwards the
 // caller's token and proof as they came, and the service behind decides. What it adds is the caller's address.

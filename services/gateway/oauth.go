@@ -19,6 +19,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/console"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/intake"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/onward"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/rest"
 )
@@ -39,6 +40,10 @@ func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	mlflow, err := mlflowapi.New(mlflowapi.Config{Peers: peers, Held: held, Now: s.cfg.Now})
+	if err != nil {
+		return nil, err
+	}
 	pages, err := console.New(console.Config{Peers: s.cfg.Peers, Context: caller, Now: s.cfg.Now, Logger: s.cfg.Logger})
 	if err != nil {
 		return nil, err
@@ -49,6 +54,8 @@ func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
 		switch {
 		case rest.Owns(r.URL.Path):
 			v1.ServeHTTP(w, r)
+		case strings.HasPrefix(r.URL.Path, mlflowapi.Prefix):
+			mlflow.ServeHTTP(w, r)
 		default:
 			others.ServeHTTP(w, r)
 		}
