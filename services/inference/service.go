@@ -142,6 +142,7 @@ func New(cfg Config) (*Service, error) {
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	s.models.Register(r)
 	s.endpoints.Register(r)
+	s.serving.Register(r)
 }
 
 // Run does what goes on beside calls, until ctx ends.

@@ -156,7 +156,7 @@ func (r row) user(t *testing.T) {
 		r.ask(t, name, req, c, w)
 	}
 	first := build(f.ours)
-	r.ask(t, "allowed", first, allowed(first), ok)
+	r.ask(t, "allowed", first, allowed(first), r.expected("allowed", ok))
 	if r.s.run {
 		cell("owner", f.owner, r.byRole(authz.Owner))
 	}
@@ -224,7 +224,7 @@ func (r row) user(t *testing.T) {
 	cell("operator with another one's token", f.peer(t, "operator", f.owner.uid, f.operator, "", f.reader.auth), refused(codes.Unauthenticated, faultv1.Reason_PEER_MAY_NOT_FORWARD))
 
 	// The very request that all those were refused.
-	r.ask(t, "allowed in the end", req, allowed(req), ok)
+	r.ask(t, "allowed in the end", req, allowed(req), r.expected("allowed in the end", ok))
 }
 
 // others are two services that exchange tokens and are not this one, and a third one's name.

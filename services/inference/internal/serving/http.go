@@ -147,8 +147,8 @@ func (q *request) score() *refusal {
 		return refused
 	}
 	contentType, accept := one(q.r.Header, "Content-Type"), one(q.r.Header, "Accept")
-	if len(contentType) > maxPassed || len(accept) > maxPassed {
-		return badRequest("Content-Type and Accept have at most %d bytes", maxPassed)
+	if !headerValue(contentType) || !headerValue(accept) {
+		return badRequest("Content-Type and Accept are printable ASCII, of at most %d bytes", maxPassed)
 	}
 	if refused := q.readBody(q.w, q.r, q.deployment.bodyLimit()); refused != nil {
 		return refused
@@ -218,7 +218,7 @@ func (q *request) pass(req *pool.Request) *refusal {
 	}
 	q.head(resp)
 	q.w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
-	q.log(resp.Status, int64(len(body)), q.modelRefusal(resp))
+	q.log(resp.Status, int64(len(body)), modelRefusal(resp))
 	status := resp.Status
 	q.release()
 	q.w.WriteHeader(status)
@@ -253,7 +253,7 @@ func (q *request) stream(resp *pool.Response) *refusal {
 		}
 		sent += int64(n)
 		if err == io.EOF || sent == resp.ContentLength { //nolint:errorlint // the same
-			q.log(resp.Status, sent, q.modelRefusal(resp))
+			q.log(resp.Status, sent, modelRefusal(resp))
 		}
 		if n > 0 {
 			_, werr := q.w.Write((*buf)[:n])
@@ -272,7 +272,7 @@ func (q *request) stream(resp *pool.Response) *refusal {
 }
 
 // modelRefusal is what the log says of an answer in which the model's host reports a fault of user code.
-func (q *request) modelRefusal(resp *pool.Response) *refusal {
+func modelRefusal(resp *pool.Response) *refusal {
 	if resp.ModelError == "" {
 		return nil
 	}
