@@ -281,7 +281,7 @@ func (h experiments) SearchExperiments(ctx context.Context, req *computev1.Searc
 			return nil, err
 		}
 		m := experimentMessage(req.GetParent(), e)
-		if size += proto.Size(m); size > answerBytes && len(out.GetExperiments()) > 0 {
+		if size += proto.Size(m); size > h.s.bounds.answer && len(out.GetExperiments()) > 0 {
 			break
 		}
 		out.Experiments = append(out.Experiments, m)

@@ -2,8 +2,12 @@ package compute
 
 import (
 	"context"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
@@ -130,33 +134,43 @@ func (r runRecord) Number(k filter.Key) (float64, bool) {
 	return r.clearRecord.Number(k)
 }
 
-// dataAtOnce is how many runs telemetry is asked about in one call.
-const dataAtOnce = 1000
+// Telemetry is asked about so many runs in one call, and so many calls are on their way for one search.
+const (
+	dataAtOnce = 250
+	dataCalls  = 4
+)
 
 // data asks telemetry for what runs have logged, by uid.
 func (s *Service) data(ctx context.Context, workspace string, list []*store.Run) (map[string]*telemetryv1.RunData, error) {
 	out := make(map[string]*telemetryv1.RunData, len(list))
-	uids := make([]string, 0, len(list))
-	for _, r := range list {
-		uids = append(uids, r.UID)
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(dataCalls)
+	for part := range slices.Chunk(list, dataAtOnce) {
+		g.Go(func() error {
+			uids := make([]string, 0, len(part))
+			for _, r := range part {
+				uids = append(uids, r.UID)
+			}
+			for len(uids) > 0 {
+				res, err := s.cfg.RunData.BatchGetRunData(ctx, &telemetryv1.BatchGetRunDataRequest{Parent: workspace, RunUids: uids})
+				if err != nil {
+					return fault.FromStatus(err)
+				}
+				mu.Lock()
+				maps.Copy(out, res.GetData())
+				mu.Unlock()
+				// What was not looked at are the last ones.
+				left := len(res.GetRemainingRunUids())
+				if left >= len(uids) {
+					return fault.Internal(nil, "telemetry looked at none of the runs that it was asked about")
+				}
+				uids = uids[len(uids)-left:]
+			}
+			return nil
+		})
 	}
-	for len(uids) > 0 {
-		n := min(len(uids), dataAtOnce)
-		res, err := s.cfg.RunData.BatchGetRunData(ctx, &telemetryv1.BatchGetRunDataRequest{Parent: workspace, RunUids: uids[:n]})
-		if err != nil {
-			return nil, fault.FromStatus(err)
-		}
-		for uid, d := range res.GetData() {
-			out[uid] = d
-		}
-		left := res.GetRemainingRunUids()
-		if len(left) >= n {
-			return nil, fault.Internal(nil, "telemetry looked at none of the runs that it was asked about")
-		}
-		// What was not looked at are the last ones.
-		uids = uids[n-len(left):]
-	}
-	return out, nil
+	return out, g.Wait()
 }
 
 const readData = "telemetry/metrics/read"

@@ -23,14 +23,16 @@ import (
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
 )
 
-const (
-	// searchPage and searchMost are how many a page has by default, and at most.
-	searchPage, searchMost = 1000, 50_000
-	// answerBytes ends a page before it has as many as were asked for: an answer of gRPC has 40 MiB here.
-	answerBytes = 24 << 20
-	// keptBytes is how much of what was opened on the way is kept for the page; what is beyond is read again.
-	keptBytes = 32 << 20
-)
+// searchPage and searchMost are how many a page has by default, and at most.
+const searchPage, searchMost = 1000, 50_000
+
+// searchBounds are what a search may take of memory.
+type searchBounds struct {
+	// answer ends a page before it has as many as were asked for: an answer of gRPC has 40 MiB here.
+	answer int
+	// kept is how much of what was opened on the way is kept for the page; what is beyond is read again.
+	kept int
+}
 
 // found is a run that fits. run and data are nil where there was no room to keep them.
 type found struct {
@@ -222,7 +224,7 @@ func (q *runSearch) sift(ctx context.Context, all []found, list []*store.Run, fr
 			continue
 		}
 		f := found{uid: r.UID, id: r.Spec.GetRunId(), started: startedAt(r), place: q.order.Of(record)}
-		if size := proto.Size(r.Spec) + proto.Size(data[r.UID]); q.kept+size <= keptBytes {
+		if size := proto.Size(r.Spec) + proto.Size(data[r.UID]); q.kept+size <= q.s.bounds.kept {
 			q.kept += size
 			f.run, f.data = r, data[r.UID]
 		}
@@ -241,7 +243,7 @@ func startedAt(r *store.Run) int64 {
 // page fills an answer from the first of the list, and gives how many of them are done: shown, or gone meanwhile.
 func (q *runSearch) page(ctx context.Context, list []found, out *computev1.SearchRunsResponse) (int, error) {
 	size, done := 0, 0
-	for part := range slices.Chunk(list[:min(len(list), q.limit)], dataAtOnce) {
+	for part := range slices.Chunk(list[:min(len(list), q.limit)], scanAtOnce) {
 		runs, err := q.read(ctx, part)
 		if err != nil {
 			return 0, err
@@ -257,7 +259,7 @@ func (q *runSearch) page(ctx context.Context, list []found, out *computev1.Searc
 		for _, f := range part {
 			if m := byUID[f.uid]; m != nil {
 				t := &computev1.TrackedRun{Run: m, Data: f.data}
-				if size += proto.Size(t); size > answerBytes && done > 0 {
+				if size += proto.Size(t); size > q.s.bounds.answer && done > 0 {
 					return done, nil
 				}
 				out.Runs = append(out.Runs, t)

@@ -95,6 +95,7 @@ type Service struct {
 	driver Driver
 	news   *news
 	queue  chan struct{} // something may be startable
+	bounds searchBounds
 }
 
 // New makes the service.
@@ -106,7 +107,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, errors.New("compute: the peers, Dir, Gateway, PublicURL and CA are required")
 	}
 	cfg.defaults()
-	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys, cfg.Logger), driver: cfg.Driver, news: newNews(), queue: make(chan struct{}, 1)}
+	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys, cfg.Logger), driver: cfg.Driver, news: newNews(), queue: make(chan struct{}, 1), bounds: searchBounds{answer: 24 << 20, kept: 32 << 20}}
 	if s.driver == nil {
 		d, err := newLocal(localConfig{Dir: filepath.Join(cfg.Dir, "runs"), Command: cfg.AgentCommand, Logger: cfg.Logger})
 		if err != nil {
