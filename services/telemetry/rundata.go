@@ -65,23 +65,15 @@ func (m metricServer) BatchGetRunData(ctx context.Context, req *telemetryv1.Batc
 		return nil, fault.Internal(nil, "a call about a workspace has none")
 	}
 	res := &telemetryv1.BatchGetRunDataResponse{Data: make(map[string]*telemetryv1.RunData)}
-	bytes := 0
-	for i, uid := range req.GetRunUids() {
-		if bytes > runDataBytes {
-			res.RemainingRunUids = req.GetRunUids()[i:]
-			break
-		}
-		data, err := m.s.history.Store(workspace).Data(ctx, history.Run{UID: uid, WorkspaceUID: workspace})
-		if fault.Is(err, codes.NotFound) {
-			continue // another workspace's
-		}
-		if err != nil {
-			return nil, err
-		}
+	bytes, done := 0, 0
+	err := m.s.history.Store(workspace).EachData(ctx, workspace, req.GetRunUids(), func(uid string, data history.Data) bool {
 		if run := runDataOf(data); proto.Size(run) > 0 {
 			res.Data[uid] = run
 			bytes += proto.Size(run) + len(uid)
 		}
-	}
-	return res, nil
+		done++
+		return bytes <= runDataBytes
+	})
+	res.RemainingRunUids = req.GetRunUids()[done:]
+	return res, err
 }

@@ -9,6 +9,9 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/grpc/codes"
+
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/telemetry/internal/history/internal/store/db"
 )
@@ -28,57 +31,102 @@ func (s *Store) Data(ctx context.Context, run Run) (Data, error) {
 	}
 	var d Data
 	err = s.read(ctx, run, func(ctx context.Context, q *db.Queries) error {
-		latest, err := q.ListLatest(ctx, db.ListLatestParams{RunUID: run.UID, AfterRev: -1, AfterMac: []byte{}, Most: math.MaxInt32})
-		if err != nil {
-			return err
-		}
-		for _, row := range latest {
-			m, err := box.openLatest(row.KeyMac, latestOf(row))
-			if err != nil {
+		d, err = dataOf(ctx, q, box)
+		return err
+	})
+	return d, err
+}
+
+// EachData gives to fn what each of some runs of a workspace has, all of one snapshot, until it returns false. What runs of another
+// workspace have is passed over.
+func (s *Store) EachData(ctx context.Context, workspaceUID string, uids []string, fn func(uid string, d Data) bool) error {
+	one, err := s.key(ctx, Run{WorkspaceUID: workspaceUID})
+	if err != nil {
+		return err
+	}
+	return s.db.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		q := db.New(sqldb.Prepare(tx))
+		for _, uid := range uids {
+			box := &box{one.key, Run{UID: uid, WorkspaceUID: workspaceUID}}
+			there, err := owned(ctx, q, box.run)
+			if fault.Is(err, codes.NotFound) {
+				there = false
+			} else if err != nil {
 				return err
 			}
-			d.Latest = append(d.Latest, m)
-		}
-		texts, err := q.ListTexts(ctx, run.UID)
-		if err != nil {
-			return err
-		}
-		for _, row := range texts {
-			t, err := box.openText(textKind(row.Kind), row.KeyMac, row.Sealed)
-			switch {
-			case err != nil:
-				return err
-			case textKind(row.Kind) == kindParam:
-				d.Params = append(d.Params, t)
-			default:
-				d.Tags = append(d.Tags, t)
+			var d Data
+			if there {
+				if d, err = dataOf(ctx, q, box); err != nil {
+					return err
+				}
+			}
+			if !fn(uid, d) {
+				return nil
 			}
 		}
 		return nil
 	})
+}
+
+func dataOf(ctx context.Context, q *db.Queries, box *box) (Data, error) {
+	var d Data
+	latest, err := q.ListLatest(ctx, db.ListLatestParams{RunUID: box.run.UID, AfterRev: -1, AfterMac: []byte{}, Most: math.MaxInt32})
+	if err != nil {
+		return d, err
+	}
+	for _, row := range latest {
+		m, err := box.openLatest(row.KeyMac, latestOf(row))
+		if err != nil {
+			return d, err
+		}
+		d.Latest = append(d.Latest, m)
+	}
+	texts, err := q.ListTexts(ctx, box.run.UID)
+	if err != nil {
+		return d, err
+	}
+	for _, row := range texts {
+		t, err := box.openText(textKind(row.Kind), row.KeyMac, row.Sealed)
+		switch {
+		case err != nil:
+			return d, err
+		case textKind(row.Kind) == kindParam:
+			d.Params = append(d.Params, t)
+		default:
+			d.Tags = append(d.Tags, t)
+		}
+	}
 	slices.SortFunc(d.Latest, func(a, b Metric) int { return strings.Compare(a.Key, b.Key) })
 	for _, texts := range [][]Text{d.Params, d.Tags} {
 		slices.SortFunc(texts, func(a, b Text) int { return strings.Compare(a.Key, b.Key) })
 	}
-	return d, err
+	return d, nil
 }
 
 // read runs fn on a snapshot, unless the run's rows are another workspace's; a run without rows is fine.
 func (s *Store) read(ctx context.Context, run Run, fn func(ctx context.Context, q *db.Queries) error) error {
 	return s.db.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
-		row, err := q.GetRun(ctx, run.UID)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil
-		}
-		if err != nil {
+		there, err := owned(ctx, q, run)
+		if err != nil || !there {
 			return err
-		}
-		if row.WorkspaceUID != run.WorkspaceUID {
-			return errNoRun()
 		}
 		return fn(ctx, q)
 	})
+}
+
+// owned reports whether a run has rows, and refuses another workspace's.
+func owned(ctx context.Context, q *db.Queries, run Run) (bool, error) {
+	row, err := q.GetRun(ctx, run.UID)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return false, nil
+	case err != nil:
+		return false, err
+	case row.WorkspaceUID != run.WorkspaceUID:
+		return false, errNoRun()
+	}
+	return true, nil
 }
 
 // Range selects points; bounds are inclusive. The zero value selects those of step and time 0: use Everything.
