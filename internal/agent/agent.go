@@ -41,6 +41,8 @@ type Config struct {
 	EndGrace time.Duration
 	// LogBuffer is how many bytes of log may wait for the gateway. Default 8 MiB.
 	LogBuffer int
+	// Python is where the target's Python was found by who starts the agent; it looks itself where that is nothing, or is gone.
+	Python Python
 	// Limits bound the run where its assignment does not.
 	Limits sandbox.Limits
 	// RequireLandlock refuses to run where the kernel has no Landlock.
@@ -141,6 +143,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer end(nil)
 	start, started := context.WithTimeout(ctx, startGrace)
 	defer started()
+	py := seekPython(life, a.cfg.Python)
 	if err := a.link.enrol(start, a.cfg.JoinToken); err != nil {
 		return err
 	}
@@ -157,6 +160,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	if task.GetRun() != a.cfg.Run || a.cfg.RunUID != "" && task.GetRunUid() != a.cfg.RunUID {
 		return errors.New("agent: the assignment is another run's")
 	}
-	c := newCarry(a, task, end)
+	c := newCarry(a, task, py, end)
 	return c.carry(ctx, life)
 }

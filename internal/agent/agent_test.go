@@ -400,3 +400,33 @@ func TestPlatformIsAway(t *testing.T) {
 		t.Errorf("reported %v, %d bytes stored", r, len(p.log))
 	}
 }
+
+// What the agent is told of the target's Python it takes, if it is there.
+func TestPythonThatItIsTold(t *testing.T) {
+	needSandbox(t)
+	needPython(t)
+	t.Parallel()
+	for name, c := range map[string]struct {
+		told agent.Python
+		log  string
+	}{
+		"there":             {agent.Python{Path: "/bin/sh"}, "a shell\n"}, // which is no Python, and so shows that it was taken
+		"gone":              {agent.Python{Path: "/no/such/python3"}, "Python 3."},
+		"what it needs not": {agent.Python{Path: "/bin/sh", Roots: []string{"/no/such"}}, "Python 3."},
+		"nothing":           {agent.Python{}, "Python 3."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			command := []string{"python3", "--version"}
+			if name == "there" {
+				command = []string{"python3", "-c", "echo a shell"}
+			}
+			p := newPlatform(t, command...)
+			cfg := p.config()
+			cfg.Python = c.told
+			if r := p.carry(cfg); r.GetState() != computev1.Run_STATE_COMPLETED || !strings.Contains(string(p.log), c.log) {
+				t.Errorf("reported %v; log %q", r, p.log)
+			}
+		})
+	}
+}

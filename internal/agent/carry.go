@@ -23,6 +23,7 @@ type carry struct {
 	end  context.CancelCauseFunc // ends all calls: the platform knows that the run is over
 
 	serve  *serving // of a replica, else nil
+	python func() python
 	grace  time.Duration
 	logs   *logs
 	meter  *meter
@@ -30,9 +31,9 @@ type carry struct {
 	once   sync.Once
 }
 
-func newCarry(a *Agent, task *computev1.Assignment, end context.CancelCauseFunc) *carry {
+func newCarry(a *Agent, task *computev1.Assignment, py func() python, end context.CancelCauseFunc) *carry {
 	c := &carry{
-		a: a, task: task, end: end, cancel: make(chan struct{}), grace: a.cfg.StopGrace,
+		a: a, task: task, python: py, end: end, cancel: make(chan struct{}), grace: a.cfg.StopGrace,
 		logs:  newLogs(a.link, a.cfg.Run, task.GetLogOffset(), a.cfg.LogBuffer),
 		meter: newMeter(a.link, a.cfg.Run),
 	}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
@@ -20,6 +22,22 @@ import (
 // pythonName is how a command asks for the target's Python, wherever that lives.
 var pythonName = regexp.MustCompile(`^python(3(\.[0-9]{1,2})?)?$`)
 
+// Python is where the target's interpreter lives, as the agent was told.
+type Python struct {
+	Path  string   `json:"path"`
+	Roots []string `json:"roots"` // what a sandbox has to show for it
+}
+
+// exists reports whether all of it is there.
+func (p Python) exists() bool {
+	for _, path := range append([]string{p.Path}, p.Roots...) {
+		if _, err := os.Stat(path); path == "" || err != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // python is the target's interpreter, as runs see it.
 type python struct {
 	path  string
@@ -27,9 +45,23 @@ type python struct {
 	err   error
 }
 
+// UsualPython is what nearly every run needs.
+const UsualPython = "python3"
+
 func findPython(ctx context.Context, name string) python {
 	path, roots, err := sandbox.Interpreter(ctx, name)
 	return python{path, roots, err}
+}
+
+// seekPython begins to look for the usual Python, unless what the agent was told of it still holds: shims of version managers take
+// their time, and the agent has others to wait for meanwhile. The function that it gives waits for the answer.
+func seekPython(ctx context.Context, told Python) func() python {
+	if told.exists() {
+		return func() python { return python{path: told.Path, roots: told.Roots} }
+	}
+	found := make(chan python, 1)
+	go func() { found <- findPython(ctx, UsualPython) }()
+	return sync.OnceValue(func() python { return <-found })
 }
 
 // sandbox says how the assignment is to be run. It asks Python where it lives.
@@ -46,13 +78,18 @@ func (c *carry) sandbox(ctx context.Context) (sandbox.Config, error) {
 	if len(command) == 0 {
 		return sandbox.Config{}, fault.InvalidArgument("the run has no command")
 	}
-	name := "python3"
+	name := UsualPython
 	wanted := pythonName.MatchString(command[0])
 	if wanted {
 		name = command[0]
 	}
 	// A script may call Python as well, so that every run gets it where there is one.
-	py := findPython(ctx, name)
+	var py python
+	if name == UsualPython {
+		py = c.python()
+	} else {
+		py = findPython(ctx, name)
+	}
 	if py.err != nil && wanted {
 		return sandbox.Config{}, fault.Wrap(py.err, codes.FailedPrecondition, faultv1.Reason_RUN_COMMAND_MISSING, "no such program: %s (%s)", name, text(py.err))
 	}

@@ -25,6 +25,7 @@ type placement struct {
 	JoinToken   string `json:"join_token"`
 	Folder      string `json:"folder"` // the driver's; an agent leaves nothing there
 	HeartbeatMS int64  `json:"heartbeat_ms"`
+	Python      Python `json:"python"`
 }
 
 // ReadConfig reads a bootstrap document.
@@ -44,7 +45,7 @@ func ReadConfig(r io.Reader) (Config, error) {
 	}
 	return Config{
 		Gateway: p.Gateway, PublicURL: p.PublicURL, Roots: roots, Run: p.Run, RunUID: p.RunUID,
-		JoinToken: redact.FromString(p.JoinToken), Heartbeat: time.Duration(p.HeartbeatMS) * time.Millisecond,
+		JoinToken: redact.FromString(p.JoinToken), Heartbeat: time.Duration(p.HeartbeatMS) * time.Millisecond, Python: p.Python,
 	}, nil
 }
 

@@ -19,6 +19,8 @@ import (
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/internal/agent"
+	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
@@ -305,6 +307,10 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 		Tokens: identityv1.NewTokenServiceClient(peer("identity")), Agents: identityv1.NewAgentServiceClient(peer("identity")),
 		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), RunData: telemetryv1.NewMetricServiceClient(peer("telemetry")),
 		Gateway: u.Host, PublicURL: n.cfg.Mesh.PublicURL, CA: ca, AgentCommand: n.cfg.Service.AgentCommand, Now: n.opts.Now, Logger: n.log,
+		Python: func(ctx context.Context) (compute.Interpreter, error) {
+			path, roots, err := sandbox.Interpreter(ctx, agent.UsualPython)
+			return compute.Interpreter{Path: path, Roots: roots}, err
+		},
 	})
 }
 

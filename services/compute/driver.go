@@ -34,6 +34,8 @@ type Placement struct {
 	JoinToken   string `json:"join_token"`
 	Folder      string `json:"folder"`
 	HeartbeatMS int64  `json:"heartbeat_ms"`
+	// Python is where the target's Python was found last; nil for the agent to look itself.
+	Python *Interpreter `json:"python,omitempty"`
 }
 
 // Driver places agents on a target. All methods but Start are quick, and may name a run that the driver does not know.
@@ -55,15 +57,18 @@ type Driver interface {
 type localConfig struct {
 	Dir     string // a folder for each run
 	Command []string
+	Python  func(context.Context) (Interpreter, error)
+	Now     func() time.Time
 	Logger  *slog.Logger
 }
 
 // local starts agents on this machine, each in a session of its own, so that they outlive this process. An agent is found again by
 // its pid and start time, which stand in its run's folder.
 type local struct {
-	cfg localConfig
-	mu  sync.Mutex
-	own map[string]chan struct{} // agents that this process started; closed when they have ended
+	cfg     localConfig
+	pythons *pythons
+	mu      sync.Mutex
+	own     map[string]chan struct{} // agents that this process started; closed when they have ended
 }
 
 func newLocal(cfg localConfig) (*local, error) {
@@ -77,7 +82,7 @@ func newLocal(cfg localConfig) (*local, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("the folder for runs cannot be made: %w", err)
 	}
-	return &local{cfg: cfg, own: make(map[string]chan struct{})}, nil
+	return &local{cfg: cfg, own: make(map[string]chan struct{}), pythons: &pythons{find: cfg.Python, now: cfg.Now}}, nil
 }
 
 // folder of a run. A uid is made by us, and looked at all the same: it becomes a path.
@@ -94,7 +99,7 @@ func (l *local) Start(_ context.Context, p Placement) error {
 	if err != nil {
 		return err
 	}
-	p.Folder = dir
+	p.Folder, p.Python = dir, l.pythons.hint()
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fault.Wrap(err, codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED, "the run's folder cannot be made")
 	}

@@ -46,6 +46,8 @@ type Config struct {
 	CA                 []byte
 	// AgentCommand starts an agent on this machine. Empty is this binary with "agent".
 	AgentCommand []string
+	// Python finds the Python of this machine, for the agents that are started here; nil lets each of them look.
+	Python func(context.Context) (Interpreter, error)
 	// Driver places agents for local targets; nil is the one that starts AgentCommand.
 	Driver Driver
 	// Heartbeat is how often agents report; silent for three times that, a run is lost. Default 2 s.
@@ -109,7 +111,7 @@ func New(cfg Config) (*Service, error) {
 	cfg.defaults()
 	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys, cfg.Logger), driver: cfg.Driver, news: newNews(), queue: make(chan struct{}, 1), bounds: searchBounds{answer: 24 << 20, kept: 32 << 20}}
 	if s.driver == nil {
-		d, err := newLocal(localConfig{Dir: filepath.Join(cfg.Dir, "runs"), Command: cfg.AgentCommand, Logger: cfg.Logger})
+		d, err := newLocal(localConfig{Dir: filepath.Join(cfg.Dir, "runs"), Command: cfg.AgentCommand, Python: cfg.Python, Now: cfg.Now, Logger: cfg.Logger})
 		if err != nil {
 			return nil, err
 		}
@@ -129,8 +131,13 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	computev1.RegisterReplicaServiceServer(r, replicas{s: s})
 }
 
-// Close releases nothing: the database is closed by whoever opened it.
-func (s *Service) Close() error { return nil }
+// Close waits for what goes on beside the calls. The database is closed by whoever opened it.
+func (s *Service) Close() error {
+	if l, ok := s.driver.(*local); ok {
+		l.pythons.wait()
+	}
+	return nil
+}
 
 // record is the audit record of the call that ctx belongs to.
 func record(details ...string) store.Record {
