@@ -83,7 +83,10 @@ func (c *Client) WaitDeployment(ctx context.Context, name string, generation int
 	var last *inferencev1.Deployment
 	settled := func() bool {
 		switch last.GetState() {
-		case inferencev1.Deployment_STATE_READY, inferencev1.Deployment_STATE_FAILED, inferencev1.Deployment_STATE_DELETING:
+		case inferencev1.Deployment_STATE_READY:
+			// Right after a change of their number it still has the state of before.
+			return last.GetGeneration() >= generation && last.GetReadyReplicas() >= last.GetSpec().GetReplicas()
+		case inferencev1.Deployment_STATE_FAILED, inferencev1.Deployment_STATE_DELETING:
 			return last.GetGeneration() >= generation
 		}
 		return false

@@ -197,8 +197,9 @@ func (endpoints) route(ctx context.Context, s *session, name string, e *endpoint
 		if !s.made[d] || (*e.Traffic)[id] == 0 {
 			continue
 		}
-		s.Say("waiting until %s answers", id)
-		got, err := s.c.WaitDeployment(ctx, d, 0, nil)
+		got, err := s.c.WaitDeployment(ctx, d, 0, func(d *inferencev1.Deployment) {
+			s.Say("waiting for %s: %s", id, strings.TrimSpace(show.Enum(d.GetState().String(), "STATE_")+" "+show.Text(d.GetMessage())))
+		})
 		if err != nil {
 			return nil, err
 		}
