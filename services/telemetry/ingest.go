@@ -87,11 +87,23 @@ func (i ingestServer) PurgeWorkspace(ctx context.Context, req *telemetryv1.Purge
 
 // runOf finds the run that the call's scope names.
 func (s *Service) runOf(ctx context.Context, call *rpc.Call) (history.Run, error) {
+	return runBy(ctx, s, call, s.runs.find)
+}
+
+// openRunOf gives the run of a call that changes its data. One whose agent is asking goes on, so it is not deleted.
+func (s *Service) openRunOf(ctx context.Context, call *rpc.Call) (history.Run, error) {
+	if call.Claims != nil && call.Claims.Run != "" {
+		return s.runOf(ctx, call)
+	}
+	return runBy(ctx, s, call, s.runs.open)
+}
+
+func runBy(ctx context.Context, s *Service, call *rpc.Call, find func(ctx context.Context, runs Runs, workspaceUID, id string) (string, error)) (history.Run, error) {
 	workspace, name := call.Scope.WorkspaceUID, call.Scope.Name
 	if workspace == "" || name.IsZero() {
 		return history.Run{}, fault.Internal(nil, "a call about a run has no run")
 	}
-	uid, err := s.runs.find(ctx, s.cfg.Runs, workspace, name.ID())
+	uid, err := find(ctx, s.cfg.Runs, workspace, name.ID())
 	if fault.Is(err, codes.NotFound) {
 		return history.Run{}, rpc.NotFound(name.String())
 	}

@@ -76,9 +76,10 @@ type lab struct {
 
 // compute is the other service, as far as telemetry asks it.
 type compute struct {
-	mu    sync.Mutex
-	away  bool
-	calls int
+	mu      sync.Mutex
+	away    bool
+	deleted bool
+	calls   int
 }
 
 func (c *compute) DescribeRun(_ context.Context, in *computev1.DescribeRunRequest, _ ...grpc.CallOption) (*computev1.DescribeRunResponse, error) {
@@ -90,7 +91,7 @@ func (c *compute) DescribeRun(_ context.Context, in *computev1.DescribeRunReques
 	}
 	for name, uid := range uids {
 		if ws, id, ok := strings.Cut(name, "/runs/"); ok && uids[ws] == in.GetWorkspaceUid() && id == in.GetRunId() {
-			return &computev1.DescribeRunResponse{RunUid: uid}, nil
+			return &computev1.DescribeRunResponse{RunUid: uid, Deleted: c.deleted}, nil
 		}
 	}
 	return nil, fault.ToStatus(fault.NotFound("no such run"), "redoubt.test", "").Err()

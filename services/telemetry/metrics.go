@@ -48,7 +48,7 @@ func (m metricServer) LogRunData(stream grpc.BidiStreamingServer[telemetryv1.Log
 			return err
 		}
 		if first {
-			if run, err = m.s.runOf(ctx, rpc.From(ctx)); err != nil {
+			if run, err = m.s.openRunOf(ctx, rpc.From(ctx)); err != nil {
 				return err
 			}
 		}

@@ -21,7 +21,7 @@ const runDataBytes = 1 << 20
 
 // LogBatch implements telemetryv1.MetricServiceServer. It shares its transaction with other batches that are on their way.
 func (m metricServer) LogBatch(ctx context.Context, req *telemetryv1.LogBatchRequest) (*emptypb.Empty, error) {
-	run, err := m.s.runOf(ctx, rpc.From(ctx))
+	run, err := m.s.openRunOf(ctx, rpc.From(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func (m metricServer) LogBatch(ctx context.Context, req *telemetryv1.LogBatchReq
 // DeleteRunTag implements telemetryv1.MetricServiceServer.
 func (m metricServer) DeleteRunTag(ctx context.Context, req *telemetryv1.DeleteRunTagRequest) (*emptypb.Empty, error) {
 	call := rpc.From(ctx)
-	run, err := m.s.runOf(ctx, call)
+	run, err := m.s.openRunOf(ctx, call)
 	if err != nil {
 		return nil, err
 	}

@@ -256,3 +256,31 @@ func TestBatchGetRunData(t *testing.T) {
 		ask = res.GetRemainingRunUids()
 	}
 }
+
+// A deleted run takes nothing, and shows what it has.
+func TestDeletedRun(t *testing.T) {
+	l := newLab(t)
+	l.assign("ann", ws1, authz.Owner)
+	must(t, l.logBatch("ann", &telemetryv1.LogBatchRequest{Run: run1, Params: []*telemetryv1.Param{param("lr", "0.1")}, Tags: []*telemetryv1.Tag{tag("note", "a")}}))
+	for _, deleted := range []bool{true, false} {
+		l.runs.mu.Lock()
+		l.runs.deleted = deleted
+		l.runs.mu.Unlock()
+		code, reason := codes.OK, faultv1.Reason_REASON_UNSPECIFIED
+		if deleted {
+			code, reason = codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED
+		}
+		stream, err := l.metrics().LogRunData(l.as("ann"))
+		must(t, err)
+		_ = stream.Send(&telemetryv1.LogRunDataRequest{Run: run1, BatchId: "1", Metrics: []*telemetryv1.Metric{point("loss", 1, 0.5)}})
+		_, err = stream.Recv()
+		want(t, err, code, reason)
+		_ = stream.CloseSend()
+		want(t, l.logBatch("ann", &telemetryv1.LogBatchRequest{Run: run1, Tags: []*telemetryv1.Tag{tag("note", "b")}}), code, reason)
+		if data := l.runData(run1); deleted && data.GetTags()[0].GetValue() != "a" {
+			t.Errorf("%v", data)
+		}
+		_, err = l.metrics().DeleteRunTag(l.as("ann"), &telemetryv1.DeleteRunTagRequest{Run: run1, Key: "note"})
+		want(t, err, code, reason)
+	}
+}

@@ -28,20 +28,36 @@ func (c *runCache) find(ctx context.Context, runs Runs, workspaceUID, id string)
 	if ok {
 		return uid, nil
 	}
+	run, err := c.ask(ctx, runs, workspaceUID, id)
+	return run.GetRunUid(), err
+}
+
+// open finds a run that takes data: whether it is deleted may change, so compute is asked each time.
+func (c *runCache) open(ctx context.Context, runs Runs, workspaceUID, id string) (string, error) {
+	run, err := c.ask(ctx, runs, workspaceUID, id)
+	if err == nil && run.GetDeleted() {
+		return "", fault.FailedPrecondition("the run is deleted, and takes no data; restore it first")
+	}
+	return run.GetRunUid(), err
+}
+
+// ask asks compute, and remembers.
+func (c *runCache) ask(ctx context.Context, runs Runs, workspaceUID, id string) (*computev1.DescribeRunResponse, error) {
 	run, err := runs.DescribeRun(ctx, &computev1.DescribeRunRequest{WorkspaceUid: workspaceUID, RunId: id})
 	if err != nil {
-		return "", fault.FromStatus(err)
+		return nil, fault.FromStatus(err)
 	}
-	if uid = run.GetRunUid(); uid == "" {
-		return "", fault.Internal(nil, "compute knows a run without a uid")
+	if run.GetRunUid() == "" {
+		return nil, fault.Internal(nil, "compute knows a run without a uid")
 	}
+	name := runName{workspaceUID, id}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.uids == nil || len(c.uids) >= maxRuns {
 		c.uids = make(map[runName]string)
 	}
-	c.uids[name] = uid
-	return uid, nil
+	c.uids[name] = run.GetRunUid()
+	return run, nil
 }
 
 // forget drops the runs of a workspace.
