@@ -1,11 +1,11 @@
 package mlflowapi
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"strings"
@@ -13,12 +13,13 @@ import (
 
 	"google.golang.org/grpc"
 
-	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
-	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
-	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/mlflow"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/intake"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi/artifacts"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi/call"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi/registry"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi/tracking"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/onward"
 )
 
@@ -39,49 +40,20 @@ type Config struct {
 
 // Handler serves the API of all workspaces.
 type Handler struct {
-	cfg         Config
-	experiments computev1.ExperimentServiceClient
-	tracking    computev1.TrackingServiceClient
-	runs        computev1.RunServiceClient
-	metrics     telemetryv1.MetricServiceClient
-	models      inferencev1.ModelServiceClient
-	routes      map[string]route
+	cfg    Config
+	files  *artifacts.Files
+	routes map[string]call.Route
 }
-
-// route answers one request: with an object that JSON can say, nil for an empty one, or an error.
-type route func(c *call) (any, error)
-
-// call is one request.
-type call struct {
-	ctx       context.Context // of the RPCs that it becomes
-	workspace string          // name
-	body      []byte          // the JSON object of its fields
-	w         http.ResponseWriter
-	r         *http.Request
-}
-
-// written is what a route gives that has written its answer itself.
-type written struct{}
 
 // New makes the API.
 func New(cfg Config) (*Handler, error) {
-	if cfg.Held == nil || cfg.Now == nil {
-		return nil, errors.New("mlflowapi: Held and Now are required")
-	}
 	compute, telemetry, inference := cfg.Peers["compute"], cfg.Peers["telemetry"], cfg.Peers["inference"]
-	if compute == nil || telemetry == nil || inference == nil {
-		return nil, errors.New("mlflowapi: connections to compute, telemetry and inference are required")
+	if compute == nil || telemetry == nil || inference == nil || cfg.Held == nil || cfg.Now == nil {
+		return nil, errors.New("mlflowapi: connections to compute, telemetry and inference, Held and Now are required")
 	}
-	h := &Handler{
-		cfg:         cfg,
-		experiments: computev1.NewExperimentServiceClient(compute), tracking: computev1.NewTrackingServiceClient(compute), runs: computev1.NewRunServiceClient(compute),
-		metrics: telemetryv1.NewMetricServiceClient(telemetry), models: inferencev1.NewModelServiceClient(inference), routes: map[string]route{},
-	}
-	for _, part := range []map[string]route{h.experimentRoutes(), h.runRoutes(), h.logRoutes(), h.artifactRoutes(), h.modelRoutes(), h.versionRoutes()} {
-		for key, r := range part {
-			h.routes[key] = r
-		}
-	}
+	h := &Handler{cfg: cfg, files: artifacts.New(compute, inference), routes: tracking.Routes(compute, telemetry, cfg.Now)}
+	maps.Copy(h.routes, registry.Routes(inference))
+	maps.Copy(h.routes, h.files.Routes())
 	return h, nil
 }
 
@@ -97,7 +69,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch out.(type) {
-	case written:
+	case call.Written:
 		return
 	case nil:
 		out = struct{}{}
@@ -118,7 +90,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) (any, error) {
 	if !ok {
 		return nil, mlflow.NoEndpoint("a tracking URI ends with /mlflow/WORKSPACE or /mlflow/SUBSCRIPTION.GROUP.WORKSPACE")
 	}
-	c := &call{workspace: workspace, w: w, r: r}
+	c := &call.Call{Workspace: workspace, W: w, R: r}
 	switch r.Method + " " + rest {
 	case "GET health":
 		return text(w, "OK")
@@ -141,9 +113,9 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.ctx = onward.WithToken(onward.Context(r), token)
+	c.Ctx = onward.WithToken(onward.Context(r), token)
 	if path, ok := strings.CutPrefix(name, "mlflow-artifacts/"); ok {
-		return h.proxy(c, path)
+		return h.files.Proxy(c, path)
 	}
 	do, ok := h.routes[r.Method+" "+strings.TrimPrefix(name, "mlflow/")]
 	if !ok || !strings.HasPrefix(name, "mlflow/") {
@@ -160,7 +132,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) (any, error) {
 func text(w http.ResponseWriter, s string) (any, error) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, _ = io.WriteString(w, s)
-	return written{}, nil
+	return call.Written{}, nil
 }
 
 // workspaceOf reads which workspace a tracking URI is of.
@@ -212,31 +184,31 @@ func unknownCaller(message string) error {
 }
 
 // fields makes one JSON object of the fields of a request: of its query if it is a GET, of its body otherwise.
-func (h *Handler) fields(c *call, search bool) (release func(), err error) {
+func (h *Handler) fields(c *call.Call, search bool) (release func(), err error) {
 	release = func() {}
-	if c.r.Method == http.MethodGet {
-		c.body, err = json.Marshal(queryOf(c.r.URL.Query()))
+	if c.R.Method == http.MethodGet {
+		c.Body, err = json.Marshal(queryOf(c.R.URL.Query()))
 		return release, err
 	}
-	if c.r.ContentLength == 0 {
-		c.body = []byte("{}")
+	if c.R.ContentLength == 0 {
+		c.Body = []byte("{}")
 		return release, nil
 	}
-	if t, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type")); err != nil || t != "application/json" || len(c.r.Header.Values("Content-Encoding")) > 0 {
+	if t, _, err := mime.ParseMediaType(c.R.Header.Get("Content-Type")); err != nil || t != "application/json" || len(c.R.Header.Values("Content-Encoding")) > 0 {
 		return nil, mlflow.BadRequest("the body has to be JSON, not compressed: send Content-Type: application/json")
 	}
 	most := int64(mlflow.MostBody)
 	if search {
 		most = mostSearch
 	}
-	release, err = h.cfg.Held.Reserve(c.w, c.r, most)
+	release, err = h.cfg.Held.Reserve(c.W, c.R, most)
 	if err == nil {
-		if c.body, err = io.ReadAll(c.r.Body); err != nil {
+		if c.Body, err = io.ReadAll(c.R.Body); err != nil {
 			release()
 		}
 	}
 	if err != nil {
-		return nil, unread(err)
+		return nil, call.Unread(err)
 	}
 	return release, nil
 }
@@ -252,42 +224,4 @@ func queryOf(query map[string][]string) map[string]any {
 		}
 	}
 	return out
-}
-
-// unread says why a body could not be taken in.
-func unread(err error) error {
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return mlflow.BadParameter("a request of this kind has at most 1 MiB, a search 5 MiB; send less at once")
-	case errors.Is(err, intake.ErrFull):
-		r := mlflow.Refuse(http.StatusServiceUnavailable, "TEMPORARILY_UNAVAILABLE", "too many large requests at once; repeat the request")
-		r.After = time.Second
-		return r
-	case errors.Is(err, intake.ErrSlow):
-		return mlflow.Refuse(http.StatusRequestTimeout, "BAD_REQUEST", "the body came too slowly")
-	}
-	return mlflow.BadRequest("the body broke off")
-}
-
-// in reads the fields of a request.
-func in[T any](c *call) (*T, error) {
-	into := new(T)
-	if bad := mlflow.Decode(c.body, into); bad != nil {
-		return nil, bad
-	}
-	return into, nil
-}
-
-// texts is a list of strings; a query has a single one without brackets.
-type texts []string
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (t *texts) UnmarshalJSON(b []byte) error {
-	var one string
-	if json.Unmarshal(b, &one) == nil {
-		*t = texts{one}
-		return nil
-	}
-	return json.Unmarshal(b, (*[]string)(t))
 }

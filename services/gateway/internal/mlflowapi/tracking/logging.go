@@ -1,4 +1,4 @@
-package mlflowapi
+package tracking
 
 import (
 	"encoding/json"
@@ -7,6 +7,7 @@ import (
 
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/mlflow"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi/call"
 )
 
 const (
@@ -20,10 +21,10 @@ const (
 	modelHistoryTag = "mlflow.log-model.history"
 )
 
-func (h *Handler) logRoutes() map[string]route {
-	return map[string]route{
-		"POST runs/log-metric": func(c *call) (any, error) {
-			q, err := in[struct {
+func (h *routes) logRoutes() map[string]call.Route {
+	return map[string]call.Route{
+		"POST runs/log-metric": func(c *call.Call) (any, error) {
+			q, err := call.In[struct {
 				mlflow.RunIDs
 				mlflow.Metric
 			}](c)
@@ -32,14 +33,14 @@ func (h *Handler) logRoutes() map[string]route {
 			}
 			return h.log(c, q.RunIDs, mlflow.Batch{Metrics: []mlflow.Metric{q.Metric}})
 		},
-		"POST runs/log-parameter": func(c *call) (any, error) {
+		"POST runs/log-parameter": func(c *call.Call) (any, error) {
 			return h.logText(c, func(t mlflow.Text) mlflow.Batch { return mlflow.Batch{Params: []mlflow.Text{t}} })
 		},
-		"POST runs/set-tag": func(c *call) (any, error) {
+		"POST runs/set-tag": func(c *call.Call) (any, error) {
 			return h.logText(c, func(t mlflow.Text) mlflow.Batch { return mlflow.Batch{Tags: []mlflow.Text{t}} })
 		},
-		"POST runs/log-batch": func(c *call) (any, error) {
-			q, err := in[struct {
+		"POST runs/log-batch": func(c *call.Call) (any, error) {
+			q, err := call.In[struct {
 				mlflow.RunIDs
 				mlflow.Batch
 			}](c)
@@ -58,8 +59,8 @@ func (h *Handler) logRoutes() map[string]route {
 	}
 }
 
-func (h *Handler) logText(c *call, as func(mlflow.Text) mlflow.Batch) (any, error) {
-	q, err := in[struct {
+func (h *routes) logText(c *call.Call, as func(mlflow.Text) mlflow.Batch) (any, error) {
+	q, err := call.In[struct {
 		mlflow.RunIDs
 		mlflow.Text
 	}](c)
@@ -70,8 +71,8 @@ func (h *Handler) logText(c *call, as func(mlflow.Text) mlflow.Batch) (any, erro
 }
 
 // log stores a batch, all of it or nothing. The name of a run is a tag for MLflow and the run's own for us.
-func (h *Handler) log(c *call, ids mlflow.RunIDs, b mlflow.Batch) (any, error) {
-	name, err := c.named(ids)
+func (h *routes) log(c *call.Call, ids mlflow.RunIDs, b mlflow.Batch) (any, error) {
+	name, err := c.Named(ids)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +81,7 @@ func (h *Handler) log(c *call, ids mlflow.RunIDs, b mlflow.Batch) (any, error) {
 			return nil, mlflow.BadParameter("tags that begin with " + linkPrefix + " are what runs/log-inputs and runs/outputs write")
 		}
 	}
-	logged, bad := b.Check(h.cfg.Now())
+	logged, bad := b.Check(h.now())
 	if bad != nil {
 		return nil, bad
 	}
@@ -95,7 +96,7 @@ func (h *Handler) log(c *call, ids mlflow.RunIDs, b mlflow.Batch) (any, error) {
 	}
 	if len(logged.Metrics)+len(logged.Params)+len(tags) > 0 || rename == "" {
 		req := &telemetryv1.LogBatchRequest{Run: name, Metrics: logged.Metrics, Params: logged.Params, Tags: tags}
-		if _, err := h.metrics.LogBatch(c.ctx, req); err != nil {
+		if _, err := h.metrics.LogBatch(c.Ctx, req); err != nil {
 			return nil, err
 		}
 	}
@@ -105,35 +106,35 @@ func (h *Handler) log(c *call, ids mlflow.RunIDs, b mlflow.Batch) (any, error) {
 	return nil, nil
 }
 
-func (h *Handler) deleteTag(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) deleteTag(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		mlflow.RunIDs
 		Key string `json:"key"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.named(q.RunIDs)
+	name, err := c.Named(q.RunIDs)
 	if err != nil {
 		return nil, err
 	}
 	if bad := mlflow.CheckKey(q.Key); bad != nil {
 		return nil, bad
 	}
-	_, err = h.metrics.DeleteRunTag(c.ctx, &telemetryv1.DeleteRunTagRequest{Run: name, Key: q.Key})
+	_, err = h.metrics.DeleteRunTag(c.Ctx, &telemetryv1.DeleteRunTagRequest{Run: name, Key: q.Key})
 	return nil, err
 }
 
 // logModel notes in the run's tag that a model was logged, after those that stand there.
-func (h *Handler) logModel(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) logModel(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		mlflow.RunIDs
 		ModelJSON string `json:"model_json"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.named(q.RunIDs)
+	name, err := c.Named(q.RunIDs)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +142,7 @@ func (h *Handler) logModel(c *call) (any, error) {
 	if err := json.Unmarshal([]byte(q.ModelJSON), &model); err != nil || model["artifact_path"] == nil {
 		return nil, mlflow.BadParameter("model_json is a JSON object with an artifact_path")
 	}
-	data, err := h.metrics.GetRunData(c.ctx, &telemetryv1.GetRunDataRequest{Run: name})
+	data, err := h.metrics.GetRunData(c.Ctx, &telemetryv1.GetRunDataRequest{Run: name})
 	if err != nil {
 		return nil, err
 	}
@@ -161,14 +162,14 @@ func (h *Handler) logModel(c *call) (any, error) {
 	return nil, h.setTags(c, name, &telemetryv1.Tag{Key: modelHistoryTag, Value: string(b)})
 }
 
-func (h *Handler) setTags(c *call, run string, tags ...*telemetryv1.Tag) error {
-	_, err := h.metrics.LogBatch(c.ctx, &telemetryv1.LogBatchRequest{Run: run, Tags: tags})
+func (h *routes) setTags(c *call.Call, run string, tags ...*telemetryv1.Tag) error {
+	_, err := h.metrics.LogBatch(c.Ctx, &telemetryv1.LogBatchRequest{Run: run, Tags: tags})
 	return err
 }
 
-// history gives the points of a metric: a page, or without max_results all of them, written as they come.
-func (h *Handler) history(c *call) (any, error) {
-	q, err := in[struct {
+// history gives the points of a metric: a page, or without max_results all of them, call.Written as they come.
+func (h *routes) history(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		mlflow.RunIDs
 		Key        string          `json:"metric_key"`
 		MaxResults *mlflow.Integer `json:"max_results"`
@@ -177,7 +178,7 @@ func (h *Handler) history(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.named(q.RunIDs)
+	name, err := c.Named(q.RunIDs)
 	if err != nil {
 		return nil, err
 	}
@@ -185,30 +186,30 @@ func (h *Handler) history(c *call) (any, error) {
 		return nil, bad
 	}
 	req := &telemetryv1.ListMetricHistoryRequest{Run: name, Key: q.Key, PageToken: q.PageToken}
-	if req.PageSize, err = pageOf(q.MaxResults); err != nil {
+	if req.PageSize, err = call.PageSize(q.MaxResults); err != nil {
 		return nil, err
 	}
 	all := q.MaxResults == nil && q.PageToken == ""
 	if all {
 		req.PageSize = historyPage
 	}
-	res, err := h.metrics.ListMetricHistory(c.ctx, req)
+	res, err := h.metrics.ListMetricHistory(c.Ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	if !all || res.GetNextPageToken() == "" {
-		out := page{key: "metrics", items: make([]any, 0, len(res.GetMetrics())), next: res.GetNextPageToken()}
+		out := call.Page{Key: "metrics", Items: make([]any, 0, len(res.GetMetrics())), Next: res.GetNextPageToken()}
 		for _, m := range res.GetMetrics() {
-			out.items = append(out.items, metricOf(m))
+			out.Items = append(out.Items, metricOf(m))
 		}
-		return out.answer(), nil
+		return out.Answer(), nil
 	}
-	c.w.Header().Set("Content-Type", "application/json")
-	out := json.NewEncoder(c.w)
+	c.W.Header().Set("Content-Type", "application/json")
+	out := json.NewEncoder(c.W)
 	separator := `{"metrics":[`
 	for {
 		for _, m := range res.GetMetrics() {
-			if _, err := c.w.Write([]byte(separator)); err != nil {
+			if _, err := c.W.Write([]byte(separator)); err != nil {
 				panic(http.ErrAbortHandler) // the client is gone
 			}
 			if err := out.Encode(metricOf(m)); err != nil {
@@ -220,18 +221,18 @@ func (h *Handler) history(c *call) (any, error) {
 			break
 		}
 		req.PageToken = res.GetNextPageToken()
-		if res, err = h.metrics.ListMetricHistory(c.ctx, req); err != nil {
+		if res, err = h.metrics.ListMetricHistory(c.Ctx, req); err != nil {
 			panic(http.ErrAbortHandler) // half an answer must not look like a whole one
 		}
 	}
-	_, _ = c.w.Write([]byte("]}"))
-	return written{}, nil
+	_, _ = c.W.Write([]byte("]}"))
+	return call.Written{}, nil
 }
 
 // bulkHistory gives the points of a metric of several runs between two steps, thinned out evenly.
-func (h *Handler) bulkHistory(c *call) (any, error) {
-	q, err := in[struct {
-		RunIDs     texts           `json:"run_ids"`
+func (h *routes) bulkHistory(c *call.Call) (any, error) {
+	q, err := call.In[struct {
+		RunIDs     call.Texts      `json:"run_ids"`
 		Key        string          `json:"metric_key"`
 		StartStep  *mlflow.Integer `json:"start_step"`
 		EndStep    *mlflow.Integer `json:"end_step"`
@@ -258,7 +259,7 @@ func (h *Handler) bulkHistory(c *call) (any, error) {
 	}
 	out := []metric{}
 	for _, id := range q.RunIDs {
-		name, err := c.runName(id)
+		name, err := c.RunName(id)
 		if err != nil {
 			return nil, err
 		}
@@ -277,10 +278,10 @@ func (h *Handler) bulkHistory(c *call) (any, error) {
 	return map[string]any{"metrics": out}, nil
 }
 
-func (h *Handler) points(c *call, req *telemetryv1.ListMetricHistoryRequest) ([]*telemetryv1.Metric, error) {
+func (h *routes) points(c *call.Call, req *telemetryv1.ListMetricHistoryRequest) ([]*telemetryv1.Metric, error) {
 	var all []*telemetryv1.Metric
 	for {
-		res, err := h.metrics.ListMetricHistory(c.ctx, req)
+		res, err := h.metrics.ListMetricHistory(c.Ctx, req)
 		if err != nil {
 			return nil, err
 		}

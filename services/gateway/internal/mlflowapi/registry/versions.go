@@ -1,7 +1,6 @@
-package mlflowapi
+package registry
 
 import (
-	"net/url"
 	"strconv"
 	"strings"
 
@@ -11,6 +10,7 @@ import (
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/mlflow"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi/call"
 )
 
 // noStage is the stage of what has none.
@@ -18,27 +18,27 @@ const noStage = "None"
 
 // modelVersion is a version in an answer.
 type modelVersion struct {
-	Name          string     `json:"name"`
-	Version       string     `json:"version"`
-	Created       int64      `json:"creation_timestamp"`
-	Updated       int64      `json:"last_updated_timestamp"`
-	UserID        string     `json:"user_id"`
-	Stage         string     `json:"current_stage"`
-	Description   string     `json:"description"`
-	Source        string     `json:"source"`
-	RunID         string     `json:"run_id"`
-	Status        string     `json:"status"`
-	StatusMessage string     `json:"status_message"`
-	Tags          []keyValue `json:"tags"`
-	RunLink       string     `json:"run_link"`
-	Aliases       []string   `json:"aliases"`
+	Name          string          `json:"name"`
+	Version       string          `json:"version"`
+	Created       int64           `json:"creation_timestamp"`
+	Updated       int64           `json:"last_updated_timestamp"`
+	UserID        string          `json:"user_id"`
+	Stage         string          `json:"current_stage"`
+	Description   string          `json:"description"`
+	Source        string          `json:"source"`
+	RunID         string          `json:"run_id"`
+	Status        string          `json:"status"`
+	StatusMessage string          `json:"status_message"`
+	Tags          []call.KeyValue `json:"tags"`
+	RunLink       string          `json:"run_link"`
+	Aliases       []string        `json:"aliases"`
 }
 
 func versionOf(v *inferencev1.ModelVersion) modelVersion {
 	parts := strings.Split(v.GetName(), "/")
 	out := modelVersion{
-		Version: strconv.FormatInt(v.GetVersion(), 10), Created: millis(v.GetCreateTime()), Updated: millis(v.GetUpdateTime()), UserID: v.GetCreatedBy(),
-		Stage: noStage, Description: v.GetDescription(), Status: "READY", Tags: tagsOf(v.GetTags()), Aliases: v.GetAliases(),
+		Version: strconv.FormatInt(v.GetVersion(), 10), Created: call.Millis(v.GetCreateTime()), Updated: call.Millis(v.GetUpdateTime()), UserID: v.GetCreatedBy(),
+		Stage: noStage, Description: v.GetDescription(), Status: "READY", Tags: call.TagsOf(v.GetTags()), Aliases: v.GetAliases(),
 	}
 	if len(parts) > 3 {
 		out.Name = parts[len(parts)-3]
@@ -55,14 +55,16 @@ func versionOf(v *inferencev1.ModelVersion) modelVersion {
 	}
 	out.Source = downloadURI(out.Name, out.Version)
 	if v.GetSourceRun() != "" {
-		out.RunID = last(v.GetSourceRun())
+		out.RunID = call.Last(v.GetSourceRun())
 		out.Source = "runs:/" + strings.TrimSuffix(out.RunID+"/"+v.GetSourcePath(), "/")
 	}
 	return out
 }
 
 // downloadURI is where a client gets the files of a version: of the registry, which keeps them when the run is gone.
-func downloadURI(model, version string) string { return scheme + "/models/" + model + "/" + version }
+func downloadURI(model, version string) string {
+	return call.Scheme + "/models/" + model + "/" + version
+}
 
 // stageNamed reads a stage as people write it.
 func stageNamed(s string) (string, error) {
@@ -74,20 +76,8 @@ func stageNamed(s string) (string, error) {
 	return "", mlflow.BadParameter("a stage is None, Staging, Production or Archived")
 }
 
-// versionName is the name of a version of a model.
-func (c *call) versionName(model, version string) (string, error) {
-	name, err := c.modelName(model)
-	if err != nil {
-		return "", err
-	}
-	if _, err := versionNumber(version); err != nil {
-		return "", err
-	}
-	return name + "/versions/" + version, nil
-}
-
-func (h *Handler) versionRoutes() map[string]route {
-	return map[string]route{
+func (h *routes) versionRoutes() map[string]call.Route {
+	return map[string]call.Route{
 		"POST model-versions/create":           h.createVersion,
 		"PATCH model-versions/update":          h.updateVersion,
 		"DELETE model-versions/delete":         h.deleteVersion,
@@ -95,8 +85,8 @@ func (h *Handler) versionRoutes() map[string]route {
 		"GET model-versions/search":            h.searchVersions,
 		"GET model-versions/get-download-uri":  h.getDownloadURI,
 		"POST model-versions/transition-stage": h.transition,
-		"POST model-versions/set-tag":          func(c *call) (any, error) { return h.tagVersion(c, false) },
-		"DELETE model-versions/delete-tag":     func(c *call) (any, error) { return h.tagVersion(c, true) },
+		"POST model-versions/set-tag":          func(c *call.Call) (any, error) { return h.tagVersion(c, false) },
+		"DELETE model-versions/delete-tag":     func(c *call.Call) (any, error) { return h.tagVersion(c, true) },
 	}
 }
 
@@ -106,15 +96,17 @@ type byVersion struct {
 	Version versionText `json:"version"`
 }
 
-func (c *call) version(q byVersion) (string, error) { return c.versionName(q.Name, string(q.Version)) }
+func version(c *call.Call, q byVersion) (string, error) {
+	return c.VersionName(q.Name, string(q.Version))
+}
 
 // oneVersionOf reads a request that is about one version.
-func oneVersionOf(c *call) (string, error) {
-	q, err := in[byVersion](c)
+func oneVersionOf(c *call.Call) (string, error) {
+	q, err := call.In[byVersion](c)
 	if err != nil {
 		return "", err
 	}
-	return c.version(*q)
+	return version(c, *q)
 }
 
 // source is where the files of a new version are.
@@ -126,34 +118,34 @@ type source struct {
 // sourceOf reads a source: runs:/RUN/PATH, mlflow-artifacts:/EXPERIMENT/RUN/artifacts/PATH, mlflow-artifacts:/models/NAME/VERSION or
 // models:/NAME/VERSION, all of them of this workspace. Whatever else a source might be is somebody else's: a file of this machine, a
 // bucket, another server.
-func (c *call) sourceOf(s string) (source, error) {
+func sourceOf(c *call.Call, s string) (source, error) {
 	refused := mlflow.BadParameter("source is runs:/RUN/PATH, mlflow-artifacts:/EXPERIMENT/RUN/artifacts/PATH or models:/NAME/VERSION of the same workspace")
 	kind, rest, ok := strings.Cut(s, ":/")
 	if !ok || rest == "" || strings.HasPrefix(rest, "/") || strings.ContainsAny(s, "?#@") || strings.TrimSpace(s) != s {
 		return source{}, refused
 	}
 	rest = strings.TrimSuffix(rest, "/")
-	path, err := url.PathUnescape(rest)
-	if err != nil || encodedBadly.MatchString(rest) || cleanPath(path) != nil {
+	path, err := call.SentPath(rest)
+	if err != nil {
 		return source{}, refused
 	}
 	switch kind {
 	case "runs":
 		id, below, _ := strings.Cut(path, "/")
-		name, err := c.runName(id)
+		name, err := c.RunName(id)
 		if err != nil {
 			return source{}, refused
 		}
 		return source{run: name, path: below}, nil
 	case "mlflow-artifacts":
-		at, err := c.placeOf(path)
-		if err != nil || at.version != "" && at.path != "" {
+		at, err := c.PlaceOf(path)
+		if err != nil || at.Version != "" && at.Path != "" {
 			return source{}, refused
 		}
-		return source{run: at.run, path: at.path, version: at.version}, nil
+		return source{run: at.Run, path: at.Path, version: at.Version}, nil
 	case "models":
 		model, version, _ := strings.Cut(path, "/")
-		name, err := c.versionName(model, version)
+		name, err := c.VersionName(model, version)
 		if err != nil {
 			return source{}, refused
 		}
@@ -162,8 +154,8 @@ func (c *call) sourceOf(s string) (source, error) {
 	return source{}, refused
 }
 
-func (h *Handler) createVersion(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) createVersion(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		byName
 		Source      string        `json:"source"`
 		RunID       string        `json:"run_id"`
@@ -173,20 +165,20 @@ func (h *Handler) createVersion(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.modelName(q.Name)
+	name, err := c.ModelName(q.Name)
 	if err != nil {
 		return nil, err
 	}
-	tags, err := tagMap(q.Tags, mostExperimentTag)
+	tags, err := call.TagMap(q.Tags, call.MostResourceTag)
 	if err != nil {
 		return nil, err
 	}
-	from, err := c.sourceOf(q.Source)
+	from, err := sourceOf(c, q.Source)
 	if err != nil {
 		return nil, err
 	}
 	if from.version != "" {
-		v, err := h.models.GetModelVersion(c.ctx, &inferencev1.GetModelVersionRequest{Name: from.version})
+		v, err := h.models.GetModelVersion(c.Ctx, &inferencev1.GetModelVersionRequest{Name: from.version})
 		if err != nil {
 			return nil, err
 		}
@@ -194,47 +186,47 @@ func (h *Handler) createVersion(c *call) (any, error) {
 			return nil, mlflow.BadParameter("the source was uploaded and has no run; upload its files again as a version of this model")
 		}
 	}
-	if q.RunID != "" && q.RunID != last(from.run) {
+	if q.RunID != "" && q.RunID != call.Last(from.run) {
 		return nil, mlflow.BadParameter("run_id is another run than that of the source")
 	}
-	v, err := h.models.CreateModelVersion(c.ctx, &inferencev1.CreateModelVersionRequest{
+	v, err := h.models.CreateModelVersion(c.Ctx, &inferencev1.CreateModelVersionRequest{
 		Parent: name, SourceRun: from.run, SourcePath: from.path, Description: q.Description, Tags: tags,
 	})
-	return answerOf("model_version", versionOf(v), err)
+	return call.Answer("model_version", versionOf(v), err)
 }
 
-func (h *Handler) updateVersion(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) updateVersion(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		byVersion
 		Description string `json:"description"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.version(q.byVersion)
+	name, err := version(c, q.byVersion)
 	if err != nil {
 		return nil, err
 	}
-	v, err := h.models.UpdateModelVersion(c.ctx, &inferencev1.UpdateModelVersionRequest{
+	v, err := h.models.UpdateModelVersion(c.Ctx, &inferencev1.UpdateModelVersionRequest{
 		ModelVersion: &inferencev1.ModelVersionUpdate{Name: name, Description: q.Description}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"description"}},
 	})
-	return answerOf("model_version", versionOf(v), err)
+	return call.Answer("model_version", versionOf(v), err)
 }
 
-func (h *Handler) deleteVersion(c *call) (any, error) {
+func (h *routes) deleteVersion(c *call.Call) (any, error) {
 	name, err := oneVersionOf(c)
 	if err == nil {
-		_, err = h.models.DeleteModelVersion(c.ctx, &inferencev1.DeleteModelVersionRequest{Name: name})
+		_, err = h.models.DeleteModelVersion(c.Ctx, &inferencev1.DeleteModelVersionRequest{Name: name})
 	}
 	return nil, err
 }
 
-func (h *Handler) oneVersion(c *call, name string) (any, error) {
-	v, err := h.models.GetModelVersion(c.ctx, &inferencev1.GetModelVersionRequest{Name: name})
-	return answerOf("model_version", versionOf(v), err)
+func (h *routes) oneVersion(c *call.Call, name string) (any, error) {
+	v, err := h.models.GetModelVersion(c.Ctx, &inferencev1.GetModelVersionRequest{Name: name})
+	return call.Answer("model_version", versionOf(v), err)
 }
 
-func (h *Handler) getVersion(c *call) (any, error) {
+func (h *routes) getVersion(c *call.Call) (any, error) {
 	name, err := oneVersionOf(c)
 	if err != nil {
 		return nil, err
@@ -242,29 +234,29 @@ func (h *Handler) getVersion(c *call) (any, error) {
 	return h.oneVersion(c, name)
 }
 
-func (h *Handler) getDownloadURI(c *call) (any, error) {
-	q, err := in[byVersion](c)
+func (h *routes) getDownloadURI(c *call.Call) (any, error) {
+	q, err := call.In[byVersion](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.version(*q)
+	name, err := version(c, *q)
 	if err != nil {
 		return nil, err
 	}
-	_, err = h.models.GetModelVersion(c.ctx, &inferencev1.GetModelVersionRequest{Name: name})
-	return answerOf("artifact_uri", downloadURI(q.Name, string(q.Version)), err)
+	_, err = h.models.GetModelVersion(c.Ctx, &inferencev1.GetModelVersionRequest{Name: name})
+	return call.Answer("artifact_uri", downloadURI(q.Name, string(q.Version)), err)
 }
 
 // transition puts a version into a stage: the alias of that name. What stood there before has no stage then.
-func (h *Handler) transition(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) transition(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		byVersion
 		Stage string `json:"stage"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.version(q.byVersion)
+	name, err := version(c, q.byVersion)
 	if err != nil {
 		return nil, err
 	}
@@ -272,17 +264,17 @@ func (h *Handler) transition(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := versionNumber(string(q.Version))
+	n, err := call.VersionNumber(string(q.Version))
 	if err != nil {
 		return nil, err
 	}
-	v, err := h.models.GetModelVersion(c.ctx, &inferencev1.GetModelVersionRequest{Name: name})
+	v, err := h.models.GetModelVersion(c.Ctx, &inferencev1.GetModelVersionRequest{Name: name})
 	if err != nil {
 		return nil, err
 	}
 	model := strings.TrimSuffix(name, "/versions/"+string(q.Version))
 	if stage != noStage {
-		if _, err := h.models.SetModelAlias(c.ctx, &inferencev1.SetModelAliasRequest{Name: model, Alias: stage, Version: n}); err != nil {
+		if _, err := h.models.SetModelAlias(c.Ctx, &inferencev1.SetModelAliasRequest{Name: model, Alias: stage, Version: n}); err != nil {
 			return nil, err
 		}
 	}
@@ -290,7 +282,7 @@ func (h *Handler) transition(c *call) (any, error) {
 		if s, err := stageNamed(a); err != nil || s != a || s == stage {
 			continue // no stage
 		}
-		_, err := h.models.DeleteModelAlias(c.ctx, &inferencev1.DeleteModelAliasRequest{Name: model, Alias: a})
+		_, err := h.models.DeleteModelAlias(c.Ctx, &inferencev1.DeleteModelAliasRequest{Name: model, Alias: a})
 		if err != nil && !fault.Is(err, codes.NotFound) {
 			return nil, err
 		}
@@ -298,31 +290,31 @@ func (h *Handler) transition(c *call) (any, error) {
 	return h.oneVersion(c, name)
 }
 
-func (h *Handler) tagVersion(c *call, remove bool) (any, error) {
-	q, err := in[struct {
+func (h *routes) tagVersion(c *call.Call, remove bool) (any, error) {
+	q, err := call.In[struct {
 		byVersion
 		mlflow.Text
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.version(q.byVersion)
+	name, err := version(c, q.byVersion)
 	if err != nil {
 		return nil, err
 	}
 	return nil, changeTag(q.Text, remove, func() (map[string]string, string, error) {
-		v, err := h.models.GetModelVersion(c.ctx, &inferencev1.GetModelVersionRequest{Name: name})
+		v, err := h.models.GetModelVersion(c.Ctx, &inferencev1.GetModelVersionRequest{Name: name})
 		return v.GetTags(), v.GetEtag(), err
 	}, func(tags map[string]string, etag string) error {
-		_, err := h.models.UpdateModelVersion(c.ctx, &inferencev1.UpdateModelVersionRequest{
+		_, err := h.models.UpdateModelVersion(c.Ctx, &inferencev1.UpdateModelVersionRequest{
 			ModelVersion: &inferencev1.ModelVersionUpdate{Name: name, Tags: tags, Etag: etag}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"tags"}},
 		})
 		return err
 	})
 }
 
-func (h *Handler) searchVersions(c *call) (any, error) {
-	q, err := in[search](c)
+func (h *routes) searchVersions(c *call.Call) (any, error) {
+	q, err := call.In[search](c)
 	if err != nil {
 		return nil, err
 	}
@@ -332,9 +324,9 @@ func (h *Handler) searchVersions(c *call) (any, error) {
 	}
 	var models []string
 	if name, ok := f.exactly("name"); ok {
-		full, err := c.modelName(name)
+		full, err := c.ModelName(name)
 		if err != nil {
-			return page{key: "model_versions", items: []any{}}.answer(), nil //nolint:nilerr // no model has that name
+			return call.Page{Key: "model_versions", Items: []any{}}.Answer(), nil //nolint:nilerr // no model has that name
 		}
 		models = []string{full}
 	} else {
@@ -364,9 +356,9 @@ func (h *Handler) searchVersions(c *call) (any, error) {
 			"creation_timestamp": one.Created, "last_updated_timestamp": one.Updated,
 		}
 	})
-	out := page{key: "model_versions", items: []any{}, next: next}
+	out := call.Page{Key: "model_versions", Items: []any{}, Next: next}
 	for _, v := range found {
-		out.items = append(out.items, versionOf(v))
+		out.Items = append(out.Items, versionOf(v))
 	}
-	return out.answer(), nil
+	return out.Answer(), nil
 }

@@ -1,4 +1,4 @@
-package mlflowapi
+package tracking
 
 import (
 	"crypto/sha256"
@@ -11,6 +11,7 @@ import (
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/mlflow"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi/call"
 )
 
 // What a run took in and gave out is kept in tags of the run, one for each dataset and each model. They are not shown among the tags.
@@ -35,8 +36,8 @@ type outputs struct {
 }
 
 type datasetInput struct {
-	Tags    []keyValue `json:"tags"`
-	Dataset dataset    `json:"dataset"`
+	Tags    []call.KeyValue `json:"tags"`
+	Dataset dataset         `json:"dataset"`
 }
 
 type dataset struct {
@@ -83,8 +84,8 @@ func linkTag(key string, value any) (*telemetryv1.Tag, error) {
 	return &telemetryv1.Tag{Key: key, Value: string(b)}, nil
 }
 
-func (h *Handler) logInputs(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) logInputs(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		mlflow.RunIDs
 		Datasets []datasetInput `json:"datasets"`
 		Models   []modelLink    `json:"models"`
@@ -92,7 +93,7 @@ func (h *Handler) logInputs(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.named(q.RunIDs)
+	name, err := c.Named(q.RunIDs)
 	if err != nil {
 		return nil, err
 	}
@@ -120,15 +121,15 @@ func (h *Handler) logInputs(c *call) (any, error) {
 	return nil, h.setTags(c, name, tags...)
 }
 
-func (h *Handler) logOutputs(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) logOutputs(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		mlflow.RunIDs
 		Models []modelLink `json:"models"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.named(q.RunIDs)
+	name, err := c.Named(q.RunIDs)
 	if err != nil {
 		return nil, err
 	}
@@ -158,15 +159,15 @@ func checkModelID(id string) *mlflow.Refusal {
 }
 
 // rename gives a run another name.
-func (h *Handler) rename(c *call, run, name string) error {
-	_, err := h.tracking.UpdateTrackedRun(c.ctx, &computev1.UpdateTrackedRunRequest{Name: run, DisplayName: &name})
+func (h *routes) rename(c *call.Call, run, name string) error {
+	_, err := h.tracking.UpdateTrackedRun(c.Ctx, &computev1.UpdateTrackedRunRequest{Name: run, DisplayName: &name})
 	return err
 }
 
 // searchDatasets lists the datasets that runs of some experiments took in.
-func (h *Handler) searchDatasets(c *call) (any, error) {
-	q, err := in[struct {
-		ExperimentIDs texts `json:"experiment_ids"`
+func (h *routes) searchDatasets(c *call.Call) (any, error) {
+	q, err := call.In[struct {
+		ExperimentIDs call.Texts `json:"experiment_ids"`
 	}](c)
 	if err != nil {
 		return nil, err
@@ -174,9 +175,9 @@ func (h *Handler) searchDatasets(c *call) (any, error) {
 	if len(q.ExperimentIDs) == 0 || len(q.ExperimentIDs) > 20 {
 		return nil, mlflow.Refuse(http.StatusBadRequest, "INVALID_PARAMETER_VALUE", "experiment_ids names 1 to 20 experiments")
 	}
-	req := &computev1.SearchRunsRequest{Parent: c.workspace, PageSize: datasetPage}
+	req := &computev1.SearchRunsRequest{Parent: c.Workspace, PageSize: datasetPage}
 	for _, id := range q.ExperimentIDs {
-		name, err := c.experimentName(id)
+		name, err := c.ExperimentName(id)
 		if err != nil {
 			return nil, err
 		}
@@ -190,13 +191,13 @@ func (h *Handler) searchDatasets(c *call) (any, error) {
 	}
 	seen, out := map[summary]bool{}, []summary{}
 	for {
-		res, err := h.tracking.SearchRuns(c.ctx, req)
+		res, err := h.tracking.SearchRuns(c.Ctx, req)
 		if err != nil {
 			return nil, err
 		}
 		for _, r := range res.GetRuns() {
 			for _, d := range runOf(r.GetRun(), r.GetData()).Inputs.Datasets {
-				s := summary{ExperimentID: experimentIDOf(r.GetRun()), Name: d.Dataset.Name, Digest: d.Dataset.Digest}
+				s := summary{ExperimentID: call.ExperimentIDOf(r.GetRun()), Name: d.Dataset.Name, Digest: d.Dataset.Digest}
 				for _, t := range d.Tags {
 					if t.Key == "mlflow.data.context" {
 						s.Context = t.Value

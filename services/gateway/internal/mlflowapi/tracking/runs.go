@@ -1,4 +1,4 @@
-package mlflowapi
+package tracking
 
 import (
 	"strings"
@@ -9,7 +9,7 @@ import (
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/mlflow"
-	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi/call"
 )
 
 // runNameTag is the tag in which MLflow keeps a run's name beside the name itself.
@@ -39,7 +39,7 @@ type metric struct {
 }
 
 func metricOf(m *telemetryv1.Metric) metric {
-	return metric{Key: m.GetKey(), Value: mlflow.Number(m.GetValue()), Timestamp: millis(m.GetTime()), Step: m.GetStep()}
+	return metric{Key: m.GetKey(), Value: mlflow.Number(m.GetValue()), Timestamp: call.Millis(m.GetTime()), Step: m.GetStep()}
 }
 
 // run is a run in an answer.
@@ -51,9 +51,9 @@ type run struct {
 }
 
 type runData struct {
-	Metrics []metric   `json:"metrics"`
-	Params  []keyValue `json:"params"`
-	Tags    []keyValue `json:"tags"`
+	Metrics []metric        `json:"metrics"`
+	Params  []call.KeyValue `json:"params"`
+	Tags    []call.KeyValue `json:"tags"`
 }
 
 // statusOf is a state in MLflow's words.
@@ -90,18 +90,11 @@ func stateOf(s string) (computev1.Run_State, error) {
 	return 0, mlflow.BadParameter("a status is RUNNING, SCHEDULED, FINISHED, FAILED or KILLED")
 }
 
-func experimentIDOf(r *computev1.Run) string {
-	if r.GetExperimentName() == "" {
-		return "0"
-	}
-	return last(r.GetExperimentName())
-}
-
 func infoOf(r *computev1.Run) *runInfo {
-	id := last(r.GetName())
+	id := call.Last(r.GetName())
 	out := &runInfo{
-		RunID: id, RunUUID: id, RunName: r.GetDisplayName(), ExperimentID: experimentIDOf(r), UserID: r.GetUser(), Status: statusOf(r.GetState()),
-		StartTime: millis(r.GetStartTime()), EndTime: millis(r.GetEndTime()), ArtifactURI: artifactURI(r), LifecycleStage: stageOf(r.GetDeleted()),
+		RunID: id, RunUUID: id, RunName: r.GetDisplayName(), ExperimentID: call.ExperimentIDOf(r), UserID: r.GetUser(), Status: statusOf(r.GetState()),
+		StartTime: call.Millis(r.GetStartTime()), EndTime: call.Millis(r.GetEndTime()), ArtifactURI: call.ArtifactURI(r), LifecycleStage: stageOf(r.GetDeleted()),
 	}
 	if out.UserID == "" {
 		out.UserID = r.GetSubmitter()
@@ -110,19 +103,19 @@ func infoOf(r *computev1.Run) *runInfo {
 		out.RunName = id
 	}
 	if r.GetStartTime() == nil {
-		out.StartTime = millis(r.GetCreateTime())
+		out.StartTime = call.Millis(r.GetCreateTime())
 	}
 	return out
 }
 
 func runOf(r *computev1.Run, data *telemetryv1.RunData) *run {
-	out := &run{Info: infoOf(r), Data: runData{Metrics: []metric{}, Params: []keyValue{}, Tags: []keyValue{}}}
+	out := &run{Info: infoOf(r), Data: runData{Metrics: []metric{}, Params: []call.KeyValue{}, Tags: []call.KeyValue{}}}
 	out.Inputs.Datasets, out.Inputs.Models, out.Outputs.Models = []datasetInput{}, []modelLink{}, []modelLink{}
 	for _, m := range data.GetLatest() {
 		out.Data.Metrics = append(out.Data.Metrics, metricOf(m))
 	}
 	for _, p := range data.GetParams() {
-		out.Data.Params = append(out.Data.Params, keyValue{p.GetKey(), p.GetValue()})
+		out.Data.Params = append(out.Data.Params, call.KeyValue{Key: p.GetKey(), Value: p.GetValue()})
 	}
 	for _, t := range data.GetTags() {
 		switch {
@@ -130,40 +123,24 @@ func runOf(r *computev1.Run, data *telemetryv1.RunData) *run {
 		case strings.HasPrefix(t.GetKey(), linkPrefix):
 			out.link(t.GetKey(), t.GetValue())
 		default:
-			out.Data.Tags = append(out.Data.Tags, keyValue{t.GetKey(), t.GetValue()})
+			out.Data.Tags = append(out.Data.Tags, call.KeyValue{Key: t.GetKey(), Value: t.GetValue()})
 		}
 	}
-	out.Data.Tags = append(out.Data.Tags, keyValue{runNameTag, out.Info.RunName})
+	out.Data.Tags = append(out.Data.Tags, call.KeyValue{Key: runNameTag, Value: out.Info.RunName})
 	return out
 }
 
-// runName is the name of the run of this id.
-func (c *call) runName(id string) (string, error) {
-	if resource.ValidRunID(id) != nil {
-		return "", mlflow.BadParameter("run_id is not the id of a run")
-	}
-	return c.workspace + "/runs/" + id, nil
-}
-
 // oneRun reads a request that is about one run.
-func oneRun(c *call) (string, error) {
-	q, err := in[mlflow.RunIDs](c)
+func oneRun(c *call.Call) (string, error) {
+	q, err := call.In[mlflow.RunIDs](c)
 	if err != nil {
 		return "", err
 	}
-	return c.named(*q)
+	return c.Named(*q)
 }
 
-func (c *call) named(ids mlflow.RunIDs) (string, error) {
-	id, bad := ids.ID()
-	if bad != nil {
-		return "", bad
-	}
-	return c.runName(id)
-}
-
-func (h *Handler) runRoutes() map[string]route {
-	return map[string]route{
+func (h *routes) runRoutes() map[string]call.Route {
+	return map[string]call.Route{
 		"POST runs/create":  h.createRun,
 		"POST runs/update":  h.updateRun,
 		"POST runs/delete":  h.deleteRun,
@@ -185,8 +162,8 @@ func timeOf(field string, n *mlflow.Integer) (*timestamppb.Timestamp, error) {
 	return t, nil
 }
 
-func (h *Handler) createRun(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) createRun(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		experimentID
 		UserID    string          `json:"user_id"`
 		RunName   string          `json:"run_name"`
@@ -196,9 +173,9 @@ func (h *Handler) createRun(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := &computev1.CreateTrackedRunRequest{Parent: c.workspace, DisplayName: q.RunName, User: q.UserID}
+	req := &computev1.CreateTrackedRunRequest{Parent: c.Workspace, DisplayName: q.RunName, User: q.UserID}
 	if q.ExperimentID != "" {
-		if req.Experiment, err = c.experimentName(q.ExperimentID); err != nil {
+		if req.Experiment, err = c.ExperimentName(q.ExperimentID); err != nil {
 			return nil, err
 		}
 	}
@@ -206,7 +183,7 @@ func (h *Handler) createRun(c *call) (any, error) {
 		return nil, err
 	}
 	// Everything about the tags that can be known is known before there is a run.
-	tags, err := tagMap(q.Tags, mlflow.MostTag)
+	tags, err := call.TagMap(q.Tags, mlflow.MostTag)
 	if err != nil {
 		return nil, err
 	}
@@ -220,24 +197,24 @@ func (h *Handler) createRun(c *call) (any, error) {
 		return nil, mlflow.BadParameter("run_name and the tag " + runNameTag + " are two names")
 	}
 	delete(tags, runNameTag)
-	r, err := h.tracking.CreateTrackedRun(c.ctx, req)
+	r, err := h.tracking.CreateTrackedRun(c.Ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	data := &telemetryv1.RunData{}
-	for _, t := range tagsOf(tags) {
+	for _, t := range call.TagsOf(tags) {
 		data.Tags = append(data.Tags, &telemetryv1.Tag{Key: t.Key, Value: t.Value})
 	}
 	if len(tags) > 0 {
-		if _, err := h.metrics.LogBatch(c.ctx, &telemetryv1.LogBatchRequest{Run: r.GetName(), Tags: data.GetTags()}); err != nil {
+		if _, err := h.metrics.LogBatch(c.Ctx, &telemetryv1.LogBatchRequest{Run: r.GetName(), Tags: data.GetTags()}); err != nil {
 			return nil, err
 		}
 	}
 	return map[string]any{"run": runOf(r, data)}, nil
 }
 
-func (h *Handler) updateRun(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) updateRun(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		mlflow.RunIDs
 		Status  string          `json:"status"`
 		EndTime *mlflow.Integer `json:"end_time"`
@@ -247,7 +224,7 @@ func (h *Handler) updateRun(c *call) (any, error) {
 		return nil, err
 	}
 	req := &computev1.UpdateTrackedRunRequest{}
-	if req.Name, err = c.named(q.RunIDs); err != nil {
+	if req.Name, err = c.Named(q.RunIDs); err != nil {
 		return nil, err
 	}
 	if req.State, err = stateOf(q.Status); err != nil {
@@ -259,78 +236,78 @@ func (h *Handler) updateRun(c *call) (any, error) {
 	if q.RunName != nil && *q.RunName != "" {
 		req.DisplayName = q.RunName
 	}
-	r, err := h.tracking.UpdateTrackedRun(c.ctx, req)
+	r, err := h.tracking.UpdateTrackedRun(c.Ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	return map[string]any{"run_info": infoOf(r)}, nil
 }
 
-func (h *Handler) deleteRun(c *call) (any, error) {
+func (h *routes) deleteRun(c *call.Call) (any, error) {
 	name, err := oneRun(c)
 	if err == nil {
-		_, err = h.tracking.DeleteRun(c.ctx, &computev1.DeleteRunRequest{Name: name})
+		_, err = h.tracking.DeleteRun(c.Ctx, &computev1.DeleteRunRequest{Name: name})
 	}
 	return nil, err
 }
 
-func (h *Handler) restoreRun(c *call) (any, error) {
+func (h *routes) restoreRun(c *call.Call) (any, error) {
 	name, err := oneRun(c)
 	if err == nil {
-		_, err = h.tracking.RestoreRun(c.ctx, &computev1.RestoreRunRequest{Name: name})
+		_, err = h.tracking.RestoreRun(c.Ctx, &computev1.RestoreRunRequest{Name: name})
 	}
 	return nil, err
 }
 
-func (h *Handler) getRun(c *call) (any, error) {
+func (h *routes) getRun(c *call.Call) (any, error) {
 	name, err := oneRun(c)
 	if err != nil {
 		return nil, err
 	}
-	r, err := h.runs.GetRun(c.ctx, &computev1.GetRunRequest{Name: name})
+	r, err := h.runs.GetRun(c.Ctx, &computev1.GetRunRequest{Name: name})
 	if err != nil {
 		return nil, err
 	}
-	data, err := h.metrics.GetRunData(c.ctx, &telemetryv1.GetRunDataRequest{Run: name})
+	data, err := h.metrics.GetRunData(c.Ctx, &telemetryv1.GetRunDataRequest{Run: name})
 	if err != nil {
 		return nil, err
 	}
 	return map[string]any{"run": runOf(r, data)}, nil
 }
 
-func (h *Handler) searchRuns(c *call) (any, error) {
-	q, err := in[struct {
-		ExperimentIDs texts           `json:"experiment_ids"`
+func (h *routes) searchRuns(c *call.Call) (any, error) {
+	q, err := call.In[struct {
+		ExperimentIDs call.Texts      `json:"experiment_ids"`
 		Filter        string          `json:"filter"`
 		View          string          `json:"run_view_type"`
 		MaxResults    *mlflow.Integer `json:"max_results"`
-		OrderBy       texts           `json:"order_by"`
+		OrderBy       call.Texts      `json:"order_by"`
 		PageToken     string          `json:"page_token"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	req := &computev1.SearchRunsRequest{Parent: c.workspace, Filter: q.Filter, OrderBy: q.OrderBy, PageToken: q.PageToken}
+	req := &computev1.SearchRunsRequest{Parent: c.Workspace, Filter: q.Filter, OrderBy: q.OrderBy, PageToken: q.PageToken}
 	if req.View, err = viewOf(q.View); err != nil {
 		return nil, err
 	}
-	if req.PageSize, err = pageOf(q.MaxResults); err != nil {
+	if req.PageSize, err = call.PageSize(q.MaxResults); err != nil {
 		return nil, err
 	}
 	for _, id := range q.ExperimentIDs {
-		name, err := c.experimentName(id)
+		name, err := c.ExperimentName(id)
 		if err != nil {
 			return nil, err
 		}
 		req.Experiments = append(req.Experiments, name)
 	}
-	res, err := h.tracking.SearchRuns(c.ctx, req)
+	res, err := h.tracking.SearchRuns(c.Ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	out := page{key: "runs", items: make([]any, 0, len(res.GetRuns())), next: res.GetNextPageToken()}
+	out := call.Page{Key: "runs", Items: make([]any, 0, len(res.GetRuns())), Next: res.GetNextPageToken()}
 	for _, r := range res.GetRuns() {
-		out.items = append(out.items, runOf(r.GetRun(), r.GetData()))
+		out.Items = append(out.Items, runOf(r.GetRun(), r.GetData()))
 	}
-	return out.answer(), nil
+	return out.Answer(), nil
 }

@@ -1,4 +1,4 @@
-package mlflowapi
+package registry
 
 import (
 	"fmt"
@@ -16,6 +16,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/mlflow"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi/call"
 )
 
 const (
@@ -32,14 +33,14 @@ func stages() []string { return []string{"Production", "Staging", "Archived"} }
 
 // registeredModel is a model in an answer.
 type registeredModel struct {
-	Name        string         `json:"name"`
-	Created     int64          `json:"creation_timestamp"`
-	Updated     int64          `json:"last_updated_timestamp"`
-	UserID      string         `json:"user_id"`
-	Description string         `json:"description"`
-	Latest      []modelVersion `json:"latest_versions"`
-	Tags        []keyValue     `json:"tags"`
-	Aliases     []alias        `json:"aliases"`
+	Name        string          `json:"name"`
+	Created     int64           `json:"creation_timestamp"`
+	Updated     int64           `json:"last_updated_timestamp"`
+	UserID      string          `json:"user_id"`
+	Description string          `json:"description"`
+	Latest      []modelVersion  `json:"latest_versions"`
+	Tags        []call.KeyValue `json:"tags"`
+	Aliases     []alias         `json:"aliases"`
 }
 
 type alias struct {
@@ -49,8 +50,8 @@ type alias struct {
 
 func modelOf(m *inferencev1.Model, latest []modelVersion) registeredModel {
 	out := registeredModel{
-		Name: last(m.GetName()), Created: millis(m.GetCreateTime()), Updated: millis(m.GetUpdateTime()), UserID: m.GetCreatedBy(),
-		Description: m.GetDescription(), Latest: latest, Tags: tagsOf(m.GetTags()), Aliases: []alias{},
+		Name: call.Last(m.GetName()), Created: call.Millis(m.GetCreateTime()), Updated: call.Millis(m.GetUpdateTime()), UserID: m.GetCreatedBy(),
+		Description: m.GetDescription(), Latest: latest, Tags: call.TagsOf(m.GetTags()), Aliases: []alias{},
 	}
 	if out.Latest == nil {
 		out.Latest = []modelVersion{}
@@ -61,17 +62,6 @@ func modelOf(m *inferencev1.Model, latest []modelVersion) registeredModel {
 	return out
 }
 
-// modelName is the name of the model of this id. One that no model can have is not there.
-func (c *call) modelName(id string) (string, error) {
-	switch {
-	case id == "":
-		return "", mlflow.BadParameter("name is missing")
-	case resource.ValidModelID(id) != nil:
-		return "", mlflow.NoResource("there is no registered model of that name")
-	}
-	return c.workspace + "/models/" + id, nil
-}
-
 // newModelName is the name of a model that is to be there.
 func newModelName(id string) error {
 	if resource.ValidModelID(id) != nil {
@@ -80,8 +70,8 @@ func newModelName(id string) error {
 	return nil
 }
 
-func (h *Handler) modelRoutes() map[string]route {
-	return map[string]route{
+func (h *routes) modelRoutes() map[string]call.Route {
+	return map[string]call.Route{
 		"POST registered-models/create":              h.createModel,
 		"POST registered-models/rename":              h.renameModel,
 		"PATCH registered-models/update":             h.updateModel,
@@ -90,16 +80,16 @@ func (h *Handler) modelRoutes() map[string]route {
 		"GET registered-models/search":               h.searchModels,
 		"POST registered-models/get-latest-versions": h.latestVersions,
 		"GET registered-models/get-latest-versions":  h.latestVersions,
-		"POST registered-models/set-tag":             func(c *call) (any, error) { return h.tagModel(c, false) },
-		"DELETE registered-models/delete-tag":        func(c *call) (any, error) { return h.tagModel(c, true) },
+		"POST registered-models/set-tag":             func(c *call.Call) (any, error) { return h.tagModel(c, false) },
+		"DELETE registered-models/delete-tag":        func(c *call.Call) (any, error) { return h.tagModel(c, true) },
 		"POST registered-models/alias":               h.setAlias,
 		"DELETE registered-models/alias":             h.deleteAlias,
 		"GET registered-models/alias":                h.getAlias,
 	}
 }
 
-func (h *Handler) createModel(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) createModel(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		Name        string        `json:"name"`
 		Tags        []mlflow.Text `json:"tags"`
 		Description string        `json:"description"`
@@ -110,12 +100,12 @@ func (h *Handler) createModel(c *call) (any, error) {
 	if err := newModelName(q.Name); err != nil {
 		return nil, err
 	}
-	tags, err := tagMap(q.Tags, mostExperimentTag)
+	tags, err := call.TagMap(q.Tags, call.MostResourceTag)
 	if err != nil {
 		return nil, err
 	}
-	m, err := h.models.CreateModel(c.ctx, &inferencev1.CreateModelRequest{Parent: c.workspace, ModelId: q.Name, Description: q.Description, Tags: tags})
-	return answerOf("registered_model", modelOf(m, nil), err)
+	m, err := h.models.CreateModel(c.Ctx, &inferencev1.CreateModelRequest{Parent: c.Workspace, ModelId: q.Name, Description: q.Description, Tags: tags})
+	return call.Answer("registered_model", modelOf(m, nil), err)
 }
 
 type byName struct {
@@ -123,74 +113,74 @@ type byName struct {
 }
 
 // oneModel reads a request that is about one model.
-func oneModel(c *call) (string, error) {
-	q, err := in[byName](c)
+func oneModel(c *call.Call) (string, error) {
+	q, err := call.In[byName](c)
 	if err != nil {
 		return "", err
 	}
-	return c.modelName(q.Name)
+	return c.ModelName(q.Name)
 }
 
-func (h *Handler) renameModel(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) renameModel(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		byName
 		NewName string `json:"new_name"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.modelName(q.Name)
+	name, err := c.ModelName(q.Name)
 	if err != nil {
 		return nil, err
 	}
 	if err := newModelName(q.NewName); err != nil {
 		return nil, err
 	}
-	m, err := h.models.RenameModel(c.ctx, &inferencev1.RenameModelRequest{Name: name, NewModelId: q.NewName})
-	return answerOf("registered_model", modelOf(m, nil), err)
+	m, err := h.models.RenameModel(c.Ctx, &inferencev1.RenameModelRequest{Name: name, NewModelId: q.NewName})
+	return call.Answer("registered_model", modelOf(m, nil), err)
 }
 
-func (h *Handler) updateModel(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) updateModel(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		byName
 		Description string `json:"description"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.modelName(q.Name)
+	name, err := c.ModelName(q.Name)
 	if err != nil {
 		return nil, err
 	}
-	m, err := h.models.UpdateModel(c.ctx, &inferencev1.UpdateModelRequest{
+	m, err := h.models.UpdateModel(c.Ctx, &inferencev1.UpdateModelRequest{
 		Model: &inferencev1.ModelUpdate{Name: name, Description: q.Description}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"description"}},
 	})
-	return answerOf("registered_model", modelOf(m, nil), err)
+	return call.Answer("registered_model", modelOf(m, nil), err)
 }
 
-func (h *Handler) deleteModel(c *call) (any, error) {
+func (h *routes) deleteModel(c *call.Call) (any, error) {
 	name, err := oneModel(c)
 	if err == nil {
-		_, err = h.models.DeleteModel(c.ctx, &inferencev1.DeleteModelRequest{Name: name})
+		_, err = h.models.DeleteModel(c.Ctx, &inferencev1.DeleteModelRequest{Name: name})
 	}
 	return nil, err
 }
 
-func (h *Handler) getModel(c *call) (any, error) {
+func (h *routes) getModel(c *call.Call) (any, error) {
 	name, err := oneModel(c)
 	if err != nil {
 		return nil, err
 	}
-	m, err := h.models.GetModel(c.ctx, &inferencev1.GetModelRequest{Name: name})
+	m, err := h.models.GetModel(c.Ctx, &inferencev1.GetModelRequest{Name: name})
 	if err != nil {
 		return nil, err
 	}
 	latest, err := h.latestOf(c, m, nil)
-	return answerOf("registered_model", modelOf(m, latest), err)
+	return call.Answer("registered_model", modelOf(m, latest), err)
 }
 
 // latestOf gives the last version of each of some stages, of all where none is named.
-func (h *Handler) latestOf(c *call, m *inferencev1.Model, of []string) ([]modelVersion, error) {
+func (h *routes) latestOf(c *call.Call, m *inferencev1.Model, of []string) ([]modelVersion, error) {
 	all, err := h.versionsOf(c, m.GetName())
 	if err != nil {
 		return nil, err
@@ -208,10 +198,10 @@ func (h *Handler) latestOf(c *call, m *inferencev1.Model, of []string) ([]modelV
 	return out, nil
 }
 
-func (h *Handler) versionsOf(c *call, model string) ([]*inferencev1.ModelVersion, error) {
+func (h *routes) versionsOf(c *call.Call, model string) ([]*inferencev1.ModelVersion, error) {
 	var all []*inferencev1.ModelVersion
 	for req := (&inferencev1.ListModelVersionsRequest{Parent: model, PageSize: listPage}); ; {
-		res, err := h.models.ListModelVersions(c.ctx, req)
+		res, err := h.models.ListModelVersions(c.Ctx, req)
 		if err != nil {
 			return nil, err
 		}
@@ -222,10 +212,10 @@ func (h *Handler) versionsOf(c *call, model string) ([]*inferencev1.ModelVersion
 	}
 }
 
-func (h *Handler) allModels(c *call) ([]*inferencev1.Model, error) {
+func (h *routes) allModels(c *call.Call) ([]*inferencev1.Model, error) {
 	var all []*inferencev1.Model
-	for req := (&inferencev1.ListModelsRequest{Parent: c.workspace, PageSize: listPage}); ; {
-		res, err := h.models.ListModels(c.ctx, req)
+	for req := (&inferencev1.ListModelsRequest{Parent: c.Workspace, PageSize: listPage}); ; {
+		res, err := h.models.ListModels(c.Ctx, req)
 		if err != nil {
 			return nil, err
 		}
@@ -236,15 +226,15 @@ func (h *Handler) allModels(c *call) ([]*inferencev1.Model, error) {
 	}
 }
 
-func (h *Handler) latestVersions(c *call) (any, error) {
-	q, err := in[struct {
+func (h *routes) latestVersions(c *call.Call) (any, error) {
+	q, err := call.In[struct {
 		byName
-		Stages texts `json:"stages"`
+		Stages call.Texts `json:"stages"`
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.modelName(q.Name)
+	name, err := c.ModelName(q.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -253,24 +243,24 @@ func (h *Handler) latestVersions(c *call) (any, error) {
 			return nil, err
 		}
 	}
-	m, err := h.models.GetModel(c.ctx, &inferencev1.GetModelRequest{Name: name})
+	m, err := h.models.GetModel(c.Ctx, &inferencev1.GetModelRequest{Name: name})
 	if err != nil {
 		return nil, err
 	}
 	latest, err := h.latestOf(c, m, q.Stages)
-	return answerOf("model_versions", latest, err)
+	return call.Answer("model_versions", latest, err)
 }
 
 // search is a request that searches models or versions.
 type search struct {
 	Filter     string          `json:"filter"`
 	MaxResults *mlflow.Integer `json:"max_results"`
-	OrderBy    texts           `json:"order_by"`
+	OrderBy    call.Texts      `json:"order_by"`
 	PageToken  string          `json:"page_token"`
 }
 
-func (h *Handler) searchModels(c *call) (any, error) {
-	q, err := in[search](c)
+func (h *routes) searchModels(c *call.Call) (any, error) {
+	q, err := call.In[search](c)
 	if err != nil {
 		return nil, err
 	}
@@ -283,9 +273,9 @@ func (h *Handler) searchModels(c *call) (any, error) {
 		return nil, err
 	}
 	found, next := pick(f, all, func(m *inferencev1.Model) record {
-		return record{"name": last(m.GetName()), "creation_timestamp": millis(m.GetCreateTime()), "last_updated_timestamp": millis(m.GetUpdateTime()), "tags": m.GetTags()}
+		return record{"name": call.Last(m.GetName()), "creation_timestamp": call.Millis(m.GetCreateTime()), "last_updated_timestamp": call.Millis(m.GetUpdateTime()), "tags": m.GetTags()}
 	})
-	out := page{key: "registered_models", items: []any{}, next: next}
+	out := call.Page{Key: "registered_models", Items: []any{}, Next: next}
 	for _, m := range found {
 		latest, err := h.latestOf(c, m, nil)
 		if fault.Is(err, codes.NotFound) {
@@ -294,28 +284,28 @@ func (h *Handler) searchModels(c *call) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		out.items = append(out.items, modelOf(m, latest))
+		out.Items = append(out.Items, modelOf(m, latest))
 	}
-	return out.answer(), nil
+	return out.Answer(), nil
 }
 
-func (h *Handler) tagModel(c *call, remove bool) (any, error) {
-	q, err := in[struct {
+func (h *routes) tagModel(c *call.Call, remove bool) (any, error) {
+	q, err := call.In[struct {
 		byName
 		mlflow.Text
 	}](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.modelName(q.Name)
+	name, err := c.ModelName(q.Name)
 	if err != nil {
 		return nil, err
 	}
 	return nil, changeTag(q.Text, remove, func() (map[string]string, string, error) {
-		m, err := h.models.GetModel(c.ctx, &inferencev1.GetModelRequest{Name: name})
+		m, err := h.models.GetModel(c.Ctx, &inferencev1.GetModelRequest{Name: name})
 		return m.GetTags(), m.GetEtag(), err
 	}, func(tags map[string]string, etag string) error {
-		_, err := h.models.UpdateModel(c.ctx, &inferencev1.UpdateModelRequest{
+		_, err := h.models.UpdateModel(c.Ctx, &inferencev1.UpdateModelRequest{
 			Model: &inferencev1.ModelUpdate{Name: name, Tags: tags, Etag: etag}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"tags"}},
 		})
 		return err
@@ -327,7 +317,7 @@ func changeTag(t mlflow.Text, remove bool, get func() (map[string]string, string
 	if remove {
 		t.Value = new(string)
 	}
-	if bad := t.Check(mostExperimentTag); bad != nil {
+	if bad := t.Check(call.MostResourceTag); bad != nil {
 		return bad
 	}
 	for n := 1; ; n++ {
@@ -350,15 +340,6 @@ func changeTag(t mlflow.Text, remove bool, get func() (map[string]string, string
 	}
 }
 
-// versionNumber reads the number of a version.
-func versionNumber(s string) (int64, error) {
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n < 1 || strconv.FormatInt(n, 10) != s {
-		return 0, mlflow.BadParameter("version is the number of a version")
-	}
-	return n, nil
-}
-
 // versionText is a version in a request: a string that holds a number, or a number.
 type versionText string
 
@@ -374,54 +355,54 @@ type aliasRequest struct {
 	Version versionText `json:"version"`
 }
 
-func (h *Handler) setAlias(c *call) (any, error) {
-	q, err := in[aliasRequest](c)
+func (h *routes) setAlias(c *call.Call) (any, error) {
+	q, err := call.In[aliasRequest](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.modelName(q.Name)
+	name, err := c.ModelName(q.Name)
 	if err != nil {
 		return nil, err
 	}
-	n, err := versionNumber(string(q.Version))
+	n, err := call.VersionNumber(string(q.Version))
 	if err != nil {
 		return nil, err
 	}
-	_, err = h.models.SetModelAlias(c.ctx, &inferencev1.SetModelAliasRequest{Name: name, Alias: q.Alias, Version: n})
+	_, err = h.models.SetModelAlias(c.Ctx, &inferencev1.SetModelAliasRequest{Name: name, Alias: q.Alias, Version: n})
 	return nil, err
 }
 
 // deleteAlias removes an alias; one that is not there is no error, as MLflow has it.
-func (h *Handler) deleteAlias(c *call) (any, error) {
-	q, err := in[aliasRequest](c)
+func (h *routes) deleteAlias(c *call.Call) (any, error) {
+	q, err := call.In[aliasRequest](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.modelName(q.Name)
+	name, err := c.ModelName(q.Name)
 	if err != nil {
 		return nil, err
 	}
-	m, err := h.models.GetModel(c.ctx, &inferencev1.GetModelRequest{Name: name})
+	m, err := h.models.GetModel(c.Ctx, &inferencev1.GetModelRequest{Name: name})
 	if err != nil {
 		return nil, err
 	}
 	if _, there := m.GetAliases()[q.Alias]; !there {
 		return nil, nil
 	}
-	_, err = h.models.DeleteModelAlias(c.ctx, &inferencev1.DeleteModelAliasRequest{Name: name, Alias: q.Alias})
+	_, err = h.models.DeleteModelAlias(c.Ctx, &inferencev1.DeleteModelAliasRequest{Name: name, Alias: q.Alias})
 	return nil, err
 }
 
-func (h *Handler) getAlias(c *call) (any, error) {
-	q, err := in[aliasRequest](c)
+func (h *routes) getAlias(c *call.Call) (any, error) {
+	q, err := call.In[aliasRequest](c)
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.modelName(q.Name)
+	name, err := c.ModelName(q.Name)
 	if err != nil {
 		return nil, err
 	}
-	m, err := h.models.GetModel(c.ctx, &inferencev1.GetModelRequest{Name: name})
+	m, err := h.models.GetModel(c.Ctx, &inferencev1.GetModelRequest{Name: name})
 	if err != nil {
 		return nil, err
 	}
