@@ -13,5 +13,5 @@
 // Failure: closed. An endpoint that was not set, a form of authentication that was not chosen and a deployment without workers answer
 // nothing. What is bounded (bodies, queues, connections, streams) refuses with a status that says when to come back.
 //
-// Sub-packages: pool has the workers' connections, tensor the translation of the other protocols.
+// Sub-packages: front has the port, pool the workers' connections, tensor the translation of the other protocols.
 package serving

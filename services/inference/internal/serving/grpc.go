@@ -22,6 +22,7 @@ import (
 	"github.com/redoubt-ml/redoubt/gen/inference"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/front"
 )
 
 const (
@@ -154,7 +155,7 @@ func (s *Server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 func (c *call) describe(r *http.Request) {
 	rec := c.rec
 	rec.HttpMethod, rec.UserAgent, rec.RequestUrl = text(r.Method, 32), text(r.UserAgent(), maxAgent), requestURL(r.URL)
-	rec.Address, rec.ClientRequestId = address(r.RemoteAddr), text(one(r.Header, headerClientID), maxClientID)
+	rec.Address, rec.ClientRequestId = front.Address(r.RemoteAddr), text(one(r.Header, headerClientID), maxClientID)
 }
 
 // serveOpen serves health and reflection, which take no credential: few at a time, and not for long.

@@ -318,7 +318,7 @@ func (q *request) answer(status int, contentType string, body []byte) {
 	}
 	q.log(status, int64(len(body)), nil)
 	q.w.WriteHeader(status)
-	_, _ = q.w.Write(body)
+	_, _ = q.w.Write(body) //nolint:gosec // JSON or plain text, and said to be that: no browser takes it for a page
 }
 
 // refuse writes a refusal in the words of the protocol.

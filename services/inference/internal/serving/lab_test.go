@@ -284,7 +284,7 @@ func (a *agent) connect(n int) (net.Conn, *bufio.Reader, error) {
 	line, err := r.ReadString('\n')
 	if err != nil || line != "ok\n" {
 		_ = c.Close()
-		return nil, nil, fmt.Errorf("answered %q, %v", line, err)
+		return nil, nil, fmt.Errorf("answered %q, %w", line, err)
 	}
 	_ = c.SetDeadline(time.Time{})
 	a.mu.Lock()

@@ -1,7 +1,6 @@
 package serving
 
 import (
-	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -36,14 +35,6 @@ func text(s string, most int) string {
 		s = s[:most]
 	}
 	return strings.ToValidUTF8(s, "\uFFFD")
-}
-
-// address is the host of a remote address.
-func address(remote string) string {
-	if host, _, err := net.SplitHostPort(remote); err == nil {
-		return host
-	}
-	return remote
 }
 
 // requestURL is path and query without anything that could be a secret: of the query only names, but for values that are known.

@@ -17,8 +17,6 @@ import (
 type refusal struct {
 	*fault.Error
 	status int
-	// model is the status of the model, where it did answer.
-	model int
 	// header is one more header of the answer, "" for none.
 	header, value string
 }

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/front"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/pool"
 )
 
@@ -30,7 +32,7 @@ type Config struct {
 	Log Log
 	// Installation is the domain that stands in the ErrorInfo of errors, after "redoubt.".
 	Installation string
-	// Version is told to clients that ask for it.
+	// Version is told to clients that ask for it. Default that of the program, "devel" where it has none.
 	Version string
 	// Tracing may be nil: then no span is recorded.
 	Tracing *observe.Tracing
@@ -104,6 +106,12 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Version == "" {
+		cfg.Version = "devel"
+		if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" && b.Main.Version != "(devel)" {
+			cfg.Version = b.Main.Version
+		}
+	}
 	if cfg.Tracing == nil {
 		var err error
 		if cfg.Tracing, err = observe.NewTracing(context.Background(), observe.TraceConfig{Service: "inference"}); err != nil {
@@ -112,7 +120,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.CertificateFile != "" {
 		var err error
-		if cfg.Certificate, err = fileCertificate(cfg.CertificateFile, cfg.KeyFile, cfg.Now, cfg.Logger); err != nil {
+		if cfg.Certificate, err = front.Files(cfg.CertificateFile, cfg.KeyFile, cfg.Now, cfg.Logger); err != nil {
 			return nil, err
 		}
 	}

@@ -48,7 +48,7 @@ func (p *Pool) Serve(ctx context.Context, l net.Listener) error {
 		raw, err := l.Accept()
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // it was asked to stop
+				return nil
 			}
 			if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
 				continue

@@ -71,8 +71,8 @@ func newConn(p *Pool, t *tls.Conn, sent *counting, raw net.Conn) (*Conn, error) 
 		var b [1]byte
 		for {
 			_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-			if err != unix.EINTR { //nolint:errorlint // an errno of a system call is not wrapped
-				c.standing = err == unix.EAGAIN //nolint:errorlint // the same
+			if err != unix.EINTR {
+				c.standing = err == unix.EAGAIN
 				return
 			}
 		}

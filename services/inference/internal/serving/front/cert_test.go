@@ -1,4 +1,4 @@
-package serving
+package front
 
 import (
 	"crypto/tls"
@@ -11,8 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
+
+var td = spiffeid.RequireTrustDomainFromString("mesh.test")
 
 // TestCertificateFiles replaces the files of the certificate while the listener serves.
 func TestCertificateFiles(t *testing.T) {
@@ -59,17 +63,17 @@ func TestCertificateFiles(t *testing.T) {
 		}
 		return c.Leaf.DNSNames[0]
 	}
-	if _, err := fileCertificate(certFile, keyFile, now, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := Files(certFile, keyFile, now, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("files that are not there are taken at the start")
 	}
 	oneCert, oneKey := write("one.test", time.Hour, start)
 	twoCert, twoKey := write("two.test", time.Hour, start)
 	put(oneCert, twoKey)
-	if _, err := fileCertificate(certFile, keyFile, now, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := Files(certFile, keyFile, now, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("files that do not belong together are taken at the start")
 	}
 	put(oneCert, oneKey)
-	f, err := fileCertificate(certFile, keyFile, now, slog.New(slog.DiscardHandler))
+	f, err := Files(certFile, keyFile, now, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

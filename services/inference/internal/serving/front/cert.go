@@ -1,4 +1,4 @@
-package serving
+package front
 
 import (
 	"crypto/sha256"
@@ -26,15 +26,16 @@ type files struct {
 
 	mu     sync.Mutex
 	digest [sha256.Size]byte // of what current was made of, or of what was broken
+	said   string            // the last fault that was logged
 }
 
-// fileCertificate gives the certificate in two PEM files, at each handshake as they are then: they are looked at once a second at most. Files
+// Files gives the certificate in two PEM files, at each handshake as they are then: they are looked at once a second at most. Files
 // that cannot be read, or do not belong together, leave the certificate that was there, and a line in the log; at the start they are an
 // error.
-func fileCertificate(certFile, keyFile string, now func() time.Time, log *slog.Logger) (func() (*tls.Certificate, error), error) {
+func Files(certFile, keyFile string, now func() time.Time, log *slog.Logger) (func() (*tls.Certificate, error), error) {
 	f := &files{cert: certFile, key: keyFile, now: now, log: log}
 	if err := f.load(); err != nil {
-		return nil, fmt.Errorf("serving: the certificate of the scoring listener: %w", err)
+		return nil, fmt.Errorf("front: the certificate of the scoring listener: %w", err)
 	}
 	f.next.Store(now().Add(lookEvery).UnixNano())
 	return f.get, nil
@@ -43,11 +44,22 @@ func fileCertificate(certFile, keyFile string, now func() time.Time, log *slog.L
 func (f *files) get() (*tls.Certificate, error) {
 	now, next := f.now(), f.next.Load()
 	if now.UnixNano() >= next && f.next.CompareAndSwap(next, now.Add(lookEvery).UnixNano()) {
-		if err := f.load(); err != nil {
-			f.log.Warn("the scoring certificate's files are broken; the one before serves on", "error", err.Error())
-		}
+		f.again()
 	}
 	return f.current.Load(), nil
+}
+
+// again looks at the files, and logs a fault once.
+func (f *files) again() {
+	err := f.load()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case err == nil:
+	case err.Error() != f.said:
+		f.said = err.Error()
+		f.log.Warn("the scoring certificate's files are broken; the one before serves on", "error", f.said)
+	}
 }
 
 // load reads the files. What it has seen already, good or bad, it does not judge again.
@@ -84,6 +96,7 @@ func (f *files) load() error {
 		return fmt.Errorf("the certificate has ended on %s", pair.Leaf.NotAfter.Format(time.RFC3339))
 	}
 	f.current.Store(&pair)
+	f.said = ""
 	f.log.Info("scoring certificate", "subject", pair.Leaf.Subject.String(), "not_after", pair.Leaf.NotAfter.Format(time.RFC3339))
 	return nil
 }
