@@ -194,7 +194,12 @@ func (c *computer) work(ctx context.Context, m *made, n int) {
 			stop()
 			_ = conn.Close()
 		}
-		wait(ctx, 5*time.Millisecond)
+		t := time.NewTimer(5 * time.Millisecond)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
 	}
 }
 

@@ -23,19 +23,12 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/replicas"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/store"
 )
 
 // maxDeployments is how many deployments an endpoint has at most.
 const maxDeployments = 20
-
-// reasonKeyGone is what a workspace that was deleted reads.
-const reasonKeyGone = faultv1.Reason_KEY_DISABLED
-
-// holder is under which name a generation of a deployment holds its model version.
-func holder(deployment string, generation int64) string {
-	return deployment + "." + strconv.FormatInt(generation, 10)
-}
 
 // deploymentMessage is a deployment as callers see it.
 func (s *Service) deploymentMessage(d *store.Deployment, rows []*store.Replica) *inferencev1.Deployment {
@@ -54,7 +47,7 @@ func (s *Service) deploymentMessage(d *store.Deployment, rows []*store.Replica) 
 		if r.State != inferencev1.Replica_STATE_ENDED {
 			out.ReadyWorkers = int32(s.cfg.Listener.Ready(r.RunUID))
 		}
-		if active(r) && out.GetReadyWorkers() > 0 {
+		if replicas.Active(r) && out.GetReadyWorkers() > 0 {
 			m.ReadyReplicas++
 		}
 		m.Replicas = append(m.Replicas, out)
@@ -107,7 +100,7 @@ func (h api) CreateDeployment(ctx context.Context, req *inferencev1.CreateDeploy
 		if err := x.InsertDeployment(ctx, d); err != nil {
 			return err
 		}
-		if err := h.s.cfg.Models.Hold(ctx, tx, version.UID, holder(d.UID, 1), d.Name); err != nil {
+		if err := h.s.cfg.Models.Hold(ctx, tx, version.UID, replicas.Holder(d.UID, 1), d.Name); err != nil {
 			return absent(err, version.Name)
 		}
 		return call.Audit(ctx, tx, "deployment", d.UID, "model", version.Name, "replicas", strconv.Itoa(int(spec.GetReplicas())))
@@ -115,7 +108,7 @@ func (h api) CreateDeployment(ctx context.Context, req *inferencev1.CreateDeploy
 	if err != nil {
 		return nil, err
 	}
-	h.s.look(d.Workspace, d.UID)
+	h.s.keepers.Look(d.Workspace, d.UID)
 	return h.s.deploymentMessage(d, nil), nil
 }
 
@@ -179,7 +172,7 @@ func (h api) UpdateDeployment(ctx context.Context, req *inferencev1.UpdateDeploy
 		}
 		if d.VersionUID != version.UID || otherReplicas(d.Spec, spec) {
 			d.Generation++
-			if err := h.s.cfg.Models.Hold(ctx, tx, version.UID, holder(d.UID, d.Generation), d.Name); err != nil {
+			if err := h.s.cfg.Models.Hold(ctx, tx, version.UID, replicas.Holder(d.UID, d.Generation), d.Name); err != nil {
 				return absent(err, version.Name)
 			}
 			d.VersionUID, d.DeployedBy = version.UID, call.Principal
@@ -202,7 +195,7 @@ func (h api) UpdateDeployment(ctx context.Context, req *inferencev1.UpdateDeploy
 	if err != nil {
 		return nil, absent(err, call.Scope.Name.String())
 	}
-	h.s.look(d.Workspace, d.UID)
+	h.s.keepers.Look(d.Workspace, d.UID)
 	return h.s.deploymentMessage(d, rows), nil
 }
 
@@ -243,7 +236,7 @@ func (h api) DeleteDeployment(ctx context.Context, _ *inferencev1.DeleteDeployme
 	if err != nil {
 		return nil, absent(err, call.Scope.Name.String())
 	}
-	h.s.look(d.Workspace, d.UID)
+	h.s.keepers.Look(d.Workspace, d.UID)
 	h.s.news.changed(d.UID)
 	return &emptypb.Empty{}, nil
 }

@@ -387,7 +387,7 @@ func (h api) DeleteEndpoint(ctx context.Context, _ *inferencev1.DeleteEndpointRe
 		return nil, err
 	}
 	for _, d := range left {
-		h.s.look(gone.Workspace, d.UID)
+		h.s.keepers.Look(gone.Workspace, d.UID)
 	}
 	return &emptypb.Empty{}, nil
 }

@@ -324,8 +324,7 @@ func TestRegenerateUnderLoad(t *testing.T) {
 		return isReady(d) && d.GetReplicas()[0].GetReadyWorkers() == 4
 	})
 	k := l.keys(e.GetName())
-	var primary atomic.Value
-	primary.Store(k.GetPrimaryKey())
+	secondary := k.GetSecondaryKey()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	var answered atomic.Int64
@@ -333,7 +332,7 @@ func TestRegenerateUnderLoad(t *testing.T) {
 		c := l.client()
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				if status, body := l.score(c, e.GetUid(), k.GetSecondaryKey()); status != http.StatusOK {
+				if status, body := l.score(c, e.GetUid(), secondary); status != http.StatusOK {
 					t.Errorf("the secondary key: %d %s", status, body)
 				}
 				answered.Add(1)
@@ -341,7 +340,7 @@ func TestRegenerateUnderLoad(t *testing.T) {
 		})
 	}
 	c := l.client()
-	const rounds = 50
+	const rounds = 200
 	for range rounds {
 		before := k.GetPrimaryKey()
 		var err error
@@ -355,6 +354,52 @@ func TestRegenerateUnderLoad(t *testing.T) {
 		}
 	}
 	l.eventually("requests meanwhile", func() bool { return answered.Load() > 0 })
+	cancel()
+	wg.Wait()
+}
+
+// A5: a switch of the form holds when its call has returned, in each direction, while requests go on.
+func TestSwitchUnderLoad(t *testing.T) {
+	l := newLab(t)
+	e := l.endpoint("e1", nil)
+	s := spec(l.model())
+	s.Workers = 4
+	l.ready(l.deploy(e.GetName(), "blue", s).GetName())
+	key := l.keys(e.GetName()).GetPrimaryKey()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 2 {
+		c := l.client()
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if status, body := l.score(c, e.GetUid(), key); status != http.StatusOK && status != http.StatusUnauthorized {
+					t.Errorf("the key: %d %s", status, body)
+				}
+			}
+		})
+	}
+	c := l.client()
+	is := func(what, credential string, status int) {
+		t.Helper()
+		if got, body := l.score(c, e.GetUid(), credential); got != status {
+			t.Errorf("%s: %d %s, want %d", what, got, body, status)
+		}
+	}
+	set := func(a inferencev1.Endpoint_Auth) {
+		t.Helper()
+		_, err := l.rpc().UpdateEndpoint(l.as("owner"), &inferencev1.UpdateEndpointRequest{Endpoint: &inferencev1.EndpointUpdate{Name: e.GetName(), Auth: a}})
+		must(t, err)
+	}
+	for range 50 {
+		set(byToken)
+		is("the key while tokens open", key, http.StatusUnauthorized)
+		tok, err := l.rpc().IssueEndpointToken(l.as("owner"), &inferencev1.IssueEndpointTokenRequest{Name: e.GetName()})
+		must(t, err)
+		is("the token", tok.GetAccessToken(), http.StatusOK)
+		set(byKey)
+		is("the token while keys open", tok.GetAccessToken(), http.StatusUnauthorized)
+		is("the key", key, http.StatusOK)
+	}
 	cancel()
 	wg.Wait()
 }

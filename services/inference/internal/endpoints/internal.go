@@ -40,13 +40,13 @@ func (h internal) PurgeWorkspace(ctx context.Context, req *inferencev1.PurgeWork
 	if err != nil {
 		return nil, err
 	}
-	if err := h.s.leave(ctx, ws); err != nil {
+	if err := h.s.keepers.Leave(ctx, ws); err != nil {
 		return nil, err
 	}
 	for _, uid := range endpoints {
 		h.s.close(uid)
 	}
-	replicas, err := h.s.store.ReplicasOfWorkspace(ctx, ws)
+	rows, err := h.s.store.ReplicasOfWorkspace(ctx, ws)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (h internal) PurgeWorkspace(ctx context.Context, req *inferencev1.PurgeWork
 		return nil, err
 	}
 	h.s.cfg.Keys.Forget(ws)
-	for _, r := range replicas {
+	for _, r := range rows {
 		if r.RunUID != "" {
 			h.s.cfg.Listener.Forget(r.RunUID)
 		}
@@ -78,25 +78,4 @@ func (h internal) PurgeWorkspace(ctx context.Context, req *inferencev1.PurgeWork
 func (s *Service) close(uid string) {
 	defer s.locks.lock(uid)()
 	s.cfg.Listener.Remove(uid)
-}
-
-// leave ends the looking after the deployments of a workspace.
-func (s *Service) leave(ctx context.Context, workspace string) error {
-	s.mu.Lock()
-	var left []*keeper
-	for _, k := range s.keepers {
-		if k.workspace == workspace {
-			k.cancel()
-			left = append(left, k)
-		}
-	}
-	s.mu.Unlock()
-	for _, k := range left {
-		select {
-		case <-k.done:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
 }

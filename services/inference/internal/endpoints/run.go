@@ -4,15 +4,18 @@ import (
 	"context"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/replicas"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/store"
 )
 
@@ -32,7 +35,11 @@ func (s *Service) Load(ctx context.Context) error {
 			return nil
 		}
 		s.cfg.Logger.WarnContext(ctx, "the endpoints cannot be read yet; nothing is scored until they are", "error", err)
-		if !wait(ctx, againAfter) {
+		t := time.NewTimer(cleanEvery)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
 			return ctx.Err()
 		}
 	}
@@ -47,9 +54,9 @@ func (s *Service) load(ctx context.Context) error {
 		err := s.open(ctx, at)
 		switch {
 		case err == nil:
-		case passing(err) || ctx.Err() != nil:
+		case replicas.Passing(err) || ctx.Err() != nil:
 			return err
-		case fault.ReasonOf(err) != reasonKeyGone:
+		case fault.ReasonOf(err) != faultv1.Reason_KEY_DISABLED:
 			s.cfg.Logger.ErrorContext(ctx, "an endpoint cannot be read, and stays closed", "endpoint_uid", at.UID, "workspace_uid", at.Workspace, "error", err)
 			s.soil(at.Workspace, at.UID)
 		}
@@ -81,33 +88,23 @@ func (s *Service) open(ctx context.Context, at store.Place) error {
 	return s.again(ctx, at.Workspace, at.UID)
 }
 
-// Run looks after deployments until ctx ends.
+// Run looks after deployments and sweeps, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	s.mu.Lock()
-	s.run = ctx
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		s.run = nil
-		s.mu.Unlock()
-		s.jobs.Wait()
-	}()
-	found := false
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.keepers.Run(ctx) })
+	g.Go(func() error { return s.tidy(ctx) })
+	return g.Wait()
+}
+
+// tidy does what is due from time to time.
+func (s *Service) tidy(ctx context.Context) error {
 	sweep, clean := time.NewTicker(sweepEvery), time.NewTicker(cleanEvery)
 	defer sweep.Stop()
 	defer clean.Stop()
 	for {
-		if !found {
-			err := s.find(ctx)
-			if found = err == nil; err != nil && ctx.Err() == nil {
-				s.cfg.Logger.WarnContext(ctx, "the deployments cannot be looked after yet", "error", err)
-			}
-		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-s.cfg.Listener.Changed():
-			s.lookAll()
 		case <-clean.C:
 			if err := s.clean(ctx); err != nil && ctx.Err() == nil {
 				s.cfg.Logger.WarnContext(ctx, "an endpoint is closed, since it cannot be read", "error", err)
@@ -118,18 +115,6 @@ func (s *Service) Run(ctx context.Context) error {
 			}
 		}
 	}
-}
-
-// find begins to look after every deployment that there is.
-func (s *Service) find(ctx context.Context) error {
-	list, err := s.store.AllDeployments(ctx)
-	if err != nil {
-		return err
-	}
-	for _, at := range list {
-		s.look(at.Workspace, at.UID)
-	}
-	return nil
 }
 
 // record writes what the platform does with a deployment into the activity log, in the name of who deployed it, in the transaction of

@@ -21,19 +21,16 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/models"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/replicas"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/store"
 )
 
 // Listener is what serves endpoints: serving.Server.
 type Listener interface {
+	replicas.Listener
 	Set(e *serving.Endpoint)
 	Remove(endpointUID string)
-	Expect(runUID, workspaceUID, deploymentUID string)
-	Forget(runUID string)
-	Ready(runUID string) int
-	Changed() <-chan struct{}
-	Drain(ctx context.Context, runUID string) error
 }
 
 // Models is what deployments need of models.
@@ -60,11 +57,8 @@ type Config struct {
 	Snapshots workspacev1.SnapshotServiceClient
 	// ScoringURL and ReplicaAddress are as in inference.Config.
 	ScoringURL, ReplicaAddress string
-	// Backoff is how long the first failed start of a replica is waited for, doubled up to Slow, which is how often a deployment is tried
-	// that has been given up. Defaults 1 s, 1 min.
-	Backoff, Slow time.Duration
-	// Settled is how long a replica has to answer before earlier failures are forgotten. Default 30 s.
-	Settled time.Duration
+	// Backoff, Slow and Settled are as in replicas.Config.
+	Backoff, Slow, Settled time.Duration
 
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -77,11 +71,10 @@ type Service struct {
 	locks locks
 	news  news
 
-	mu      sync.Mutex
-	keepers map[string]*keeper // by deployment; nil before Run
-	dirty   map[string]string  // endpoint → workspace: what the listener has to be told anew
-	run     context.Context    // of Run; nil before it
-	jobs    sync.WaitGroup
+	keepers *replicas.Keepers
+
+	mu    sync.Mutex
+	dirty map[string]string // endpoint → workspace: what the listener has to be told anew
 }
 
 // New makes it.
@@ -92,12 +85,13 @@ func New(cfg Config) (*Service, error) {
 	case cfg.Listener == nil || cfg.Models == nil || cfg.Replicas == nil || cfg.Computes == nil || cfg.Snapshots == nil || cfg.ScoringURL == "" || cfg.ReplicaAddress == "":
 		return nil, errors.New("endpoints: the listener, the models, the peers and the addresses are required")
 	}
-	for d, v := range map[*time.Duration]time.Duration{&cfg.Backoff: time.Second, &cfg.Slow: time.Minute, &cfg.Settled: 30 * time.Second} {
-		if *d == 0 {
-			*d = v
-		}
-	}
-	return &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys), keepers: make(map[string]*keeper), dirty: make(map[string]string)}, nil
+	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys), dirty: make(map[string]string)}
+	var err error
+	s.keepers, err = replicas.New(replicas.Config{
+		Store: s.store, Listener: cfg.Listener, Compute: cfg.Replicas, Address: cfg.ReplicaAddress, Change: s.change, Release: cfg.Models.Release,
+		Record: s.record, Changed: s.news.changed, Backoff: cfg.Backoff, Slow: cfg.Slow, Settled: cfg.Settled, Now: cfg.Now, Logger: cfg.Logger,
+	})
+	return s, err
 }
 
 // Register puts the methods on a server.
@@ -270,11 +264,11 @@ func (s *Service) view(ctx context.Context, x store.Endpoints, uid string) (*ser
 		if d.Deleting {
 			continue
 		}
-		replicas, err := x.Replicas(ctx, d.UID)
+		rows, err := x.Replicas(ctx, d.UID)
 		if err != nil {
 			return nil, err
 		}
-		v.Deployments[d.ID()] = served(d, replicas)
+		v.Deployments[d.ID()] = served(d, rows)
 		if p := e.Body.GetTraffic()[d.ID()]; p > 0 {
 			v.Traffic = append(v.Traffic, serving.Share{Deployment: d.ID(), Percent: int(p)})
 		}
@@ -287,15 +281,15 @@ func (s *Service) view(ctx context.Context, x store.Endpoints, uid string) (*ser
 
 // served is what the listener has to know of a deployment. A replica that is on its way is among those that take requests: it takes
 // them from when its first worker is there.
-func served(d *store.Deployment, replicas []*store.Replica) *serving.Deployment {
+func served(d *store.Deployment, rows []*store.Replica) *serving.Deployment {
 	out := &serving.Deployment{
 		ID: d.ID(), UID: d.UID, QueueLength: int(d.Spec.GetQueueLength()), MaxBodyBytes: d.Spec.GetMaxBodyBytes(), Timeout: d.Spec.GetRequestTimeout().AsDuration(),
 	}
 	if n, err := resource.Parse(d.Spec.GetModel()); err == nil {
 		out.Model, out.ModelVersion = n.Parent().ID(), n.ID()
 	}
-	for _, r := range replicas {
-		if r.RunUID != "" && (r.State == inferencev1.Replica_STATE_STARTING || r.State == inferencev1.Replica_STATE_READY) {
+	for _, r := range rows {
+		if r.RunUID != "" && replicas.Active(r) {
 			out.Replicas = append(out.Replicas, r.RunUID)
 		}
 	}

@@ -1,4 +1,4 @@
-package endpoints
+package replicas
 
 import (
 	"slices"
@@ -69,8 +69,8 @@ func (p *plan) at(t time.Time) {
 	}
 }
 
-// active reports whether a replica takes requests, or is to.
-func active(r *store.Replica) bool {
+// Active reports whether a replica takes requests, or is to.
+func Active(r *store.Replica) bool {
 	return r.State == inferencev1.Replica_STATE_STARTING || r.State == inferencev1.Replica_STATE_READY
 }
 
@@ -202,7 +202,7 @@ type counts struct{ fresh, freshReady, old, oldReady, settled int }
 
 func (w *work) count() (c counts) {
 	for _, r := range w.rows {
-		if !active(r) {
+		if !Active(r) {
 			continue
 		}
 		ready := 0
@@ -265,7 +265,7 @@ func (w *work) place() {
 // drain takes replicas out of service for which the condition holds, the youngest first.
 func (w *work) drain(cond func(r *store.Replica, c counts) bool) {
 	for _, r := range slices.Backward(w.rows) {
-		if !active(r) || !cond(r, w.count()) {
+		if !Active(r) || !cond(r, w.count()) {
 			continue
 		}
 		w.set(r, inferencev1.Replica_STATE_DRAINING, "")
@@ -309,7 +309,7 @@ func (w *work) remove() {
 	w.status.State = inferencev1.Deployment_STATE_DELETING
 	w.gone = true
 	for _, r := range w.rows {
-		if active(r) {
+		if Active(r) {
 			w.set(r, inferencev1.Replica_STATE_DRAINING, "")
 		}
 		if r.State != inferencev1.Replica_STATE_ENDED {

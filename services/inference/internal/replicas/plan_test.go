@@ -1,4 +1,4 @@
-package endpoints
+package replicas
 
 import (
 	"fmt"
@@ -41,7 +41,7 @@ func newWorld(t *rapid.T) *world {
 	return &world{
 		t: t, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), seen: make(map[string]sight), runs: make(map[string]*simulated),
 		d: &store.Deployment{
-			UID: "dep", Name: ws1 + "/endpoints/e/deployments/d", Generation: 1, Status: store.Status{Held: []int64{1}},
+			UID: "dep", Name: "subscriptions/s/resourceGroups/g/workspaces/w/endpoints/e/deployments/d", Generation: 1, Status: store.Status{Held: []int64{1}},
 			Spec: &inferencev1.DeploymentSpec{Replicas: int32(rapid.IntRange(1, 4).Draw(t, "replicas")), StartTimeout: durationpb.New(time.Minute)},
 		},
 	}
@@ -51,7 +51,7 @@ func newWorld(t *rapid.T) *world {
 // lost.
 func (w *world) start(lossy bool) {
 	for _, r := range w.rows {
-		if r.RunUID != "" || !active(r) || r.Generation != w.d.Generation || w.d.Deleting {
+		if r.RunUID != "" || !Active(r) || r.Generation != w.d.Generation || w.d.Deleting {
 			continue
 		}
 		outcome := "ok"
@@ -108,7 +108,7 @@ func (w *world) look() {
 
 func (w *world) answering(rows []*store.Replica) (n int) {
 	for _, r := range rows {
-		if active(r) && w.seen[r.ID].ready > 0 {
+		if Active(r) && w.seen[r.ID].ready > 0 {
 			n++
 		}
 	}
@@ -117,7 +117,7 @@ func (w *world) answering(rows []*store.Replica) (n int) {
 
 func (w *world) alive(rows []*store.Replica) (n int) {
 	for _, r := range rows {
-		if active(r) {
+		if Active(r) {
 			n++
 		}
 	}
@@ -271,7 +271,7 @@ func (w *world) done() bool {
 		}
 	}
 	for _, r := range w.rows {
-		if active(r) && r.Generation == w.d.Generation && w.seen[r.ID].ready > 0 {
+		if Active(r) && r.Generation == w.d.Generation && w.seen[r.ID].ready > 0 {
 			fresh++
 		}
 	}
