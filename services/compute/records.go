@@ -50,8 +50,13 @@ func isClear(k filter.Key) bool {
 	return k.Entity == filter.Attribute && (k.Name == filter.Status || k.Name == filter.StartTime || k.Name == filter.EndTime)
 }
 
+// nameTag is the tag in which MLflow's clients look for the name of a run, which is kept here.
+const nameTag = "mlflow.runName"
+
 // isData says of a key whether telemetry keeps it.
-func isData(k filter.Key) bool { return k.Entity != filter.Attribute }
+func isData(k filter.Key) bool {
+	return k.Entity != filter.Attribute && k != filter.Key{Entity: filter.Tag, Name: nameTag}
+}
 
 // clearRecord is a row that was not opened, as a filter looks at it.
 type clearRecord struct{ store.Clear }
@@ -82,7 +87,7 @@ type runRecord struct {
 
 // record takes of a run's data what is wanted.
 func runRecordOf(r *store.Run, data *telemetryv1.RunData, wanted map[filter.Key]bool) runRecord {
-	out := runRecord{clearRecord: clearRecord{store.Clear{Experiment: r.Experiment, State: r.State, Started: r.Started, Ended: r.Ended}}, run: r}
+	out := runRecord{clearRecord: clearRecord{r.Clear()}, run: r}
 	if data == nil || len(wanted) == 0 {
 		return out
 	}
@@ -114,8 +119,11 @@ func (r runRecord) Text(k filter.Key) (string, bool) {
 	switch k.Name {
 	case filter.RunID:
 		return r.run.Spec.GetRunId(), true
-	case filter.RunName:
-		return r.run.DisplayName(), true
+	case filter.RunName, nameTag:
+		if r.run.DisplayName() != "" {
+			return r.run.DisplayName(), true
+		}
+		return r.run.Spec.GetRunId(), true
 	case filter.UserID:
 		if r.run.Labels.GetUser() != "" {
 			return r.run.Labels.GetUser(), true

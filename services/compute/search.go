@@ -37,7 +37,7 @@ type searchBounds struct {
 // found is a run that fits. run and data are nil where there was no room to keep them.
 type found struct {
 	uid, id string
-	started int64 // microseconds; 0 where it has not
+	started int64 // microseconds
 	place   filter.Place
 	run     *store.Run
 	data    *telemetryv1.RunData
@@ -233,12 +233,7 @@ func (q *runSearch) sift(ctx context.Context, all []found, list []*store.Run, fr
 	return all, ctx.Err()
 }
 
-func startedAt(r *store.Run) int64 {
-	if r.Started.IsZero() {
-		return 0
-	}
-	return r.Started.UnixMicro()
-}
+func startedAt(r *store.Run) int64 { return r.Clear().Started.UnixMicro() }
 
 // page fills an answer from the first of the list, and gives how many of them are done: shown, or gone meanwhile.
 func (q *runSearch) page(ctx context.Context, list []found, out *computev1.SearchRunsResponse) (int, error) {

@@ -114,7 +114,7 @@ func TestSearchRuns(t *testing.T) {
 	a, b := l.track("a", e.GetName()), l.track("b", "")
 	l.track("c", e.GetName())
 	gone := l.track("gone", e.GetName())
-	job := l.submit(target, "job") // queued: it has not started
+	job := l.submit(target, "job") // queued: it has not started, and stands where it was made
 	_, err := l.tracking().DeleteRun(l.as("owner"), &computev1.DeleteRunRequest{Name: gone.GetName()})
 	must(t, err)
 	_, err = l.tracking().UpdateTrackedRun(l.as("owner"), &computev1.UpdateTrackedRunRequest{Name: b.GetName(), State: computev1.Run_STATE_COMPLETED, DisplayName: proto.String("Second")})
@@ -137,36 +137,38 @@ func TestSearchRuns(t *testing.T) {
 		want string
 		asks bool // telemetry before the page is known
 	}{
-		{"all", &computev1.SearchRunsRequest{}, "c b a job", false},
-		{"active", &computev1.SearchRunsRequest{View: computev1.View_VIEW_ACTIVE}, "c b a job", false},
+		{"all", &computev1.SearchRunsRequest{}, "job c b a", false},
+		{"active", &computev1.SearchRunsRequest{View: computev1.View_VIEW_ACTIVE}, "job c b a", false},
 		{"deleted", &computev1.SearchRunsRequest{View: computev1.View_VIEW_DELETED}, "gone", false},
-		{"deleted and not", &computev1.SearchRunsRequest{View: computev1.View_VIEW_ALL}, "gone c b a job", false},
+		{"deleted and not", &computev1.SearchRunsRequest{View: computev1.View_VIEW_ALL}, "job gone c b a", false},
 		{"one experiment", &computev1.SearchRunsRequest{Experiments: []string{e.GetName()}}, "c a", false},
-		{"two experiments", &computev1.SearchRunsRequest{Experiments: []string{other.GetName(), defaultExperiment}}, "b job", false},
+		{"two experiments", &computev1.SearchRunsRequest{Experiments: []string{other.GetName(), defaultExperiment}}, "job b", false},
 		{"an experiment that is not there", &computev1.SearchRunsRequest{Experiments: []string{ws1 + "/experiments/1"}}, "", false},
 		{"status", &computev1.SearchRunsRequest{Filter: "attributes.status = 'FINISHED'"}, "b", false},
 		{"scheduled", &computev1.SearchRunsRequest{Filter: "status = 'SCHEDULED'"}, "job", false},
 		{"name", &computev1.SearchRunsRequest{Filter: "run_name ILIKE 'second'"}, "b", false},
 		{"name of a job", &computev1.SearchRunsRequest{Filter: "run_name LIKE 'name of _'"}, "c a", false},
-		{"id", &computev1.SearchRunsRequest{Filter: "run_id IN ('a', 'job', 'x')"}, "a job", false},
+		{"name of what has none", &computev1.SearchRunsRequest{Filter: "run_name = 'job'"}, "job", false},
+		{"name as a tag", &computev1.SearchRunsRequest{Filter: "tags.mlflow.runName LIKE 'name of%'", OrderBy: []string{"tags.`mlflow.runName`"}}, "a c", false},
+		{"id", &computev1.SearchRunsRequest{Filter: "run_id IN ('a', 'job', 'x')"}, "job a", false},
 		{"user", &computev1.SearchRunsRequest{Filter: "user_id = 'ann'"}, "c b a", false},
 		{"who submitted", &computev1.SearchRunsRequest{Filter: "user_id = 'usr_owner'"}, "job", false},
-		{"started since", &computev1.SearchRunsRequest{Filter: "start_time >= " + start}, "c b", false},
-		{"started after", &computev1.SearchRunsRequest{Filter: "start_time > " + start}, "c", false},
+		{"started since", &computev1.SearchRunsRequest{Filter: "start_time >= " + start}, "job c b", false},
+		{"started after", &computev1.SearchRunsRequest{Filter: "start_time > " + start}, "job c", false},
 		{"started before", &computev1.SearchRunsRequest{Filter: "created < " + start}, "a", false},
 		{"started then", &computev1.SearchRunsRequest{Filter: "created = " + start}, "b", false},
-		{"started not then", &computev1.SearchRunsRequest{Filter: "created != " + start}, "c a", false},
-		{"started a time ago that is none", &computev1.SearchRunsRequest{Filter: "created > -1e300 AND created < 1e300"}, "c b a", false},
+		{"started not then", &computev1.SearchRunsRequest{Filter: "created != " + start}, "job c a", false},
+		{"started a time ago that is none", &computev1.SearchRunsRequest{Filter: "created > -1e300 AND created < 1e300"}, "job c b a", false},
 		{"ended", &computev1.SearchRunsRequest{Filter: "end_time > 0"}, "b", false},
-		{"metric", &computev1.SearchRunsRequest{Filter: "metrics.loss < 1"}, "a job", true},
+		{"metric", &computev1.SearchRunsRequest{Filter: "metrics.loss < 1"}, "job a", true},
 		{"metric and attribute", &computev1.SearchRunsRequest{Filter: "metrics.loss < 1 AND status = 'RUNNING'"}, "a", true},
 		{"parameter", &computev1.SearchRunsRequest{Filter: "params.lr != '0.1'"}, "b", true},
-		{"no parameter", &computev1.SearchRunsRequest{Filter: "params.lr IS NULL"}, "c job", true},
+		{"no parameter", &computev1.SearchRunsRequest{Filter: "params.lr IS NULL"}, "job c", true},
 		{"tag", &computev1.SearchRunsRequest{Filter: "tags.`mlflow.user` = 'ann'"}, "a", true},
 		{"by metric", &computev1.SearchRunsRequest{OrderBy: []string{"metrics.loss ASC"}}, "job a b c", true},
 		{"by metric, down", &computev1.SearchRunsRequest{OrderBy: []string{"metrics.loss DESC"}}, "a job b c", true},
 		{"by start", &computev1.SearchRunsRequest{OrderBy: []string{"attributes.start_time ASC"}}, "a b c job", false},
-		{"by start, down", &computev1.SearchRunsRequest{OrderBy: []string{"start_time DESC"}}, "c b a job", false},
+		{"by start, down", &computev1.SearchRunsRequest{OrderBy: []string{"start_time DESC"}}, "job c b a", false},
 		{"by id", &computev1.SearchRunsRequest{OrderBy: []string{"run_id"}}, "a b c job", false},
 		{"by status", &computev1.SearchRunsRequest{OrderBy: []string{"attributes.status", "start_time"}}, "b a c job", false},
 	} {
@@ -263,7 +265,7 @@ func TestSearchWithoutData(t *testing.T) {
 		Name: "roleDefinitions/lister", Actions: []string{"compute/runs/read"},
 	}}}))
 	l.assign("lister", sub1, "roleDefinitions/lister")
-	res, err := l.tracking().SearchRuns(l.as("lister"), &computev1.SearchRunsRequest{Parent: ws1, Filter: "status = 'RUNNING'"})
+	res, err := l.tracking().SearchRuns(l.as("lister"), &computev1.SearchRunsRequest{Parent: ws1, Filter: "status = 'RUNNING' AND tags.mlflow.runName = 'name of a'"})
 	must(t, err)
 	if len(res.GetRuns()) != 1 || res.GetRuns()[0].GetData() != nil || l.data.calls() != 0 {
 		t.Errorf("%v", res)

@@ -87,7 +87,7 @@ func TestScan(t *testing.T) {
 			}
 			l.tracked(id, experiment, instant(at+int64(i/2))) // a b, c d, e
 		}
-		l.submit("job") // has not started
+		l.submit("job") // has not started, and was made last
 		_, err := l.InsertRun(ctx, l.replica("replica"), "", nothing)
 		must(t, err)
 		l.exec("UPDATE runs SET deleted = 2 WHERE start_time = $1", at+2)
@@ -99,10 +99,10 @@ func TestScan(t *testing.T) {
 			"deleted":            {Scan{Least: DeletedItself, Most: DeletedWithExperiment}, "e"},
 			"everything":         {Scan{Most: DeletedWithExperiment}, "abcdejob"},
 			"of one experiment":  {Scan{Experiment: e.ID}, "ac"},
-			"since":              {Scan{Oldest: at + 1}, "cd"},
-			"until":              {Scan{Newest: at}, "abjob"},
+			"since":              {Scan{Oldest: at + 1}, "cdjob"},
+			"until":              {Scan{Newest: at}, "ab"},
 			"between":            {Scan{Oldest: at, Newest: at}, "ab"},
-			"wanted":             {Scan{Keep: func(c Clear) bool { return c.State == computev1.Run_STATE_QUEUED && c.Started.IsZero() }}, "job"},
+			"wanted":             {Scan{Keep: func(c Clear) bool { return c.State == computev1.Run_STATE_QUEUED && !c.Started.IsZero() }}, "job"},
 		} {
 			for _, limit := range []int{1, 2, 100} {
 				scan := tc.scan
@@ -115,10 +115,10 @@ func TestScan(t *testing.T) {
 					list, cur, more, err = l.ScanRuns(ctx, scan, cur, limit)
 					must(t, err)
 					for _, r := range list {
-						if micros(r.Started) > last {
+						if micros(r.Clear().Started) > last {
 							t.Errorf("%s: %s comes after an older one", name, r.Spec.GetRunId())
 						}
-						last = micros(r.Started)
+						last = micros(r.Clear().Started)
 						got = append(got, r.Spec.GetRunId())
 					}
 				}

@@ -151,15 +151,17 @@ UPDATE runs SET deleted = $2 WHERE uid = $1;
 
 -- name: ScanRuns :many
 SELECT * FROM runs
-WHERE workspace_uid = $1 AND start_time <= $2 AND (start_time < $2 OR uid > $3) AND start_time >= $4
-  AND kind <> $5 AND deleted >= $6 AND deleted <= $7
-ORDER BY start_time DESC, uid LIMIT CAST($8 AS BIGINT);
+WHERE workspace_uid = sqlc.arg(workspace_uid) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) <= CAST(sqlc.arg(newest) AS BIGINT)
+  AND ((CASE WHEN start_time = 0 THEN create_time ELSE start_time END) < CAST(sqlc.arg(newest) AS BIGINT) OR uid > sqlc.arg(after_uid)) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) >= CAST(sqlc.arg(oldest) AS BIGINT)
+  AND kind <> sqlc.arg(kind) AND deleted >= sqlc.arg(least) AND deleted <= sqlc.arg(most)
+ORDER BY (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid LIMIT CAST(sqlc.arg(rows) AS BIGINT);
 
 -- name: ScanRunsOfExperiment :many
 SELECT * FROM runs
-WHERE workspace_uid = $1 AND experiment = $9 AND start_time <= $2 AND (start_time < $2 OR uid > $3) AND start_time >= $4
-  AND kind <> $5 AND deleted >= $6 AND deleted <= $7
-ORDER BY start_time DESC, uid LIMIT CAST($8 AS BIGINT);
+WHERE workspace_uid = sqlc.arg(workspace_uid) AND experiment = sqlc.arg(experiment) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) <= CAST(sqlc.arg(newest) AS BIGINT)
+  AND ((CASE WHEN start_time = 0 THEN create_time ELSE start_time END) < CAST(sqlc.arg(newest) AS BIGINT) OR uid > sqlc.arg(after_uid)) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) >= CAST(sqlc.arg(oldest) AS BIGINT)
+  AND kind <> sqlc.arg(kind) AND deleted >= sqlc.arg(least) AND deleted <= sqlc.arg(most)
+ORDER BY (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid LIMIT CAST(sqlc.arg(rows) AS BIGINT);
 
 -- name: DeleteExperimentsOfWorkspace :exec
 DELETE FROM experiments WHERE workspace_uid = $1;

@@ -11,8 +11,9 @@ import (
 
 // Clear is what a row says of a run without being opened.
 type Clear struct {
-	Experiment     string
-	State          computev1.Run_State
+	Experiment string
+	State      computev1.Run_State
+	// Started is when it was made, where it has not started.
 	Started, Ended time.Time // zero where it did not happen
 }
 
@@ -21,12 +22,21 @@ type Scan struct {
 	Workspace string
 	// Experiment is the id of the one whose runs are read; "" for all.
 	Experiment string
-	// Oldest and Newest bound the start, both inclusive, in microseconds; 0 is a run that has not started. Newest 0 is no bound.
+	// Oldest and Newest bound the start, both inclusive, in microseconds. Newest 0 is no bound.
 	Oldest, Newest int64
 	// Least and Most bound how they are deleted, both inclusive.
 	Least, Most Deleted
 	// Keep says of a row, before it is opened, whether it is wanted; nil for all.
 	Keep func(c Clear) bool
+}
+
+// Clear is what its row says of a run.
+func (r *Run) Clear() Clear {
+	c := Clear{Experiment: r.Experiment, State: r.State, Started: r.Started, Ended: r.Ended}
+	if c.Started.IsZero() {
+		c.Started = r.Created
+	}
+	return c
 }
 
 // ScanRuns reads up to limit rows after the cursor, the newest start first and then by uid, and opens those that are wanted. It gives
@@ -41,21 +51,25 @@ func (s *Store) ScanRuns(ctx context.Context, scan Scan, after Cursor, limit int
 	var rows []db.Run
 	if scan.Experiment == "" {
 		rows, err = q.ScanRuns(ctx, db.ScanRunsParams{
-			WorkspaceUID: scan.Workspace, StartTime: after.Time, UID: after.UID, StartTime_2: scan.Oldest, Kind: int64(computev1.Run_KIND_REPLICA),
-			Deleted: int64(scan.Least), Deleted_2: int64(scan.Most), Column8: int64(limit),
+			WorkspaceUID: scan.Workspace, Newest: after.Time, AfterUID: after.UID, Oldest: scan.Oldest, Kind: int64(computev1.Run_KIND_REPLICA),
+			Least: int64(scan.Least), Most: int64(scan.Most), Rows: int64(limit),
 		})
 	} else {
 		rows, err = q.ScanRunsOfExperiment(ctx, db.ScanRunsOfExperimentParams{
-			WorkspaceUID: scan.Workspace, Experiment: scan.Experiment, StartTime: after.Time, UID: after.UID, StartTime_2: scan.Oldest, Kind: int64(computev1.Run_KIND_REPLICA),
-			Deleted: int64(scan.Least), Deleted_2: int64(scan.Most), Column8: int64(limit),
+			WorkspaceUID: scan.Workspace, Experiment: scan.Experiment, Newest: after.Time, AfterUID: after.UID, Oldest: scan.Oldest, Kind: int64(computev1.Run_KIND_REPLICA),
+			Least: int64(scan.Least), Most: int64(scan.Most), Rows: int64(limit),
 		})
 	}
 	if err != nil {
 		return nil, after, false, sqldb.Fault(err)
 	}
 	for _, row := range rows {
-		after = Cursor{Time: row.StartTime, UID: row.UID}
-		c := Clear{Experiment: row.Experiment, State: computev1.Run_State(row.State), Started: instant(row.StartTime), Ended: instant(row.EndTime)}
+		started := row.StartTime
+		if started == 0 {
+			started = row.CreateTime
+		}
+		after = Cursor{Time: started, UID: row.UID}
+		c := Clear{Experiment: row.Experiment, State: computev1.Run_State(row.State), Started: instant(started), Ended: instant(row.EndTime)}
 		if scan.Keep != nil && !scan.Keep(c) {
 			continue
 		}

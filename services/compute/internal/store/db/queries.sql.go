@@ -1168,32 +1168,33 @@ func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]R
 
 const scanRuns = `-- name: ScanRuns :many
 SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
-WHERE workspace_uid = $1 AND start_time <= $2 AND (start_time < $2 OR uid > $3) AND start_time >= $4
+WHERE workspace_uid = $1 AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) <= CAST($2 AS BIGINT)
+  AND ((CASE WHEN start_time = 0 THEN create_time ELSE start_time END) < CAST($2 AS BIGINT) OR uid > $3) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) >= CAST($4 AS BIGINT)
   AND kind <> $5 AND deleted >= $6 AND deleted <= $7
-ORDER BY start_time DESC, uid LIMIT CAST($8 AS BIGINT)
+ORDER BY (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid LIMIT CAST($8 AS BIGINT)
 `
 
 type ScanRunsParams struct {
 	WorkspaceUID string
-	StartTime    int64
-	UID          string
-	StartTime_2  int64
+	Newest       int64
+	AfterUID     string
+	Oldest       int64
 	Kind         int64
-	Deleted      int64
-	Deleted_2    int64
-	Column8      int64
+	Least        int64
+	Most         int64
+	Rows         int64
 }
 
 func (q *Queries) ScanRuns(ctx context.Context, arg ScanRunsParams) ([]Run, error) {
 	rows, err := q.db.QueryContext(ctx, scanRuns,
 		arg.WorkspaceUID,
-		arg.StartTime,
-		arg.UID,
-		arg.StartTime_2,
+		arg.Newest,
+		arg.AfterUID,
+		arg.Oldest,
 		arg.Kind,
-		arg.Deleted,
-		arg.Deleted_2,
-		arg.Column8,
+		arg.Least,
+		arg.Most,
+		arg.Rows,
 	)
 	if err != nil {
 		return nil, err
@@ -1243,34 +1244,35 @@ func (q *Queries) ScanRuns(ctx context.Context, arg ScanRunsParams) ([]Run, erro
 
 const scanRunsOfExperiment = `-- name: ScanRunsOfExperiment :many
 SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
-WHERE workspace_uid = $1 AND experiment = $9 AND start_time <= $2 AND (start_time < $2 OR uid > $3) AND start_time >= $4
-  AND kind <> $5 AND deleted >= $6 AND deleted <= $7
-ORDER BY start_time DESC, uid LIMIT CAST($8 AS BIGINT)
+WHERE workspace_uid = $1 AND experiment = $2 AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) <= CAST($3 AS BIGINT)
+  AND ((CASE WHEN start_time = 0 THEN create_time ELSE start_time END) < CAST($3 AS BIGINT) OR uid > $4) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) >= CAST($5 AS BIGINT)
+  AND kind <> $6 AND deleted >= $7 AND deleted <= $8
+ORDER BY (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid LIMIT CAST($9 AS BIGINT)
 `
 
 type ScanRunsOfExperimentParams struct {
 	WorkspaceUID string
-	StartTime    int64
-	UID          string
-	StartTime_2  int64
-	Kind         int64
-	Deleted      int64
-	Deleted_2    int64
-	Column8      int64
 	Experiment   string
+	Newest       int64
+	AfterUID     string
+	Oldest       int64
+	Kind         int64
+	Least        int64
+	Most         int64
+	Rows         int64
 }
 
 func (q *Queries) ScanRunsOfExperiment(ctx context.Context, arg ScanRunsOfExperimentParams) ([]Run, error) {
 	rows, err := q.db.QueryContext(ctx, scanRunsOfExperiment,
 		arg.WorkspaceUID,
-		arg.StartTime,
-		arg.UID,
-		arg.StartTime_2,
-		arg.Kind,
-		arg.Deleted,
-		arg.Deleted_2,
-		arg.Column8,
 		arg.Experiment,
+		arg.Newest,
+		arg.AfterUID,
+		arg.Oldest,
+		arg.Kind,
+		arg.Least,
+		arg.Most,
+		arg.Rows,
 	)
 	if err != nil {
 		return nil, err
