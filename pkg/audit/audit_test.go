@@ -42,11 +42,16 @@ func newSeal(t testing.TB) *seal.Seal {
 // newOutbox makes an outbox on db as a process that has just started would.
 func newOutbox(t testing.TB, db *sqldb.DB, s *seal.Seal) *audit.Outbox {
 	t.Helper()
+	return newOutboxAt(t, db, s, nil)
+}
+
+func newOutboxAt(t testing.TB, db *sqldb.DB, s *seal.Seal, now func() time.Time) *audit.Outbox {
+	t.Helper()
 	keys, err := envelope.New(envelope.Config{Source: envelope.SealSource(s, "workspace"), DB: db})
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := audit.New(audit.Config{Service: "workspace", DB: db, Keys: keys, FlushEvery: time.Hour})
+	o, err := audit.New(audit.Config{Service: "workspace", DB: db, Keys: keys, Now: now, FlushEvery: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,8 @@
 //
 // # What it owns
 //
-// The tables outbox and outbox_head in the service's own database, and the counts of anonymous refusals that wait in memory.
+// The tables outbox and outbox_head in the service's own database, and the counts of anonymous refusals and of joined calls that wait in
+// memory.
 //
 // # Invariants
 //
@@ -16,7 +17,9 @@
 //     or taken from another service's database does not open, and is not delivered.
 //
 // Refusals of callers that nobody knows are counted by method, code and reason, so that strangers cannot fill the log; the counts are
-// written as one event each when they are flushed. A process that is killed loses at most the counts since the last flush.
+// written as one event each when they are flushed. A process that is killed loses at most the counts since the last flush. Calls that append
+// data a thousand times a second are joined (Summarize): the first of a principal to a resource is durable before its answer, further ones are
+// counted and digested.
 //
 // # How it fails
 //

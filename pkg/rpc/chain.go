@@ -25,6 +25,7 @@ type Recorder interface {
 	Append(ctx context.Context, tx *sqldb.Tx, ev *audit.Event) error
 	Record(ctx context.Context, ev *audit.Event) error
 	Aggregate(ev *audit.Event)
+	Summarize(ctx context.Context, ev *audit.Event) error
 }
 
 // Verifier verifies access tokens; *authn.Verifier is one.

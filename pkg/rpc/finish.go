@@ -67,7 +67,7 @@ func (c *Call) settle(err error) error {
 	switch {
 	case err == nil && c.audited:
 		return nil // in the transaction of the change
-	case err == nil && !c.m.always && (!c.m.summary || c.count == 0):
+	case err == nil && !c.m.always && !c.m.joined && (!c.m.summary || c.count == 0):
 		return nil
 	case err != nil && !c.m.always && !c.m.summary && !refused:
 		return nil
@@ -92,7 +92,11 @@ func (c *Call) settle(err error) error {
 	// The caller may be gone; what happened is recorded all the same.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), 3*time.Second)
 	defer cancel()
-	if e := r.Record(ctx, ev); e != nil {
+	record := r.Record
+	if err == nil && c.m.joined {
+		record = r.Summarize
+	}
+	if e := record(ctx, ev); e != nil {
 		return fault.Wrap(errors.Join(e, err), codes.Unavailable, faultv1.Reason_AUDIT_UNAVAILABLE, "the record of this call could not be stored, so it has no answer; repeat it when the storage of %s is well again", c.m.chain.cfg.Service)
 	}
 	return nil

@@ -149,6 +149,7 @@ type recorder struct {
 	recorded   []*audit.Event // by Record
 	appended   []*audit.Event // by Append
 	aggregated []*audit.Event // by Aggregate
+	summarized []*audit.Event // by Summarize
 	err        error
 	on         func()
 }
@@ -170,7 +171,10 @@ func (r *recorder) Append(_ context.Context, _ *sqldb.Tx, ev *audit.Event) error
 	return r.take(&r.appended, ev)
 }
 func (r *recorder) Record(_ context.Context, ev *audit.Event) error { return r.take(&r.recorded, ev) }
-func (r *recorder) Aggregate(ev *audit.Event)                       { _ = r.take(&r.aggregated, ev) }
+func (r *recorder) Summarize(_ context.Context, ev *audit.Event) error {
+	return r.take(&r.summarized, ev)
+}
+func (r *recorder) Aggregate(ev *audit.Event) { _ = r.take(&r.aggregated, ev) }
 
 func (r *recorder) fail(err error) {
 	r.mu.Lock()

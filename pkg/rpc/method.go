@@ -25,7 +25,8 @@ type method struct {
 	most     int           // bytes of one request message
 	timeout  time.Duration // 0: none
 	always   bool          // AUDIT_ALWAYS
-	summary  bool          // AUDIT_SUMMARY
+	summary  bool          // AUDIT_SUMMARY of a stream
+	joined   bool          // AUDIT_SUMMARY of unary calls
 	internal bool          // callers
 	foreign  bool          // a contract of others: health, reflection
 	key      string        // of the limiter, where the rule sets a rate
@@ -40,13 +41,15 @@ func (c *Chain) method(service, name string) (*method, error) {
 	m := &method{
 		Method: r, chain: c, log: c.cfg.Logger.With("method", full),
 		most: c.cfg.Limits.MaxRequestBytes, key: full,
-		always: r.Rule.GetAudit() == rulev1.Audit_AUDIT_ALWAYS, summary: r.Rule.GetAudit() == rulev1.Audit_AUDIT_SUMMARY,
+		always:   r.Rule.GetAudit() == rulev1.Audit_AUDIT_ALWAYS,
 		internal: len(r.Rule.GetCallers()) > 0, foreign: !strings.HasPrefix(full, "/redoubt."),
 	}
+	unary := !r.ClientStream && !r.ServerStream
+	m.summary, m.joined = !unary && r.Rule.GetAudit() == rulev1.Audit_AUDIT_SUMMARY, unary && r.Rule.GetAudit() == rulev1.Audit_AUDIT_SUMMARY
 	if n := r.Rule.GetMaxRequestBytes(); n > 0 {
 		m.most = int(n)
 	}
-	if !r.ClientStream && !r.ServerStream {
+	if unary {
 		m.timeout = c.cfg.Limits.Timeout
 	}
 	if s := r.Rule.GetMaxSeconds(); s > 0 {
@@ -117,7 +120,13 @@ func (m *method) unary(next grpc.MethodHandler) grpc.MethodHandler {
 			if c.in.err != nil {
 				return c.in.err
 			}
-			return c.admit(v.(proto.Message))
+			msg := v.(proto.Message)
+			if err := c.admit(msg); err != nil || !m.joined {
+				return err
+			}
+			c.count++
+			c.digest.add(msg)
+			return nil
 		}, nil)
 	}
 }

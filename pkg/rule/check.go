@@ -87,8 +87,8 @@ func (c *checker) records() {
 	switch a := c.r.GetAudit(); a {
 	case rulev1.Audit_AUDIT_ALWAYS, rulev1.Audit_AUDIT_DENIALS:
 	case rulev1.Audit_AUDIT_SUMMARY:
-		if !c.m.ClientStream && !c.m.ServerStream {
-			c.say("audit: AUDIT_SUMMARY is for streams")
+		if unary := !c.m.ClientStream && !c.m.ServerStream; unary && !c.r.GetData() {
+			c.say("audit: AUDIT_SUMMARY is for streams, and for calls that append data")
 		}
 	case rulev1.Audit_AUDIT_UNSPECIFIED:
 		c.say("audit: it is unspecified; say what the activity log keeps")

@@ -133,6 +133,8 @@ func TestBadRules(t *testing.T) {
 		{name: "a stream of requests about the installation", rule: only(func(r *rulev1.Rule) { r.Action, r.Scope = "x/things/write", "/" }), client: true, change: bare},
 		{name: "summary of a stream", rule: rule(func(r *rulev1.Rule) { r.Audit = rulev1.Audit_AUDIT_SUMMARY }), server: true},
 
+		{name: "summary of calls that append data", rule: rule(func(r *rulev1.Rule) { r.Audit, r.Data = rulev1.Audit_AUDIT_SUMMARY, true })},
+
 		{name: "no rule", want: "has no rule"},
 		{name: "nobody may", rule: only(func(*rulev1.Rule) {}), change: bare, want: "says nobody"},
 		{name: "an empty list of callers", rule: only(func(r *rulev1.Rule) { r.Callers = []string{} }), change: bare, want: "says nobody"},
@@ -143,7 +145,7 @@ func TestBadRules(t *testing.T) {
 		{name: "callers and public", rule: only(func(r *rulev1.Rule) { r.Callers, r.Public = []string{"*"}, true }), change: bare, want: "sets callers and public"},
 		{name: "audit unspecified", rule: rule(func(r *rulev1.Rule) { r.Audit = 0 }), want: "audit: it is unspecified"},
 		{name: "audit unknown", rule: rule(func(r *rulev1.Rule) { r.Audit = 9 }), want: "audit: 9 is not known"},
-		{name: "summary of a unary call", rule: rule(func(r *rulev1.Rule) { r.Audit = rulev1.Audit_AUDIT_SUMMARY }), want: "AUDIT_SUMMARY is for streams"},
+		{name: "summary of a unary call", rule: rule(func(r *rulev1.Rule) { r.Audit = rulev1.Audit_AUDIT_SUMMARY }), want: "AUDIT_SUMMARY is for streams, and for calls that append data"},
 		{name: "action of two segments", rule: rule(func(r *rulev1.Rule) { r.Action = "x/write" }), want: `action "x/write"`},
 		{name: "action with a wildcard", rule: rule(func(r *rulev1.Rule) { r.Action = "x/*/write" }), want: `action "x/*/write"`},
 		{name: "action in upper case", rule: rule(func(r *rulev1.Rule) { r.Action = "X/things/write" }), want: `action "X/things/write"`},

@@ -152,6 +152,57 @@ func TestLogBatchTogether(t *testing.T) {
 	}
 }
 
+// TestBatchesAreRecorded: the first batch of a caller to a run has a record of its own, further ones share one; what is refused has its own
+// again, and what is merely wrong none (G2).
+func TestBatchesAreRecorded(t *testing.T) {
+	l := newLab(t)
+	l.assign("ann", ws1, authz.Owner)
+	l.assign("cora", ws1, authz.Owner)
+	l.assign("rita", ws1, authz.Reader)
+	batch := func(user, run string) error {
+		return l.logBatch(user, &telemetryv1.LogBatchRequest{Run: run, Metrics: []*telemetryv1.Metric{point("loss", 1, 1)}})
+	}
+	for range 20 {
+		must(t, batch("ann", run1))
+	}
+	must(t, batch("ann", run2))
+	for range 2 {
+		must(t, batch("cora", run1))
+		want(t, batch("rita", run1), codes.PermissionDenied, faultv1.Reason_AUTHZ_ACTION_MISSING)
+	}
+	want(t, l.logBatch("ann", &telemetryv1.LogBatchRequest{Run: run1, Params: []*telemetryv1.Param{param("../p", "1")}}), codes.InvalidArgument, faultv1.Reason_METRIC_INVALID)
+	type kind struct {
+		who, run, result string
+		count            int64
+	}
+	count := func() map[kind]int {
+		got := map[kind]int{}
+		for _, ev := range l.recorded() {
+			if ev.GetMethod() != telemetryv1.MetricService_LogBatch_FullMethodName {
+				continue
+			}
+			got[kind{ev.GetPrincipal(), ev.GetScope(), ev.GetCode(), ev.GetCount()}]++
+			if ev.GetCode() == "OK" && len(ev.GetDigest()) != 32 {
+				t.Errorf("a record without a digest: %v", ev)
+			}
+		}
+		return got
+	}
+	check := func(got, wanted map[kind]int) {
+		t.Helper()
+		if fmt.Sprint(got) != fmt.Sprint(wanted) {
+			t.Errorf("recorded are %v, want %v", got, wanted)
+		}
+	}
+	// The last flush of a relay writes what was joined, and what was recorded stays to be seen.
+	check(count(), map[kind]int{
+		{"usr_ann", run1, "OK", 1}: 1, {"usr_ann", run2, "OK", 1}: 1, {"usr_cora", run1, "OK", 1}: 1, {"usr_rita", run1, "PERMISSION_DENIED", 1}: 2,
+	})
+	check(count(), map[kind]int{
+		{"usr_ann", run1, "OK", 1}: 1, {"usr_ann", run1, "OK", 19}: 1, {"usr_ann", run2, "OK", 1}: 1, {"usr_cora", run1, "OK", 1}: 2, {"usr_rita", run1, "PERMISSION_DENIED", 1}: 2,
+	})
+}
+
 func TestDeleteRunTag(t *testing.T) {
 	l := newLab(t)
 	l.assign("ann", grp1, authz.Owner)
@@ -196,7 +247,7 @@ func TestDeleteRunTag(t *testing.T) {
 	}
 }
 
-// recorded empties the outbox.
+// recorded is what the outbox holds: nothing of it is taken away, since the relay is ended before.
 func (l *lab) recorded() (all []*audit.Event) {
 	ctx, cancel := context.WithTimeout(l.t.Context(), 20*time.Second)
 	defer cancel()

@@ -35,7 +35,8 @@ const (
 	Audit_AUDIT_ALWAYS Audit = 1
 	// Refused calls only.
 	Audit_AUDIT_DENIALS Audit = 2
-	// One record a stream, with a count and a digest of what was in it, and one of each refused call.
+	// One record a stream, with a count and a digest of what was in it, and one of each refused call. Of unary calls that append data: the
+	// first of a principal to one resource has a durable record before its answer, further ones within a minute share one.
 	Audit_AUDIT_SUMMARY Audit = 3
 )
 

@@ -111,9 +111,9 @@ type ActivityEvent struct {
 	Reason    string `protobuf:"bytes,15,opt,name=reason,proto3" json:"reason,omitempty"`
 	RequestId string `protobuf:"bytes,16,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	TraceId   string `protobuf:"bytes,17,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	// More than one when it stands for a number of calls: anonymous refusals are counted, not kept one by one.
+	// More than one when it stands for a number of calls: anonymous refusals are counted, not kept one by one, and so are batches.
 	Count int64 `protobuf:"varint,18,opt,name=count,proto3" json:"count,omitempty"`
-	// Of a stream: SHA-256 over what was in it.
+	// Of a stream: SHA-256 over what was in it. Of batches: over what was in one, or over the digests of several.
 	Digest []byte `protobuf:"bytes,19,opt,name=digest,proto3" json:"digest,omitempty"`
 	// What else is worth knowing; never a secret, never a request body.
 	Details map[string]string `protobuf:"bytes,20,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -1686,7 +1686,7 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"GetRunData\x12'.redoubt.telemetry.v1.GetRunDataRequest\x1a\x1d.redoubt.telemetry.v1.RunData\"n\xb2\xe1\x18\x1f\n" +
 	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02E\x12C/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/data\x12\xc6\x01\n" +
 	"\bLogBatch\x12%.redoubt.telemetry.v1.LogBatchRequest\x1a\x16.google.protobuf.Empty\"{\xb2\xe1\x18%\n" +
-	"\x17telemetry/metrics/write\x12\x03run(\x028\x01P\xd0\x0f\x82\xd3\xe4\x93\x02L:\x01*\"G/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:logBatch\x12\xcc\x01\n" +
+	"\x17telemetry/metrics/write\x12\x03run(\x038\x01P\xd0\x0f\x82\xd3\xe4\x93\x02L:\x01*\"G/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:logBatch\x12\xcc\x01\n" +
 	"\fDeleteRunTag\x12).redoubt.telemetry.v1.DeleteRunTagRequest\x1a\x16.google.protobuf.Empty\"y\xb2\xe1\x18\"\n" +
 	"\x17telemetry/metrics/write\x12\x03run(\x018\x01\x82\xd3\xe4\x93\x02M:\x01*\"H/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:deleteTag\x12\xec\x01\n" +
 	"\x0fBatchGetRunData\x12,.redoubt.telemetry.v1.BatchGetRunDataRequest\x1a-.redoubt.telemetry.v1.BatchGetRunDataResponse\"|\xb2\xe1\x18\"\n" +
