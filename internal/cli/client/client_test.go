@@ -349,6 +349,7 @@ func TestDescribe(t *testing.T) {
 		{"wrapped", fmt.Errorf("identity does not start: %w", fault.FailedPrecondition("port in use")), []string{"identity does not start:", "port in use"}, "PRECONDITION_FAILED"},
 		{"plain", fmt.Errorf("disk"), []string{"disk"}, "INTERNAL"},
 		{"time", context.DeadlineExceeded, []string{"--timeout"}, ""},
+		{"interrupted", status.FromContextError(context.Canceled).Err(), []string{"interrupted"}, "CANCELLED"},
 		{"hostile", status.Error(codes.NotFound, "a\x1b[2Jb\nc"), []string{"a·[2Jb c"}, "\x1b"},
 	}
 	for _, c := range cases {

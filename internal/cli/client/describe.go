@@ -46,8 +46,9 @@ func Describe(err error) Problem {
 	case errors.Is(err, context.DeadlineExceeded):
 		p.Message, p.Next = "the time that was given to the command is over", "give it more with --timeout"
 		return p
-	case errors.Is(err, context.Canceled):
-		p.Message = "interrupted"
+	case errors.Is(err, context.Canceled), p.Remote && p.Code == codes.Canceled && p.RequestID == "":
+		// Of a call that was ended from here: the installation did not say so.
+		p.Remote, p.Message = false, "interrupted"
 		return p
 	case !p.Remote:
 		p.Code, p.Reason, p.Message = codes.Unknown, faultv1.Reason_REASON_UNSPECIFIED, line(err.Error())
