@@ -187,7 +187,7 @@ func handshake(t *testing.T, addr string, cfg *tls.Config) (tls.ConnectionState,
 	}
 	defer func() { _ = raw.Close() }()
 	_ = raw.SetDeadline(time.Now().Add(5 * time.Second))
-	cfg.InsecureSkipVerify = true // which versions are spoken is asked, nothing is sent
+	cfg.InsecureSkipVerify = true                        // which versions are spoken is asked, nothing is sent
 	cfg.NextProtos = []string{"h2", "redoubt-replica/1"} // what one port or another speaks
 	c := tls.Client(raw, cfg)
 	if err := c.HandshakeContext(t.Context()); err != nil {
