@@ -151,17 +151,17 @@ UPDATE runs SET deleted = $2 WHERE uid = $1;
 
 -- name: ScanRuns :many
 SELECT * FROM runs
-WHERE workspace_uid = sqlc.arg(workspace_uid) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) <= CAST(sqlc.arg(newest) AS BIGINT)
-  AND ((CASE WHEN start_time = 0 THEN create_time ELSE start_time END) < CAST(sqlc.arg(newest) AS BIGINT) OR uid > sqlc.arg(after_uid)) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) >= CAST(sqlc.arg(oldest) AS BIGINT)
+WHERE workspace_uid = sqlc.arg(workspace_uid) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) <= CAST(sqlc.arg(newest) AS BIGINT)
+  AND (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) < CAST(sqlc.arg(newest) AS BIGINT) OR uid > sqlc.arg(after_uid)) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) >= CAST(sqlc.arg(oldest) AS BIGINT)
   AND kind <> sqlc.arg(kind) AND deleted >= sqlc.arg(least) AND deleted <= sqlc.arg(most)
-ORDER BY (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid LIMIT CAST(sqlc.arg(rows) AS BIGINT);
+ORDER BY CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) DESC, uid LIMIT CAST(sqlc.arg(rows) AS BIGINT);
 
 -- name: ScanRunsOfExperiment :many
 SELECT * FROM runs
-WHERE workspace_uid = sqlc.arg(workspace_uid) AND experiment = sqlc.arg(experiment) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) <= CAST(sqlc.arg(newest) AS BIGINT)
-  AND ((CASE WHEN start_time = 0 THEN create_time ELSE start_time END) < CAST(sqlc.arg(newest) AS BIGINT) OR uid > sqlc.arg(after_uid)) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) >= CAST(sqlc.arg(oldest) AS BIGINT)
+WHERE workspace_uid = sqlc.arg(workspace_uid) AND experiment = sqlc.arg(experiment) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) <= CAST(sqlc.arg(newest) AS BIGINT)
+  AND (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) < CAST(sqlc.arg(newest) AS BIGINT) OR uid > sqlc.arg(after_uid)) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) >= CAST(sqlc.arg(oldest) AS BIGINT)
   AND kind <> sqlc.arg(kind) AND deleted >= sqlc.arg(least) AND deleted <= sqlc.arg(most)
-ORDER BY (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid LIMIT CAST(sqlc.arg(rows) AS BIGINT);
+ORDER BY CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) DESC, uid LIMIT CAST(sqlc.arg(rows) AS BIGINT);
 
 -- name: DeleteExperimentsOfWorkspace :exec
 DELETE FROM experiments WHERE workspace_uid = $1;

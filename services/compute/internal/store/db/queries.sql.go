@@ -1168,10 +1168,10 @@ func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]R
 
 const scanRuns = `-- name: ScanRuns :many
 SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
-WHERE workspace_uid = $1 AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) <= CAST($2 AS BIGINT)
-  AND ((CASE WHEN start_time = 0 THEN create_time ELSE start_time END) < CAST($2 AS BIGINT) OR uid > $3) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) >= CAST($4 AS BIGINT)
+WHERE workspace_uid = $1 AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) <= CAST($2 AS BIGINT)
+  AND (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) < CAST($2 AS BIGINT) OR uid > $3) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) >= CAST($4 AS BIGINT)
   AND kind <> $5 AND deleted >= $6 AND deleted <= $7
-ORDER BY (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid LIMIT CAST($8 AS BIGINT)
+ORDER BY CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) DESC, uid LIMIT CAST($8 AS BIGINT)
 `
 
 type ScanRunsParams struct {
@@ -1244,10 +1244,10 @@ func (q *Queries) ScanRuns(ctx context.Context, arg ScanRunsParams) ([]Run, erro
 
 const scanRunsOfExperiment = `-- name: ScanRunsOfExperiment :many
 SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
-WHERE workspace_uid = $1 AND experiment = $2 AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) <= CAST($3 AS BIGINT)
-  AND ((CASE WHEN start_time = 0 THEN create_time ELSE start_time END) < CAST($3 AS BIGINT) OR uid > $4) AND (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) >= CAST($5 AS BIGINT)
+WHERE workspace_uid = $1 AND experiment = $2 AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) <= CAST($3 AS BIGINT)
+  AND (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) < CAST($3 AS BIGINT) OR uid > $4) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) >= CAST($5 AS BIGINT)
   AND kind <> $6 AND deleted >= $7 AND deleted <= $8
-ORDER BY (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid LIMIT CAST($9 AS BIGINT)
+ORDER BY CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) DESC, uid LIMIT CAST($9 AS BIGINT)
 `
 
 type ScanRunsOfExperimentParams struct {

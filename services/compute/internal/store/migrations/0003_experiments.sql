@@ -23,9 +23,9 @@ ALTER TABLE runs ADD COLUMN experiment TEXT NOT NULL DEFAULT '0';
 ALTER TABLE runs ADD COLUMN deleted BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE runs ADD COLUMN labels BYTEA;
 
--- Searches go by the start, and by the creation of what has not started.
-CREATE INDEX runs_start ON runs (workspace_uid, (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid);
-CREATE INDEX runs_experiment ON runs (workspace_uid, experiment, (CASE WHEN start_time = 0 THEN create_time ELSE start_time END) DESC, uid);
+-- Searches go by the start, and by the creation of what has not started. It is cast for SQLite's sake, which else bounds nothing by it.
+CREATE INDEX runs_start ON runs (workspace_uid, (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT)) DESC, uid);
+CREATE INDEX runs_experiment ON runs (workspace_uid, experiment, (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT)) DESC, uid);
 
 -- artifact is 1 for a file that did not come from the run's agent.
 ALTER TABLE outputs ADD COLUMN artifact BIGINT NOT NULL DEFAULT 0;
