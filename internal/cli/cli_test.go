@@ -28,8 +28,10 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/internal/cli/app"
+	"github.com/redoubt-ml/redoubt/internal/cli/settings"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
@@ -40,18 +42,19 @@ type session struct {
 	t    *testing.T
 	home string
 	env  map[string]string
+	ring settings.Keyring
 }
 
 func newSession(t *testing.T) *session {
 	t.Helper()
 	home := t.TempDir()
-	return &session{t, home, map[string]string{"HOME": home}}
+	return &session{t: t, home: home, env: map[string]string{"HOME": home}}
 }
 
 func (s *session) run(stdin string, args ...string) (code int, out, errs string) {
 	s.t.Helper()
 	var o, e bytes.Buffer
-	a := &app.App{Env: func(k string) string { return s.env[k] }, In: strings.NewReader(stdin), Out: &o, Err: &e, Now: time.Now}
+	a := &app.App{Env: func(k string) string { return s.env[k] }, In: strings.NewReader(stdin), Out: &o, Err: &e, Now: time.Now, Keyring: s.ring}
 	code = a.Run(s.t.Context(), tree(a), args)
 	return code, o.String(), e.String()
 }
@@ -268,6 +271,15 @@ func TestSession(t *testing.T) {
 	if got := step(app.ExitOK, "", "whoami", "-o", "json"); !strings.Contains(got, `"principal": "users/ada"`) {
 		t.Errorf("got %q", got)
 	}
+	if got := step(app.ExitOK, "", "whoami", "-o", "yaml"); !strings.HasPrefix(got, "principal: users/ada\n") {
+		t.Errorf("got %q", got)
+	}
+	if got := step(app.ExitOK, "", "whoami", "-o", "none"); got != "" {
+		t.Errorf("got %q", got)
+	}
+	if got := step(app.ExitOK, "", "context", "list", "-o", "yaml"); !strings.Contains(got, "current: true\n") || strings.Contains(got, "CERTIFICATE") {
+		t.Errorf("got %q", got)
+	}
 	if got := step(app.ExitOK, "", "workspace", "list"); strings.Count(got, "/workspaces/") != 3 {
 		t.Errorf("got %q", got)
 	}
@@ -290,6 +302,70 @@ func TestSession(t *testing.T) {
 	}
 }
 
+// ring is a keyring in memory.
+type ring map[string]string
+
+func (r ring) Get(_ context.Context, service, account string) (redact.Secret, bool, error) {
+	v, ok := r[service+" "+account]
+	return redact.FromString(v), ok, nil
+}
+
+func (r ring) Set(_ context.Context, service, account string, value redact.Secret) error {
+	r[service+" "+account] = value.RevealString()
+	return nil
+}
+
+func (r ring) Delete(_ context.Context, service, account string) error {
+	delete(r, service+" "+account)
+	return nil
+}
+
+// A1: where there is a keyring a session is in it, and nowhere else; without it, in the file.
+func TestSessionInTheKeyring(t *testing.T) {
+	i, s := install(t), newSession(t)
+	keys := ring{}
+	s.ring = keys
+	step := func(want int, args ...string) string {
+		t.Helper()
+		code, out, errs := s.run(testPassword+"\n", args...)
+		if code != want || strings.Contains(out+errs, testToken) {
+			t.Fatalf("%v: %d\n%s%s", args, code, out, errs)
+		}
+		return out + errs
+	}
+	inFile := func() bool {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(s.home, ".config", "redoubt", settings.TokenFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(b), testToken)
+	}
+	login := []string{"login", "--server", i.url, "--ca", i.ca, "--user", "ada", "--password-stdin"}
+	step(app.ExitOK, login...)
+	if inFile() || len(keys) != 1 {
+		t.Errorf("in the file: %v, in the keyring: %d", inFile(), len(keys))
+	}
+	step(app.ExitOK, "whoami")
+	s.env["REDOUBT_KEYRING"] = "off"
+	step(app.ExitDenied, "whoami")
+	step(app.ExitOK, login...)
+	delete(s.env, "REDOUBT_KEYRING")
+	step(app.ExitOK, "whoami")
+	if !inFile() {
+		t.Error("off, and it is not in the file")
+	}
+	step(app.ExitOK, login...)
+	step(app.ExitOK, "logout")
+	if len(keys) != 0 || inFile() {
+		t.Error("signed out, and the token is still there")
+	}
+	s.env["REDOUBT_KEYRING"] = "of"
+	if got := step(app.ExitLocal, "whoami"); !strings.Contains(got, "on or off") {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestPermissionsAreTheSameEachTime(t *testing.T) {
 	s := newSession(t)
 	code, first, errs := s.run("", "permissions", "-o", "markdown")
@@ -300,6 +376,9 @@ func TestPermissionsAreTheSameEachTime(t *testing.T) {
 		if _, again, _ := s.run("", "permissions", "-o", "markdown"); again != first {
 			t.Fatal("two runs differ")
 		}
+	}
+	if code, out, _ := s.run("", "permissions", "-o", "yaml"); code != app.ExitOK || !strings.Contains(out, "action: compute/runs/submit\n") {
+		t.Errorf("%d %s", code, out)
 	}
 	if code, out, _ := s.run("", "permissions", "-o", "json"); code != app.ExitOK || !strings.Contains(out, `"action": "compute/runs/submit"`) {
 		t.Errorf("%d %s", code, out)

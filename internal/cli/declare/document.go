@@ -154,9 +154,7 @@ func cmpNode(n, otherwise *yaml.Node) *yaml.Node {
 // plain refuses what makes a file mean more than it shows.
 func plain(n *yaml.Node) error {
 	switch {
-	case n.Kind == yaml.AliasNode:
-		return bad(n, "aliases (*%s) are not taken; write it out", n.Value)
-	case n.Anchor != "":
+	case n.Anchor != "": // without one there is no alias either
 		return bad(n, "anchors (&%s) are not taken; write it out", n.Anchor)
 	case n.Style&yaml.TaggedStyle != 0:
 		return bad(n, "tags (%s) are not taken", n.Tag)
