@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +24,11 @@ import (
 
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
+	"github.com/redoubt-ml/redoubt/internal/cli/client"
+	"github.com/redoubt-ml/redoubt/internal/node"
+	"github.com/redoubt-ml/redoubt/internal/testmesh"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
 // script says which version of it, and of its model, answers.
@@ -97,10 +104,10 @@ func (l *lab) logOf(t *testing.T, deployment string) string {
 }
 
 // strangers is a client of the scoring listener that believes the installation's roots.
-func strangers(t *testing.T) *http.Client {
+func strangers(t *testing.T, ca []byte) *http.Client {
 	t.Helper()
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(mesh.CA)
+	roots.AppendCertsFromPEM(ca)
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, Timeout: 60 * time.Second}
@@ -145,7 +152,7 @@ func TestDeployment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := strangers(t)
+	c := strangers(t, mesh.CA)
 	ask := func(credential string) (int, string) {
 		t.Helper()
 		status, body, err := post(t.Context(), c, e.GetScoringUri(), credential, `{"data": [[1, 2], [3, 4]]}`)
@@ -203,6 +210,72 @@ func TestDeployment(t *testing.T) {
 		if err != nil && !fault.Is(fault.FromStatus(err), codes.FailedPrecondition) {
 			t.Fatal(err)
 		}
+		return err == nil
+	})
+}
+
+// fixed is a mesh whose ports are the same after a restart: all of them follow the first.
+func fixed(t *testing.T) *testmesh.Mesh {
+	t.Helper()
+	for range 20 {
+		m, err := testmesh.Start(func(c *node.UpConfig) { c.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(10000))) })
+		if err == nil {
+			return m
+		}
+		t.Log(err)
+	}
+	t.Fatal("no block of ports is free")
+	return nil
+}
+
+// H3: replicas outlive the installation's process, and connect again to the next one: none is started anew, and the keys are the same.
+func TestDeploymentOutlivesRestart(t *testing.T) {
+	own := fixed(t)
+	defer own.Close()
+	l := labOn(t, own, "deployed")
+	if _, _, err := sandbox.Interpreter(t.Context(), "python3"); err != nil {
+		t.Skipf("there is no Python for replicas: %v", err)
+	}
+	e, err := l.Endpoints().CreateEndpoint(t.Context(), &inferencev1.CreateEndpointRequest{Parent: l.workspace, EndpointId: "e1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := &inferencev1.DeploymentSpec{Model: l.model(t, "one"), Snapshot: l.scripts(t, "a"), Compute: l.compute}
+	d, err := l.Endpoints().CreateDeployment(t.Context(), &inferencev1.CreateDeploymentRequest{Parent: e.GetName(), DeploymentId: "blue", Deployment: spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := l.settled(t, d)
+	keys, err := l.Endpoints().GetCredentials(t.Context(), &inferencev1.GetCredentialsRequest{Name: e.GetName()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.Dial(client.Context{Name: "e2e", Server: own.URL, CAPEM: own.CA}, redact.FromString(own.Admin(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	l.Client = c
+	outside := strangers(t, own.CA)
+	soon(t, "it answers again", func() bool {
+		status, body, err := post(t.Context(), outside, e.GetScoringUri(), keys.GetPrimaryKey(), `{"data": [[1]]}`)
+		return err == nil && status == http.StatusOK && body == `{"script":"a","model":"one","sum":1}`
+	})
+	got, err := l.Endpoints().GetDeployment(t.Context(), &inferencev1.GetDeploymentRequest{Name: d.GetName()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.GetReplicas()) != 1 || got.GetReplicas()[0].GetUid() != before.GetReplicas()[0].GetUid() {
+		t.Errorf("it was %v, and is %v\n%s", before.GetReplicas(), got.GetReplicas(), own.Log())
+	}
+	if _, err := l.Endpoints().DeleteEndpoint(t.Context(), &inferencev1.DeleteEndpointRequest{Name: e.GetName()}); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "nothing runs any more", func() bool {
+		_, err := l.Models().DeleteModelVersion(t.Context(), &inferencev1.DeleteModelVersionRequest{Name: spec.GetModel()})
 		return err == nil
 	})
 }

@@ -128,7 +128,7 @@ func TestReplicasThatAreKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := strangers(t)
+	c := strangers(t, mesh.CA)
 	var mu sync.Mutex
 	asked, statuses := 0, map[int]int{}
 	ask := func(ctx context.Context, body string) (int, string) {

@@ -44,6 +44,7 @@ type computer struct {
 	// with instead of running.
 	fail, stopFail error
 	hold           bool
+	mute           bool // workers do not connect
 	die            func(req *computev1.StartReplicaRequest) string
 	// before is called at the begin of each StartReplica and StopReplica, after at the end, when it has had its effect.
 	before, after func()
@@ -181,6 +182,9 @@ func (c *computer) work(ctx context.Context, m *made, n int) {
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		at := c.listener
+		if c.mute {
+			at = "127.0.0.1:1"
+		}
 		c.mu.Unlock()
 		conn, err := d.DialContext(ctx, "tcp", at)
 		if err == nil {

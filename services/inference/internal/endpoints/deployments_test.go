@@ -316,6 +316,24 @@ func TestLostReplica(t *testing.T) {
 	}
 }
 
+// A replica whose run goes on and whose workers do not come back is replaced.
+func TestSilentReplica(t *testing.T) {
+	l := newLab(t)
+	e := l.endpoint("e1", nil)
+	d := l.ready(l.deploy(e.GetName(), "blue", spec(l.model())).GetName())
+	l.comp.set(func() { l.comp.mute = true })
+	l.restart()
+	l.until(d.GetName(), "nobody answers", func(d *inferencev1.Deployment) bool { return d.GetState() == inferencev1.Deployment_STATE_DEGRADED })
+	l.eventually("a while", func() bool {
+		l.advance(30 * time.Second)
+		l.s.keepers.Look(l.uids[ws1], d.GetUid()) // the clock is the test's, and the keeper's timer is not
+		return len(l.comp.started()) > 1
+	})
+	l.comp.set(func() { l.comp.mute = false })
+	l.ready(d.GetName())
+	l.eventually("the silent one has ended", func() bool { return len(l.comp.running()) == 1 })
+}
+
 // What cannot start says why, is tried slowly, and answers when it can.
 func TestGivenUp(t *testing.T) {
 	l := newLab(t)

@@ -159,8 +159,11 @@ func (k *keeper) sights(rows []*store.Replica) map[string]sight {
 		if r.RunUID != "" && r.State != inferencev1.Replica_STATE_ENDED {
 			s.ready = k.s.cfg.Listener.Ready(r.RunUID)
 		}
-		if s.status.GetState() == computev1.Run_STATE_RUNNING && s.running.IsZero() {
-			s.running = k.s.cfg.Now()
+		switch idle := s.status.GetState() == computev1.Run_STATE_RUNNING && s.ready == 0; {
+		case !idle:
+			s.idle = time.Time{}
+		case s.idle.IsZero():
+			s.idle = k.s.cfg.Now()
 		}
 		out[r.ID], k.seen[r.ID] = s, s
 	}

@@ -18,7 +18,7 @@ const (
 	givenUp = 5
 	// endedKept is how many replicas that have ended are kept of a deployment, for their logs.
 	endedKept = 5
-	// connectGrace is how much longer than its start_timeout a replica may take from when its run goes until a worker is there.
+	// connectGrace is how much longer than its start_timeout a replica may be without a worker while its run goes.
 	connectGrace = time.Minute
 )
 
@@ -29,8 +29,8 @@ type timing struct{ backoff, slow, settled time.Duration }
 type sight struct {
 	// status is the last that compute has said, nil for nothing yet.
 	status *computev1.ReplicaStatus
-	// running is since when its run goes, as far as this process has seen; zero if it does not.
-	running time.Time
+	// idle is since when its run goes without a worker that is connected, as far as this process has seen; zero if that is not so.
+	idle time.Time
 	// ready is how many of its workers are connected.
 	ready int
 	// refused is why compute does not start it, for good.
@@ -143,13 +143,13 @@ func (w *work) observe() {
 		case s.ready > 0 && r.State == inferencev1.Replica_STATE_STARTING:
 			r.Ready = w.now
 			w.set(r, inferencev1.Replica_STATE_READY, "")
-		case r.State == inferencev1.Replica_STATE_STARTING && !s.running.IsZero():
-			limit := s.running.Add(w.d.Spec.GetStartTimeout().AsDuration() + connectGrace)
+		case !s.idle.IsZero():
+			limit := s.idle.Add(w.d.Spec.GetStartTimeout().AsDuration() + connectGrace)
 			if w.now.Before(limit) {
 				w.at(limit)
 				continue
 			}
-			w.set(r, inferencev1.Replica_STATE_DRAINING, "no worker of it has connected in time")
+			w.set(r, inferencev1.Replica_STATE_DRAINING, "no worker of it has connected in time; see its log")
 			w.fail(r)
 		}
 	}

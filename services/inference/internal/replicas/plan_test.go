@@ -98,8 +98,11 @@ func (w *world) look() {
 			if x := w.runs[r.ID]; x != nil && x.ready && x.state == computev1.Run_STATE_RUNNING {
 				s.ready = 1
 			}
-			if s.status.GetState() == computev1.Run_STATE_RUNNING && s.running.IsZero() {
-				s.running = w.now
+			switch idle := s.status.GetState() == computev1.Run_STATE_RUNNING && s.ready == 0; {
+			case !idle:
+				s.idle = time.Time{}
+			case s.idle.IsZero():
+				s.idle = w.now
 			}
 		}
 		w.seen[r.ID] = s
