@@ -56,14 +56,10 @@ func (p *paced) Read(b []byte) (int, error) {
 	p.deadline(p.left)
 	n, err := p.ReadCloser.Read(b)
 	p.left += time.Duration(n)*time.Second/LeastPace - time.Since(begun)
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return n, ErrSlow
-	case err != nil:
-		// All is read: from here on the connection is read only to see whether the client is still there.
-		_ = p.to.SetReadDeadline(time.Time{})
 	}
-	return n, err
+	return n, err // at its end net/http takes the deadline away
 }
 
 // Held counts the bytes of bodies that are held at once. The zero value is ready.

@@ -61,6 +61,56 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// A body that comes a byte at a time has no more time than one that does not come.
+func TestDrip(t *testing.T) {
+	t.Parallel()
+	got := make(chan error, 1)
+	addr := at(t, 300*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		got <- err
+	})
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+	for range 400 {
+		_, _ = c.Write([]byte("x"))
+		select {
+		case err := <-got:
+			if !errors.Is(err, ErrSlow) {
+				t.Fatal(err)
+			}
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	t.Error("it goes on")
+}
+
+// Once all of a body is there, an answer may take as long as it has to: a deadline that was left would end the request.
+func TestAnswersHaveTime(t *testing.T) {
+	t.Parallel()
+	got := make(chan error, 1)
+	addr := at(t, time.Second, func(_ http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			got <- err
+			return
+		}
+		<-time.After(1500 * time.Millisecond)
+		got <- r.Context().Err()
+	})
+	res, err := http.Post("http://"+addr, "text/plain", strings.NewReader("abc"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A handler that takes its time with a body costs the sender nothing.
 func TestOnlyWaitingCounts(t *testing.T) {
 	t.Parallel()

@@ -121,7 +121,7 @@ type source struct {
 func sourceOf(c *call.Call, s string) (source, error) {
 	refused := mlflow.BadParameter("source is runs:/RUN/PATH, mlflow-artifacts:/EXPERIMENT/RUN/artifacts/PATH or models:/NAME/VERSION of the same workspace")
 	kind, rest, ok := strings.Cut(s, ":/")
-	if !ok || rest == "" || strings.HasPrefix(rest, "/") || strings.ContainsAny(s, "?#@") || strings.TrimSpace(s) != s {
+	if !ok || rest == "" || strings.ContainsAny(s, "?#@") || strings.TrimSpace(s) != s {
 		return source{}, refused
 	}
 	rest = strings.TrimSuffix(rest, "/")
