@@ -35,6 +35,7 @@ type Response struct {
 	chunked bool
 	first   bool // no chunk has been read yet
 	close   bool
+	old     bool // HTTP/1.0, which has no chunks
 	done    bool
 	broken  error
 }
@@ -98,7 +99,7 @@ func (r *Response) readHead(method string) error {
 			}
 			length, hasLength = int64(v), true
 		case is(name, "transfer-encoding"):
-			if !is(value, "chunked") || r.chunked {
+			if !is(value, "chunked") || r.chunked || r.old {
 				return malformed("its transfer encoding is unknown")
 			}
 			r.chunked, r.first = true, true
@@ -135,7 +136,8 @@ func (r *Response) status(line []byte) error {
 	if !ok || len(rest) < 5 || rest[0] != '0' && rest[0] != '1' || rest[1] != ' ' || len(rest) > 5 && rest[5] != ' ' {
 		return malformed("its first line is malformed")
 	}
-	r.close = rest[0] == '0'
+	r.old = rest[0] == '0'
+	r.close = r.old
 	for _, d := range rest[2:5] {
 		if d < '0' || d > '9' {
 			return malformed("its status is no number")
