@@ -21,8 +21,8 @@ help: ## print this
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## the one binary, into .bin/redoubt
-	go build -trimpath -o $(BIN)/redoubt ./cmd/redoubt
+build: ## the one binary, into .bin/redoubt, without the tables of debuggers
+	go build -trimpath -ldflags='-s -w' -o $(BIN)/redoubt ./cmd/redoubt
 
 .PHONY: demo
 demo: ## the walk, from sign-in to a trained model and back, in one command

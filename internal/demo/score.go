@@ -363,5 +363,9 @@ func (w *walk) takeDown(ctx context.Context) (string, error) {
 	if status != http.StatusUnauthorized && status != http.StatusNotFound {
 		return "", fmt.Errorf("the endpoint still answers: status %d", status)
 	}
-	return fmt.Sprintf("its replica has ended; its key reads %d", status), nil
+	// The replica finishes what it has and ends by itself; its agent would outlive the installation otherwise.
+	if err := eventually(ctx, func() error { return working(w.dir) }); err != nil {
+		return "", fmt.Errorf("the replica goes on: %w", err)
+	}
+	return fmt.Sprintf("its key reads %d; its replica has ended", status), nil
 }

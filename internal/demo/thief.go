@@ -68,7 +68,7 @@ func (w *walk) readerTries(ctx context.Context) (string, error) {
 
 // eventually repeats what becomes true soon.
 func eventually(ctx context.Context, f func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	for {
 		err := f()
@@ -249,14 +249,22 @@ func left(ctx context.Context, dir, address string) (string, error) {
 		_ = c.Close()
 		return "", fmt.Errorf("something still listens on %s", u.Host)
 	}
+	if err := working(dir); err != nil {
+		return "", err
+	}
+	return "no process and no port is left", nil
+}
+
+// working names a process that works below the folder, if there is one.
+func working(dir string) error {
 	procs, err := filepath.Glob("/proc/[0-9]*/cwd")
 	if err != nil {
-		return "", err
+		return err
 	}
 	for _, p := range procs {
 		if cwd, err := os.Readlink(p); err == nil && strings.HasPrefix(cwd, dir+string(filepath.Separator)) {
-			return "", fmt.Errorf("process %s still works in %s", filepath.Base(filepath.Dir(p)), cwd)
+			return fmt.Errorf("process %s still works in %s", filepath.Base(filepath.Dir(p)), cwd)
 		}
 	}
-	return "no process and no port is left", nil
+	return nil
 }
