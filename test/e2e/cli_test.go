@@ -221,6 +221,32 @@ spec: {displayName: Lab, tags: {a: "1"}}
 	x.has(said, "blue")
 }
 
+// H5: experiments, and a search that is refused where its filter is not understood.
+func TestExperimentsByCommand(t *testing.T) {
+	x := typist(t, workspaceOf(t, "cliexp").GetName())
+	var made struct{ Name, DisplayName string }
+	if err := json.Unmarshal([]byte(x.ok("experiment", "create", "churn trials", "--tag", "team=a", "-o", "json")), &made); err != nil || made.DisplayName != "churn trials" {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	id := made.Name[strings.LastIndexByte(made.Name, '/')+1:]
+	x.has(x.ok("experiment", "list"), "Default", "churn trials", "team=a", id)
+	if out := x.ok("experiment", "list", "--filter", "name LIKE 'churn%'"); strings.Contains(out, "Default") || !strings.Contains(out, id) {
+		t.Errorf("got\n%s", out)
+	}
+	x.has(x.ok("experiment", "show", "0"), "Default")
+	x.has(x.ok("experiment", "show", id), "churn trials", "active")
+	x.ok("experiment", "delete", id)
+	if out := x.ok("experiment", "list"); strings.Contains(out, id) {
+		t.Errorf("got\n%s", out)
+	}
+	x.has(x.ok("experiment", "list", "--deleted"), id, "deleted")
+	x.has(x.ok("experiment", "restore", id), "active")
+	x.types(2, "", "experiment", "create", "churn trials")
+	x.has(x.ok("run", "search", "--filter", "metrics.loss < 0.3", "--experiment", id, "-o", "yaml"), "{}")
+	_, said := x.types(2, "", "run", "search", "--filter", "metrics.loss <")
+	x.has(said, "INVALID_ARGUMENT")
+}
+
 const (
 	twiceBody   = `{"data": [1, 2, 3]}`
 	twiceAnswer = `{"predictions": [2, 4, 6]}`

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -79,6 +81,30 @@ func TestParseTakes(t *testing.T) {
 	}
 	if e := docs[1].spec.(*endpointSpec); time.Duration(val(e.TokenTTL)) != 90*time.Minute || !reflect.DeepEqual(val(e.Tags), map[string]string{"n": "1", "b": "true"}) {
 		t.Errorf("got %+v", e)
+	}
+}
+
+// What the documentation shows is taken.
+func TestDocumentsOfTheDocumentation(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```").FindAllSubmatch(page, -1)
+	if len(blocks) == 0 {
+		t.Fatal("the page has no documents")
+	}
+	for _, b := range blocks {
+		if docs, err := parse("cli.md", bytes.NewReader(b[1])); err != nil || len(docs) < 2 {
+			t.Errorf("%d documents, %v", len(docs), err)
+		}
+	}
+	for title, k := range kinds() {
+		for _, f := range specFields(k.blank()) {
+			if !regexp.MustCompile("(?m)^\\| `" + title + "` .*`" + f + "`").Match(page) {
+				t.Errorf("the table does not tell of %s.%s", title, f)
+			}
+		}
 	}
 }
 
