@@ -217,8 +217,9 @@ spec: {displayName: Lab, tags: {a: "1"}}
 	x.has(said, "cannot become 3")
 	_, said = x.types(1, "apiVersion: redoubt.dev/v1\nkind: Endpoint\nmetadata: {name: a/b/c}\nspec: {}\n", "apply", "-f", "-")
 	x.has(said, "standard input, line 1")
-	_, said = x.types(2, "apiVersion: redoubt.dev/v1\nkind: Endpoint\nmetadata: {name: churn}\nspec: {traffic: {blue: 100}}\n", "apply", "-f", "-")
-	x.has(said, "blue")
+	done, said := x.types(2, "apiVersion: redoubt.dev/v1\nkind: Endpoint\nmetadata: {name: churn}\nspec: {auth: token, traffic: {blue: 100}}\n", "apply", "-f", "-")
+	x.has(said, "standard input, line 1: ", "blue")
+	x.has(done, "changed", "auth: none → token") // what was done before is told
 }
 
 // H5: experiments, and a search that is refused where its filter is not understood.

@@ -349,6 +349,7 @@ func TestDescribe(t *testing.T) {
 		{"wrapped", fmt.Errorf("identity does not start: %w", fault.FailedPrecondition("port in use")), []string{"identity does not start:", "port in use"}, "PRECONDITION_FAILED"},
 		{"plain", fmt.Errorf("disk"), []string{"disk"}, "INTERNAL"},
 		{"time", context.DeadlineExceeded, []string{"--timeout"}, ""},
+		{"about something", fmt.Errorf("f.yaml, line 3: %w", wire(fault.NotFound("no such endpoint"))), []string{"f.yaml, line 3: no such endpoint\n", "NOT_FOUND", "req-7"}, "rpc error"},
 		{"interrupted", status.FromContextError(context.Canceled).Err(), []string{"interrupted"}, "CANCELLED"},
 		{"hostile", status.Error(codes.NotFound, "a\x1b[2Jb\nc"), []string{"a·[2Jb c"}, "\x1b"},
 	}

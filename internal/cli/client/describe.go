@@ -41,7 +41,7 @@ func Describe(err error) Problem {
 		p.Remote = false
 		// What stands around a fault says which part failed.
 		if before, ok := strings.CutSuffix(err.Error(), local.Error()); ok && before != "" {
-			p.Message = line(before) + " " + p.Message
+			p.Message = line(before) + p.Message
 		}
 	case errors.Is(err, context.DeadlineExceeded):
 		p.Message, p.Next = "the time that was given to the command is over", "give it more with --timeout"
@@ -53,6 +53,16 @@ func Describe(err error) Problem {
 	case !p.Remote:
 		p.Code, p.Reason, p.Message = codes.Unknown, faultv1.Reason_REASON_UNSPECIFIED, line(err.Error())
 		return p
+	}
+	// What stands around a status says what it was about.
+	var wire interface {
+		error
+		GRPCStatus() *status.Status
+	}
+	if errors.As(err, &wire) {
+		if before, ok := strings.CutSuffix(err.Error(), wire.Error()); ok && before != "" {
+			p.Message = line(before) + p.Message
+		}
 	}
 	p.Next = next(p, f)
 	return p

@@ -246,6 +246,9 @@ func turns(ctx context.Context, s *session, docs []document, dry bool, tell func
 			if e, is := d.spec.(*endpointSpec); ok && is {
 				diffs, err := endpoints{}.route(ctx, s, d.name, e)
 				if err != nil {
+					if o.Action != unchanged {
+						tell(o)
+					}
 					return fmt.Errorf("%s: %w", d.where, err)
 				}
 				if o.Action != created && len(diffs) > 0 {
