@@ -265,6 +265,11 @@ func TestDocument(t *testing.T) {
 	if n != len(routes) {
 		t.Errorf("the document has %d operations, and there are %d routes", n, len(routes))
 	}
+	for _, inside := range []string{"IngestService", "ReplicaService", "ExchangeToken", "EnrolmentService"} {
+		if strings.Contains(string(openapi.Document), inside) {
+			t.Errorf("the document speaks of %s, which strangers cannot reach", inside)
+		}
+	}
 }
 
 const ws = "/v1/subscriptions/s/resourceGroups/g/workspaces/w"
