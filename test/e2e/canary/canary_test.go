@@ -24,6 +24,7 @@ func TestCanaries(t *testing.T) {
 	w.vault()
 	w.train()
 	w.register()
+	w.deploy()
 	w.host()
 	w.refused()
 	// The activity log shows names to who may see them: they are stored, and have to be ciphertext.

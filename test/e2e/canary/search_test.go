@@ -69,7 +69,8 @@ func forms(text string) map[string][]byte {
 	out["UTF-16LE"], out["UTF-16BE"] = little, big
 	for i := range 3 {
 		// The text stands i bytes after the start of a group of three: what its neighbours decide is cut off.
-		for name, enc := range map[string]*base64.Encoding{"base64": base64.RawStdEncoding, "base64url": base64.RawURLEncoding} {
+		for _, name := range []string{"base64", "base64url"} { // in this order: what both write alike is looked for once
+			enc := map[string]*base64.Encoding{"base64": base64.RawStdEncoding, "base64url": base64.RawURLEncoding}[name]
 			e := enc.EncodeToString(append(make([]byte, i), b...))
 			from, to := (i*8+5)/6, len(e)
 			if (i+len(b))%3 != 0 {

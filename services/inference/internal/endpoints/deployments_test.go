@@ -482,6 +482,9 @@ func TestTraffic(t *testing.T) {
 	if len(u.GetTraffic()) != 1 || u.GetTraffic()["green"] != 100 || u.GetMirror()["blue"] != 10 {
 		t.Errorf("%v", u)
 	}
+	if ev := l.of("/UpdateEndpoint"); ev[len(ev)-1].GetDetails()["traffic"] != "green 100" || ev[len(ev)-1].GetDetails()["mirror"] != "blue 10" {
+		t.Errorf("recorded as %v", ev[len(ev)-1])
+	}
 	id := l.comp.running()[1].GetReplicaId()
 	c, key := l.client(), l.keys(e.GetName()).GetPrimaryKey()
 	for range 20 {

@@ -2,8 +2,11 @@ package endpoints
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -300,13 +303,13 @@ func (h api) apply(ctx context.Context, x store.Endpoints, e *store.Endpoint, in
 			if e.Body.Traffic, err = shares("traffic", in.GetTraffic(), there); err != nil {
 				return nil, err
 			}
-			details = append(details, "traffic", strconv.Itoa(len(e.Body.GetTraffic()))+" deployments")
+			details = append(details, "traffic", listed(e.Body.GetTraffic()))
 		}
 		if set["mirror"] {
 			if e.Body.Mirror, err = shares("mirror", in.GetMirror(), there); err != nil {
 				return nil, err
 			}
-			details = append(details, "mirror", strconv.Itoa(len(e.Body.GetMirror()))+" deployments")
+			details = append(details, "mirror", listed(e.Body.GetMirror()))
 		}
 	}
 	if set["description"] {
@@ -316,6 +319,15 @@ func (h api) apply(ctx context.Context, x store.Endpoints, e *store.Endpoint, in
 		e.Body.Tags = in.GetTags()
 	}
 	return details, nil
+}
+
+// listed is a split as the activity log has it: "blue 90, green 10".
+func listed(shares map[string]int32) string {
+	out := make([]string, 0, len(shares))
+	for _, id := range slices.Sorted(maps.Keys(shares)) {
+		out = append(out, fmt.Sprintf("%s %d", id, shares[id]))
+	}
+	return strings.Join(out, ", ")
 }
 
 // deployable are the ids of an endpoint's deployments that can get traffic.
