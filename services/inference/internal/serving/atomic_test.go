@@ -79,7 +79,7 @@ func TestWithdrawnWhileItWaits(t *testing.T) {
 	first := l.begin(t.Context())
 	eventually(t, func() bool { return a.served.Load() == 1 })
 	waits := l.begin(t.Context())
-	eventually(t, func() bool { return l.pool.Waiting("dep_ep_1") == 1 })
+	eventually(t, func() bool { return l.Waiting("dep_ep_1") == 1 })
 	e := simple("ep_1", "run_1")
 	e.Credentials = e.Credentials[1:]
 	l.Set(e)

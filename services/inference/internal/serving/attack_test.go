@@ -82,7 +82,7 @@ func TestRawRequests(t *testing.T) {
 			}
 		})
 	}
-	if n := l.inFlight.Load(); n != 0 {
+	if n := l.InFlight(); n != 0 {
 		t.Errorf("%d bytes are still counted", n)
 	}
 }

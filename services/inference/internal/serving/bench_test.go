@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/redoubt-ml/redoubt/gen/inference"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
@@ -147,27 +146,4 @@ func BenchmarkOIPByGRPC(b *testing.B) {
 			}
 		}
 	})
-}
-
-func BenchmarkAdmit(b *testing.B) {
-	for _, n := range []int{2, 10_000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			e := simple("ep_1")
-			for i := range n - 2 {
-				e.Credentials = append(e.Credentials, key(fmt.Sprint(i), "token"))
-			}
-			x := newEndpoint(e)
-			header, now := []string{"Bearer primary"}, time.Now()
-			b.ReportAllocs()
-			for b.Loop() {
-				p, r := present(header)
-				if r != nil {
-					b.Fatal(r)
-				}
-				if _, r := admit(x, &p, now); r != nil {
-					b.Fatal(r)
-				}
-			}
-		})
-	}
 }

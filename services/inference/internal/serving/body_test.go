@@ -9,6 +9,9 @@ import (
 	"time"
 )
 
+// smallBody is the size of a body's first buffer.
+const smallBody = 16 << 10
+
 func packed(t *testing.T, b []byte) []byte {
 	t.Helper()
 	var buf bytes.Buffer
@@ -90,7 +93,7 @@ func TestBodies(t *testing.T) {
 			}
 		})
 	}
-	if n := l.inFlight.Load(); n != 0 {
+	if n := l.InFlight(); n != 0 {
 		t.Errorf("%d bytes are still counted", n)
 	}
 }
@@ -106,7 +109,7 @@ func TestMemoryOfAll(t *testing.T) {
 			results <- a
 		}()
 	}
-	eventually(t, func() bool { return l.inFlight.Load() == 3*smallBody })
+	eventually(t, func() bool { return l.InFlight() == 3*smallBody })
 	got := l.call(l.client, "POST", "/endpoints/ep_1/score", "{}", bearer, "Bearer primary")
 	if got.status != 503 || got.reason(t) != "LIMIT_EXCEEDED" || got.header.Get("Retry-After") == "" {
 		t.Errorf("%v", got)

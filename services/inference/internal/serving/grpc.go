@@ -22,7 +22,7 @@ import (
 	"github.com/redoubt-ml/redoubt/gen/inference"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
-	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/front"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/flow"
 )
 
 const (
@@ -46,7 +46,7 @@ type oipServers struct {
 
 func newOIPServers(s *Server) *oipServers {
 	one := func(most int) *grpc.Server {
-		g := grpc.NewServer(grpc.MaxRecvMsgSize(most), grpc.MaxSendMsgSize(maxAnswer+1<<20), grpc.ChainUnaryInterceptor(guard), grpc.WaitForHandlers(true))
+		g := grpc.NewServer(grpc.MaxRecvMsgSize(most), grpc.MaxSendMsgSize(flow.MaxAnswer+1<<20), grpc.ChainUnaryInterceptor(guard), grpc.WaitForHandlers(true))
 		inference.RegisterGRPCInferenceServiceServer(g, &oipService{s: s})
 		return g
 	}
@@ -63,8 +63,9 @@ func (o *oipServers) stop() {
 
 // grpcCall is a call by gRPC. The handler runs in a goroutine of gRPC's, which may go on when ServeHTTP has returned.
 type grpcCall struct {
-	*call
-	refused *refusal
+	*flow.Call
+	server  *Server
+	refused *flow.Refusal
 
 	mu      sync.Mutex
 	over    bool
@@ -101,35 +102,35 @@ func (s *Server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 		s.serveOpen(w, r)
 		return
 	}
-	g := &grpcCall{call: s.newCall("oip-grpc", one(r.Header, headerRequestID), one(r.Header, "Traceparent"))}
-	defer g.end()
-	g.describe(r)
-	w.Header()[headerRequestID] = []string{g.id}
-	p, refused := present(r.Header["Authorization"])
+	g := &grpcCall{server: s, Call: s.NewCall("oip-grpc", one(r.Header, headerRequestID), one(r.Header, "Traceparent"))}
+	defer g.End()
+	g.Describe(r)
+	w.Header()[headerRequestID] = []string{g.ID}
+	p, refused := flow.Present(r.Header["Authorization"])
 	named := r.Header[headerEndpoint]
 	server := s.grpc.unknown
 	switch {
 	case len(named) > 1:
-		refused = badRequest("redoubt-endpoint was sent %d times; send it once", len(named))
+		refused = flow.BadRequest("redoubt-endpoint was sent %d times; send it once", len(named))
 	case len(named) == 1:
-		if g.endpoint, _ = s.endpoint(named[0]); g.endpoint == nil {
-			g.endpoint, _ = s.endpointNamed(named[0])
+		if g.Endpoint, _ = s.Endpoint(named[0]); g.Endpoint == nil {
+			g.Endpoint, _ = s.EndpointNamed(named[0])
 		}
 		server = s.grpc.admitted
 	}
-	g.who = func(e *endpoint) (caller, *refusal) { return admit(e, &p, s.cfg.Now()) }
+	g.Who = func(e *flow.State) (flow.Caller, *flow.Refusal) { return flow.Admit(e, &p, s.cfg.Now()) }
 	if refused == nil && len(named) == 1 {
-		g.caller, refused = g.who(g.endpoint)
+		g.Caller, refused = g.Who(g.Endpoint)
 	}
 	if refused == nil && len(r.Header[headerDeployment]) > 1 {
-		refused = badRequest("azureml-model-deployment was sent %d times; send it once", len(r.Header[headerDeployment]))
+		refused = flow.BadRequest("azureml-model-deployment was sent %d times; send it once", len(r.Header[headerDeployment]))
 	}
-	g.wanted = one(r.Header, headerDeployment)
+	g.Wanted = one(r.Header, headerDeployment)
 	if refused != nil {
 		g.refuseGRPC(w, refused)
 		return
 	}
-	body := &counted{s: s, from: r.Body, w: w, begin: g.begin}
+	body := &counted{s: s, from: r.Body, w: w, begin: g.Begin}
 	defer body.release()
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), grpcCallKey{}, g))
 	defer cancel()
@@ -137,8 +138,8 @@ func (s *Server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 	r.Body = body
 	server.ServeHTTP(w, r)
 	g.wait()
-	g.received = body.read.Load()
-	if g.logged {
+	g.Received = body.read.Load()
+	if g.Logged {
 		return
 	}
 	// The handler was not reached: a message that is too large, malformed or too slow, or a method that is not there.
@@ -146,16 +147,9 @@ func (s *Server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 	if v, err := strconv.ParseUint(w.Header().Get("Grpc-Status"), 10, 8); err == nil {
 		code = codes.Code(v)
 	}
-	r2 := &refusal{Error: fault.New(code, fault.ReasonOf(status.Error(code, "")), "refused by gRPC"), status: httpOf(code)}
-	g.rec.GrpcCode = fault.CodeName(code)
-	g.log(r2.status, 0, r2)
-}
-
-// describe notes what the record says of the request.
-func (c *call) describe(r *http.Request) {
-	rec := c.rec
-	rec.HttpMethod, rec.UserAgent, rec.RequestUrl = text(r.Method, 32), text(r.UserAgent(), maxAgent), requestURL(r.URL)
-	rec.Address, rec.ClientRequestId = front.Address(r.RemoteAddr), text(one(r.Header, headerClientID), maxClientID)
+	r2 := &flow.Refusal{Error: fault.New(code, fault.ReasonOf(status.Error(code, "")), "refused by gRPC"), Status: httpOf(code)}
+	g.Record.GrpcCode = fault.CodeName(code)
+	g.Log(r2.Status, 0, r2)
 }
 
 // serveOpen serves health and reflection, which take no credential: few at a time, and not for long.
@@ -164,7 +158,7 @@ func (s *Server) serveOpen(w http.ResponseWriter, r *http.Request) {
 	case s.grpc.open <- struct{}{}:
 		defer func() { <-s.grpc.open }()
 	default:
-		s.trailersOnly(w, "", again(refuse(http.StatusServiceUnavailable, codes.ResourceExhausted, faultv1.Reason_LIMIT_EXCEEDED,
+		s.trailersOnly(w, "", flow.Again(flow.Refuse(http.StatusServiceUnavailable, codes.ResourceExhausted, faultv1.Reason_LIMIT_EXCEEDED,
 			"as many calls without a credential are open as may: come back later"), time.Second))
 		return
 	}
@@ -174,14 +168,14 @@ func (s *Server) serveOpen(w http.ResponseWriter, r *http.Request) {
 }
 
 // refuseGRPC answers before gRPC has the call.
-func (g *grpcCall) refuseGRPC(w http.ResponseWriter, r *refusal) {
-	g.rec.GrpcCode = fault.CodeName(fault.Code(r.Error))
-	g.log(r.status, 0, r)
-	g.s.trailersOnly(w, g.id, r)
+func (g *grpcCall) refuseGRPC(w http.ResponseWriter, r *flow.Refusal) {
+	g.Record.GrpcCode = fault.CodeName(fault.Code(r.Error))
+	g.Log(r.Status, 0, r)
+	g.server.trailersOnly(w, g.ID, r)
 }
 
 // trailersOnly writes a status as gRPC's servers do where there is no message.
-func (s *Server) trailersOnly(w http.ResponseWriter, id string, r *refusal) {
+func (s *Server) trailersOnly(w http.ResponseWriter, id string, r *flow.Refusal) {
 	st := fault.ToStatus(r.Error, s.cfg.Installation, id)
 	h := w.Header()
 	h["Content-Type"] = []string{"application/grpc"}
@@ -227,7 +221,7 @@ func httpOf(c codes.Code) int {
 	case codes.DeadlineExceeded:
 		return http.StatusGatewayTimeout
 	case codes.Canceled:
-		return statusClientGone
+		return flow.ClientGone
 	}
 	return http.StatusInternalServerError
 }
@@ -249,13 +243,12 @@ func (b *counted) Read(p []byte) (int, error) {
 		return 0, io.ErrUnexpectedEOF
 	}
 	if have := b.read.Load(); have >= b.granted {
-		b.granted = have + bodyRate
-		b.s.allow(b.w, b.begin.Add(b.s.cfg.BodyGrace+time.Duration(b.granted)*time.Second/bodyRate))
+		b.granted = have + flow.BodyRate
+		b.s.Allow(b.w, b.s.BodyTime(b.begin, b.granted))
 	}
 	n, err := b.from.Read(p)
 	if n > 0 {
-		if b.s.inFlight.Add(int64(n)) > b.s.cfg.MaxInFlightBytes {
-			b.s.inFlight.Add(-int64(n))
+		if !b.s.Hold(int64(n)) {
 			b.over.Store(true)
 			return 0, io.ErrUnexpectedEOF
 		}
@@ -269,7 +262,7 @@ func (b *counted) Close() error { return b.from.Close() }
 
 func (b *counted) release() {
 	b.over.Store(true)
-	b.s.inFlight.Add(-b.read.Load())
+	b.s.Free(b.read.Load())
 }
 
 // guard lets a handler run while the call stands, and logs before the answer leaves.
@@ -283,8 +276,8 @@ func guard(ctx context.Context, in any, _ *grpc.UnaryServerInfo, handle grpc.Una
 	}
 	defer close(g.running)
 	if m, ok := in.(proto.Message); ok {
-		g.size = int64(proto.Size(m))
-		g.received = g.size
+		g.Size = int64(proto.Size(m))
+		g.Received = g.Size
 	}
 	out, err := handle(ctx, in)
 	r := g.refused
@@ -294,11 +287,11 @@ func guard(ctx context.Context, in any, _ *grpc.UnaryServerInfo, handle grpc.Una
 			bytes = int64(proto.Size(m))
 		}
 	} else if r != nil {
-		st = r.status
+		st = r.Status
 	} else {
 		st = http.StatusInternalServerError
 	}
-	g.rec.GrpcCode = fault.CodeName(status.Code(err))
-	g.log(st, bytes, r)
+	g.Record.GrpcCode = fault.CodeName(status.Code(err))
+	g.Log(st, bytes, r)
 	return out, err
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/flow"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/pool"
 )
 
@@ -27,14 +28,15 @@ const maxPassed = 256
 
 // request is an HTTP request on its way.
 type request struct {
-	*call
+	*flow.Call
+	server  *Server
 	w       http.ResponseWriter
 	r       *http.Request
 	dialect dialect
 }
 
 // dialect is how a protocol says that something went wrong.
-type dialect func(*refusal) []byte
+type dialect func(*flow.Refusal) []byte
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -43,7 +45,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.ContentLength != 0 { // whatever is said about it, it has to come, or the connection goes
-		s.allow(w, time.Now().Add(s.cfg.BodyGrace+time.Second))
+		s.Allow(w, s.BodyTime(time.Now(), flow.BodyRate))
 	}
 	if r.URL.Path == "/" {
 		s.healthy(w, r)
@@ -55,15 +57,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h := protocolOf(rest)
-	q := &request{call: s.newCall(h.protocol, one(r.Header, headerRequestID), one(r.Header, "Traceparent")), w: w, r: r, dialect: h.dialect}
-	defer q.end()
+	q := &request{server: s, Call: s.NewCall(h.protocol, one(r.Header, headerRequestID), one(r.Header, "Traceparent")), w: w, r: r, dialect: h.dialect}
+	defer q.End()
 	defer q.recover()
-	q.describe(r)
-	w.Header()[headerRequestID] = []string{q.id}
-	q.endpoint, _ = s.endpoint(uid)
-	p, refused := present(r.Header["Authorization"])
+	q.Describe(r)
+	w.Header()[headerRequestID] = []string{q.ID}
+	q.Endpoint, _ = s.Endpoint(uid)
+	p, refused := flow.Present(r.Header["Authorization"])
 	if refused == nil {
-		refused = q.admit(func(e *endpoint) (caller, *refusal) { return admit(e, &p, s.cfg.Now()) })
+		refused = q.Admit(func(e *flow.State) (flow.Caller, *flow.Refusal) { return flow.Admit(e, &p, s.cfg.Now()) })
 	}
 	if refused == nil {
 		refused = q.selectors()
@@ -85,14 +87,12 @@ func (q *request) recover() {
 	case v == http.ErrAbortHandler: //nolint:errorlint // net/http compares it so
 		panic(v)
 	}
-	q.s.cfg.Logger.Error("a request failed by a fault of ours", "request_id", q.id, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-	if q.logged { // its answer may have begun
+	q.server.cfg.Logger.Error("a request failed by a fault of ours", "request_id", q.ID, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	if q.Logged { // its answer may have begun
 		panic(http.ErrAbortHandler)
 	}
-	if q.conn != nil {
-		q.conn.Close()
-	}
-	q.refuse(refuse(http.StatusInternalServerError, codes.Internal, faultv1.Reason_INTERNAL_FAULT, "internal fault"))
+	q.Abandon()
+	q.refuse(flow.Refuse(http.StatusInternalServerError, codes.Internal, faultv1.Reason_INTERNAL_FAULT, "internal fault"))
 }
 
 // route takes the path of a request to an endpoint apart.
@@ -109,7 +109,7 @@ func route(path string) (uid, rest string, ok bool) {
 type handler struct {
 	protocol string
 	dialect  dialect
-	serve    func(q *request, rest string) *refusal
+	serve    func(q *request, rest string) *flow.Refusal
 }
 
 func protocolOf(rest string) handler {
@@ -126,11 +126,11 @@ func protocolOf(rest string) handler {
 }
 
 // plain serves our own protocol.
-func (q *request) plain(rest string) *refusal {
+func (q *request) plain(rest string) *flow.Refusal {
 	switch rest {
 	case "score":
 		if q.r.Method != http.MethodPost {
-			return wrongMethod(http.MethodPost)
+			return flow.WrongMethod(http.MethodPost)
 		}
 		return q.score()
 	case "swagger.json":
@@ -138,29 +138,29 @@ func (q *request) plain(rest string) *refusal {
 	case "":
 		return q.health()
 	}
-	return notFound("there is nothing at this path of the endpoint")
+	return flow.NotFound("there is nothing at this path of the endpoint")
 }
 
 // score passes a request through as it is.
-func (q *request) score() *refusal {
-	if refused := q.choose(); refused != nil {
+func (q *request) score() *flow.Refusal {
+	if refused := q.Choose(); refused != nil {
 		return refused
 	}
 	contentType, accept := one(q.r.Header, "Content-Type"), one(q.r.Header, "Accept")
 	if !headerValue(contentType) || !headerValue(accept) {
-		return badRequest("Content-Type and Accept are printable ASCII, of at most %d bytes", maxPassed)
+		return flow.BadRequest("Content-Type and Accept are printable ASCII, of at most %d bytes", maxPassed)
 	}
-	if refused := q.readBody(q.w, q.r, q.deployment.bodyLimit()); refused != nil {
+	if refused := q.ReadBody(q.w, q.r, q.Deployment.BodyLimit()); refused != nil {
 		return refused
 	}
-	q.mirror("/score", contentType)
+	q.Mirror("/score", contentType)
 	return q.pass(&pool.Request{Method: http.MethodPost, Path: "/score", ContentType: contentType, Accept: accept})
 }
 
 // swagger passes on what the model says of itself.
-func (q *request) swagger() *refusal {
+func (q *request) swagger() *flow.Refusal {
 	if q.r.Method != http.MethodGet {
-		return wrongMethod(http.MethodGet)
+		return flow.WrongMethod(http.MethodGet)
 	}
 	path := "/swagger.json"
 	switch q.r.URL.Query().Get("version") {
@@ -168,76 +168,63 @@ func (q *request) swagger() *refusal {
 	case "3":
 		path += "?version=3"
 	default:
-		return badRequest("version is 2 or 3")
+		return flow.BadRequest("version is 2 or 3")
 	}
-	if refused := q.choose(); refused != nil {
+	if refused := q.Choose(); refused != nil {
 		return refused
 	}
 	return q.pass(&pool.Request{Method: http.MethodGet, Path: path})
 }
 
 // health tells whether a deployment that traffic goes to has a worker.
-func (q *request) health() *refusal {
+func (q *request) health() *flow.Refusal {
 	if refused := q.readable(); refused != nil {
 		return refused
 	}
-	if !q.ready() {
-		return noReplica()
+	if !q.Ready() {
+		return flow.NoReplica()
 	}
 	q.answer(http.StatusOK, "text/plain; charset=utf-8", []byte("Healthy"))
 	return nil
 }
 
 // readable refuses all methods but those that read.
-func (q *request) readable() *refusal {
+func (q *request) readable() *flow.Refusal {
 	if q.r.Method != http.MethodGet && q.r.Method != http.MethodHead {
-		return wrongMethod("GET, HEAD")
+		return flow.WrongMethod("GET, HEAD")
 	}
 	return nil
 }
 
-// ready settles on a deployment and tells whether a worker of it is connected.
-func (c *call) ready() bool {
-	return c.choose() == nil && c.s.pool.Workers(c.deployment.UID) > 0
-}
-
 // pass forwards a request and gives its answer to the client as it comes.
-func (q *request) pass(req *pool.Request) *refusal {
-	resp, refused := q.forward(q.r.Context(), req)
+func (q *request) pass(req *pool.Request) *flow.Refusal {
+	resp, refused := q.Forward(q.r.Context(), req)
 	if refused != nil {
 		return refused
 	}
-	if resp.Streamed() || resp.ContentLength > copySize {
+	if resp.Streamed() || resp.ContentLength > flow.CopySize {
 		return q.stream(resp)
 	}
-	buf, _ := q.s.copies.Get().(*[]byte)
-	defer q.s.copies.Put(buf)
+	buf := q.Way.Buffer()
+	defer q.Way.Return(buf)
 	body := (*buf)[:resp.ContentLength]
 	if _, err := io.ReadFull(resp, body); err != nil {
-		return exchangeFailed(err)
+		return flow.ExchangeFailed(err)
 	}
 	q.head(resp)
 	q.w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
-	q.log(resp.Status, int64(len(body)), modelRefusal(resp))
+	q.Log(resp.Status, int64(len(body)), modelRefusal(resp))
 	status := resp.Status
-	q.release()
+	q.Release()
 	q.w.WriteHeader(status)
 	_, _ = q.w.Write(body) // a client that is gone is net/http's to notice
 	return nil
 }
 
-// release gives the worker back, as soon as all of its answer has been read and nothing more is wanted of the Response.
-func (c *call) release() {
-	if c.conn != nil {
-		c.conn.Release()
-		c.conn = nil
-	}
-}
-
 // stream copies an answer. The record goes out before the last piece does.
-func (q *request) stream(resp *pool.Response) *refusal {
-	buf, _ := q.s.copies.Get().(*[]byte)
-	defer q.s.copies.Put(buf)
+func (q *request) stream(resp *pool.Response) *flow.Refusal {
+	buf := q.Way.Buffer()
+	defer q.Way.Return(buf)
 	q.head(resp)
 	if !resp.Streamed() {
 		q.w.Header()["Content-Length"] = []string{strconv.FormatInt(resp.ContentLength, 10)}
@@ -248,12 +235,12 @@ func (q *request) stream(resp *pool.Response) *refusal {
 	for {
 		n, err := resp.Read(*buf)
 		if err != nil && err != io.EOF { //nolint:errorlint // Response's own
-			q.log(resp.Status, sent, exchangeFailed(err))
+			q.Log(resp.Status, sent, flow.ExchangeFailed(err))
 			panic(http.ErrAbortHandler) // the client must not take it for the whole
 		}
 		sent += int64(n)
 		if err == io.EOF || sent == resp.ContentLength { //nolint:errorlint // the same
-			q.log(resp.Status, sent, modelRefusal(resp))
+			q.Log(resp.Status, sent, modelRefusal(resp))
 		}
 		if n > 0 {
 			_, werr := q.w.Write((*buf)[:n])
@@ -261,7 +248,7 @@ func (q *request) stream(resp *pool.Response) *refusal {
 				werr = flush.Flush()
 			}
 			if werr != nil || q.r.Context().Err() != nil && err == nil {
-				q.log(statusClientGone, sent, gone())
+				q.Log(flow.ClientGone, sent, flow.Gone())
 				panic(http.ErrAbortHandler)
 			}
 		}
@@ -272,11 +259,11 @@ func (q *request) stream(resp *pool.Response) *refusal {
 }
 
 // modelRefusal is what the log says of an answer in which the model's host reports a fault of user code.
-func modelRefusal(resp *pool.Response) *refusal {
+func modelRefusal(resp *pool.Response) *flow.Refusal {
 	if resp.ModelError == "" {
 		return nil
 	}
-	return modelFailed(resp.Status, "%s", resp.ModelError)
+	return flow.ModelFailed(resp.Status, "%s", resp.ModelError)
 }
 
 // head sets the headers of a worker's answer.
@@ -293,7 +280,7 @@ func (q *request) head(resp *pool.Response) {
 		h["Content-Type"] = nil // net/http would guess one
 	}
 	h["X-Content-Type-Options"] = []string{"nosniff"}
-	h[headerDeployment] = []string{q.deployment.ID}
+	h[headerDeployment] = []string{q.Deployment.ID}
 }
 
 // passes tells whether a header of user code's reaches the client. Those of the connection, cookies and what rules a whole origin do not:
@@ -313,57 +300,57 @@ func (q *request) answer(status int, contentType string, body []byte) {
 	h := q.w.Header()
 	h["Content-Type"], h["X-Content-Type-Options"] = []string{contentType}, []string{"nosniff"}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	if q.deployment != nil {
-		h[headerDeployment] = []string{q.deployment.ID}
+	if q.Deployment != nil {
+		h[headerDeployment] = []string{q.Deployment.ID}
 	}
-	q.log(status, int64(len(body)), nil)
+	q.Log(status, int64(len(body)), nil)
 	q.w.WriteHeader(status)
 	_, _ = q.w.Write(body) //nolint:gosec // JSON or plain text, and said to be that: no browser takes it for a page
 }
 
 // refuse writes a refusal in the words of the protocol.
-func (q *request) refuse(r *refusal) {
-	q.release()
+func (q *request) refuse(r *flow.Refusal) {
+	q.Release()
 	body := q.dialect(r)
-	if r.status == statusClientGone {
-		q.log(r.status, 0, r)
+	if r.Status == flow.ClientGone {
+		q.Log(r.Status, 0, r)
 		panic(http.ErrAbortHandler)
 	}
 	h := q.w.Header()
 	h["Content-Type"], h["X-Content-Type-Options"] = []string{"application/json"}, []string{"nosniff"}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	if r.header != "" {
-		h.Set(r.header, r.value)
+	if r.Header != "" {
+		h.Set(r.Header, r.Value)
 	}
-	if r.status == http.StatusUnauthorized {
+	if r.Status == http.StatusUnauthorized {
 		h["Www-Authenticate"] = []string{`Bearer realm="redoubt"`}
 	}
 	if after := r.RetryAfter(); after > 0 {
 		h["Retry-After"] = []string{strconv.Itoa(int(after / time.Second))}
 	}
-	if q.deployment != nil {
-		h[headerDeployment] = []string{q.deployment.ID}
+	if q.Deployment != nil {
+		h[headerDeployment] = []string{q.Deployment.ID}
 	}
-	if !q.whole && q.r.ContentLength != 0 && q.r.ProtoMajor == 1 { // what is left of the body is not worth waiting for
+	if !q.Whole && q.r.ContentLength != 0 && q.r.ProtoMajor == 1 { // what is left of the body is not worth waiting for
 		h["Connection"] = []string{"close"}
 	}
-	q.log(r.status, int64(len(body)), r)
-	q.w.WriteHeader(r.status)
+	q.Log(r.Status, int64(len(body)), r)
+	q.w.WriteHeader(r.Status)
 	_, _ = q.w.Write(body)
 }
 
 // selectors reads the headers with which a caller chooses.
-func (q *request) selectors() *refusal {
+func (q *request) selectors() *flow.Refusal {
 	for _, name := range []string{headerDeployment, "Content-Type", "Content-Length"} {
 		if n := len(q.r.Header[name]); n > 1 {
-			return badRequest("%s was sent %d times; send it once", name, n)
+			return flow.BadRequest("%s was sent %d times; send it once", name, n)
 		}
 	}
 	// net/http overlooks the Transfer-Encoding of HTTP/1.0, and takes what is not framed for nothing.
 	if q.r.ProtoMajor == 1 && q.r.ProtoMinor == 0 && q.r.Method == http.MethodPost && q.r.Header["Content-Length"] == nil {
-		return refuse(http.StatusLengthRequired, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID, "say the Content-Length of the request: in this version of HTTP nothing else frames it")
+		return flow.Refuse(http.StatusLengthRequired, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID, "say the Content-Length of the request: in this version of HTTP nothing else frames it")
 	}
-	q.wanted = one(q.r.Header, headerDeployment)
+	q.Wanted = one(q.r.Header, headerDeployment)
 	return nil
 }
 
@@ -389,9 +376,9 @@ func (s *Server) healthy(w http.ResponseWriter, r *http.Request) {
 
 // nowhere is for paths that are no endpoint's.
 func (s *Server) nowhere(w http.ResponseWriter) {
-	s.unknown.Add(1)
+	s.CountUnknown()
 	h := w.Header()
 	h["Content-Type"], h["X-Content-Type-Options"] = []string{"application/json"}, []string{"nosniff"}
 	w.WriteHeader(http.StatusNotFound)
-	_, _ = w.Write(errorBody(notFound("there is nothing at this path: requests go to /endpoints/{endpoint uid}/score")))
+	_, _ = w.Write(errorBody(flow.NotFound("there is nothing at this path: requests go to /endpoints/{endpoint uid}/score")))
 }

@@ -359,7 +359,7 @@ func simple(uid string, runs ...string) *Endpoint {
 		Deployments: map[string]*Deployment{"blue": {
 			ID: "blue", UID: "dep_" + uid, Model: "m", ModelVersion: "1", QueueLength: 100, Timeout: longTime, Replicas: runs,
 		}},
-		Traffic: []Share{{"blue", 100}},
+		Traffic: []Share{{Deployment: "blue", Percent: 100}},
 	}
 }
 

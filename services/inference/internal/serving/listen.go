@@ -59,6 +59,6 @@ func (s *Server) Serve(ctx context.Context, scoring, replicas net.Listener) erro
 		err = nil
 	}
 	err = errors.Join(err, <-pooled)
-	s.mirrors.Wait()
+	s.Wait()
 	return err
 }

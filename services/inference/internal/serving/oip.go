@@ -8,6 +8,7 @@ import (
 
 	"github.com/redoubt-ml/redoubt/gen/inference"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/flow"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/tensor"
 )
 
@@ -27,29 +28,29 @@ func (*oipService) of(ctx context.Context) *grpcCall {
 }
 
 // fail answers with a refusal.
-func (g *grpcCall) fail(r *refusal) error {
+func (g *grpcCall) fail(r *flow.Refusal) error {
 	g.refused = r
-	return fault.ToStatus(r.Error, g.s.cfg.Installation, g.id).Err()
+	return fault.ToStatus(r.Error, g.server.cfg.Installation, g.ID).Err()
 }
 
 // settle admits a caller who names his endpoint by the model, and chooses the deployment.
-func (g *grpcCall) settle(model, version string) *refusal {
-	if g.endpoint == nil { // or it would have been admitted by now
-		if g.endpoint, _ = g.s.endpoint(model); g.endpoint == nil {
-			g.endpoint, _ = g.s.endpointNamed(model)
+func (g *grpcCall) settle(model, version string) *flow.Refusal {
+	if g.Endpoint == nil { // or it would have been admitted by now
+		if g.Endpoint, _ = g.Way.Endpoint(model); g.Endpoint == nil {
+			g.Endpoint, _ = g.Way.EndpointNamed(model)
 		}
-		var r *refusal
-		if g.caller, r = g.who(g.endpoint); r != nil {
+		var r *flow.Refusal
+		if g.Caller, r = g.Who(g.Endpoint); r != nil {
 			return r
 		}
 	}
-	g.fit(model, version)
-	return g.choose()
+	g.Fit(model, version)
+	return g.Choose()
 }
 
 // says who answers.
 func (g *grpcCall) tell(ctx context.Context) {
-	_ = grpc.SetHeader(ctx, metadata.Pairs("azureml-model-deployment", g.deployment.ID)) // fails only after the headers have gone
+	_ = grpc.SetHeader(ctx, metadata.Pairs("azureml-model-deployment", g.Deployment.ID)) // fails only after the headers have gone
 }
 
 // ServerLive implements inference.GRPCInferenceServiceServer: it needs no credential, as GET / of the listener.
@@ -60,7 +61,7 @@ func (*oipService) ServerLive(context.Context, *inference.ServerLiveRequest) (*i
 // ServerReady implements inference.GRPCInferenceServiceServer: of the endpoint, where one is named.
 func (o *oipService) ServerReady(ctx context.Context, _ *inference.ServerReadyRequest) (*inference.ServerReadyResponse, error) {
 	g := o.of(ctx)
-	return &inference.ServerReadyResponse{Ready: g.endpoint == nil || g.ready()}, nil
+	return &inference.ServerReadyResponse{Ready: g.Endpoint == nil || g.Ready()}, nil
 }
 
 // ModelReady implements inference.GRPCInferenceServiceServer.
@@ -70,13 +71,13 @@ func (o *oipService) ModelReady(ctx context.Context, in *inference.ModelReadyReq
 		return nil, g.fail(r)
 	}
 	g.tell(ctx)
-	return &inference.ModelReadyResponse{Ready: g.s.pool.Workers(g.deployment.UID) > 0}, nil
+	return &inference.ModelReadyResponse{Ready: g.Way.Workers(g.Deployment.UID) > 0}, nil
 }
 
 // ServerMetadata implements inference.GRPCInferenceServiceServer. Which version it is, strangers do not read.
 func (o *oipService) ServerMetadata(ctx context.Context, _ *inference.ServerMetadataRequest) (*inference.ServerMetadataResponse, error) {
 	out := &inference.ServerMetadataResponse{Name: serverName}
-	if o.of(ctx).endpoint != nil {
+	if o.of(ctx).Endpoint != nil {
 		out.Version = o.s.cfg.Version
 	}
 	return out, nil
@@ -89,7 +90,7 @@ func (o *oipService) ModelMetadata(ctx context.Context, in *inference.ModelMetad
 		return nil, g.fail(r)
 	}
 	g.tell(ctx)
-	return &inference.ModelMetadataResponse{Name: in.GetName(), Versions: g.versions(), Platform: platform}, nil
+	return &inference.ModelMetadataResponse{Name: in.GetName(), Versions: g.Versions(), Platform: platform}, nil
 }
 
 // ModelInfer implements inference.GRPCInferenceServiceServer.
@@ -99,20 +100,20 @@ func (o *oipService) ModelInfer(ctx context.Context, in *inference.ModelInferReq
 		return nil, g.fail(r)
 	}
 	g.tell(ctx)
-	if limit := g.deployment.bodyLimit(); g.size > limit {
-		return nil, g.fail(tooLarge(limit))
+	if limit := g.Deployment.BodyLimit(); g.Size > limit {
+		return nil, g.fail(flow.TooLarge(limit))
 	}
 	req, err := tensor.ParseMessage(in)
 	if err != nil {
-		return nil, g.fail(badRequest("%s", err))
+		return nil, g.fail(flow.BadRequest("%s", err))
 	}
-	outputs, r := g.tensors(ctx, req)
+	outputs, r := g.Tensors(ctx, req)
 	if r != nil {
 		return nil, g.fail(r)
 	}
-	out, err := tensor.Message(in.GetModelName(), g.deployment.ModelVersion, req, outputs)
+	out, err := tensor.Message(in.GetModelName(), g.Deployment.ModelVersion, req, outputs)
 	if err != nil {
-		return nil, g.fail(modelFailed(502, "%s", err))
+		return nil, g.fail(flow.ModelFailed(502, "%s", err))
 	}
 	return out, nil
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/redoubt-ml/redoubt/gen/inference"
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/flow"
 )
 
 // sums is a model: of each row the sum.
@@ -191,7 +192,7 @@ func TestModelsShareAnEndpoint(t *testing.T) {
 	e, blue, green := two(t, l)
 	_, _ = blue, green
 	n := *e
-	n.Traffic = []Share{{"blue", 50}, {"green", 50}}
+	n.Traffic = []Share{{Deployment: "blue", Percent: 50}, {Deployment: "green", Percent: 50}}
 	l.Set(&n)
 	for range 20 {
 		got := l.call(l.client, "GET", "/endpoints/ep_1/v2/models/m/versions/2", "", bearer, "Bearer primary")
@@ -320,7 +321,7 @@ func TestOIPByGRPC(t *testing.T) {
 			}
 		})
 	}
-	if n := l.inFlight.Load(); n != 0 {
+	if n := l.InFlight(); n != 0 {
 		t.Errorf("%d bytes are still counted", n)
 	}
 }
@@ -398,18 +399,18 @@ func TestGRPCCallerGoes(t *testing.T) {
 	for range 3 {
 		wg.Go(func() { _, _ = oip.ModelInfer(ctx, fp32([]int64{1}, 1)) })
 	}
-	eventually(t, func() bool { return a.served.Load() == 1 && l.pool.Waiting("dep_ep_1") == 2 })
+	eventually(t, func() bool { return a.served.Load() == 1 && l.Waiting("dep_ep_1") == 2 })
 	cancel()
 	wg.Wait()
-	eventually(t, func() bool { return l.pool.Waiting("dep_ep_1") == 0 })
+	eventually(t, func() bool { return l.Waiting("dep_ep_1") == 0 })
 	close(hold)
 	eventually(t, func() bool { return len(l.log.all()) == 3 })
 	for _, r := range l.log.all() {
-		if r.GetStatusCode() != statusClientGone && r.GetStatusCode() != 502 && r.GetStatusCode() != 200 { // what the worker had, it answered: with an echo
+		if r.GetStatusCode() != flow.ClientGone && r.GetStatusCode() != 502 && r.GetStatusCode() != 200 { // what the worker had, it answered: with an echo
 			t.Errorf("%v", r)
 		}
 	}
-	if n := l.inFlight.Load(); n != 0 {
+	if n := l.InFlight(); n != 0 {
 		t.Errorf("%d bytes are still counted", n)
 	}
 }

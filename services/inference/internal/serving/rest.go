@@ -7,15 +7,41 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/flow"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/tensor"
 )
 
+const (
+	jsonType   = "application/json"
+	scorePath  = "/score"
+	serverName = "redoubt"
+	// platform is what the Open Inference Protocol calls the kind of a model: whatever an entry script makes of it.
+	platform = "redoubt_python"
+)
+
+// errorBody is a refusal in the words of our own protocol.
+func errorBody(r *flow.Refusal) []byte {
+	type inner struct {
+		Code    string `json:"code"`
+		Reason  string `json:"reason"`
+		Message string `json:"message"`
+	}
+	b, err := json.Marshal(struct {
+		Error inner `json:"error"`
+	}{inner{fault.CodeName(fault.Code(r.Error)), fault.ReasonOf(r.Error).String(), r.Message()}})
+	if err != nil { // strings always encode
+		return []byte(`{}`)
+	}
+	return b
+}
+
 // textBody is a refusal in the words of the Open Inference Protocol, and of KServe.
-func textBody(r *refusal) []byte { return jsonBody(map[string]string{"error": r.Message()}) }
+func textBody(r *flow.Refusal) []byte { return jsonBody(map[string]string{"error": r.Message()}) }
 
 // mlflowBody is a refusal in the words of MLflow.
-func mlflowBody(r *refusal) []byte {
+func mlflowBody(r *flow.Refusal) []byte {
 	code := "INTERNAL_ERROR"
 	switch fault.Code(r.Error) {
 	case codes.InvalidArgument:
@@ -28,7 +54,7 @@ func mlflowBody(r *refusal) []byte {
 		code = "ENDPOINT_NOT_FOUND"
 	case codes.ResourceExhausted, codes.Unavailable, codes.DeadlineExceeded:
 		code = "TEMPORARILY_UNAVAILABLE"
-		if r.status == http.StatusRequestEntityTooLarge {
+		if r.Status == http.StatusRequestEntityTooLarge {
 			code = "REQUEST_LIMIT_EXCEEDED"
 		}
 	}
@@ -43,15 +69,39 @@ func jsonBody(v any) []byte {
 	return b
 }
 
+// asJSON refuses a body that says it is something else.
+func (q *request) asJSON() *flow.Refusal {
+	contentType, _, _ := strings.Cut(one(q.r.Header, "Content-Type"), ";")
+	switch strings.ToLower(strings.TrimSpace(contentType)) {
+	case "", jsonType:
+		return nil
+	}
+	return flow.Refuse(http.StatusUnsupportedMediaType, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID, "this path takes application/json only")
+}
+
+// readJSON reads the body of a request that is translated.
+func (q *request) readJSON() *flow.Refusal {
+	if q.r.Method != http.MethodPost {
+		return flow.WrongMethod(http.MethodPost)
+	}
+	if refused := q.asJSON(); refused != nil {
+		return refused
+	}
+	if refused := q.Choose(); refused != nil {
+		return refused
+	}
+	return q.ReadBody(q.w, q.r, q.Deployment.BodyLimit())
+}
+
 // oip serves the Open Inference Protocol, version 2, over REST.
-func (q *request) oip(rest string) *refusal {
+func (q *request) oip(rest string) *flow.Refusal {
 	path := strings.TrimPrefix(strings.TrimPrefix(rest, "v2"), "/")
 	switch path {
 	case "":
 		if refused := q.readable(); refused != nil {
 			return refused
 		}
-		q.answer(http.StatusOK, jsonType, jsonBody(map[string]any{"name": serverName, "version": q.s.cfg.Version, "extensions": []string{}}))
+		q.answer(http.StatusOK, jsonType, jsonBody(map[string]any{"name": serverName, "version": q.server.cfg.Version, "extensions": []string{}}))
 		return nil
 	case "health/live":
 		if refused := q.readable(); refused != nil {
@@ -64,17 +114,17 @@ func (q *request) oip(rest string) *refusal {
 	}
 	path, ok := strings.CutPrefix(path, "models/")
 	if !ok {
-		return notFound("the Open Inference Protocol has no such path")
+		return flow.NotFound("the Open Inference Protocol has no such path")
 	}
 	name, what, _ := strings.Cut(path, "/")
 	version := ""
 	if after, ok := strings.CutPrefix(what, "versions/"); ok {
 		if version, what, _ = strings.Cut(after, "/"); version == "" {
-			return notFound("the version is missing in the path")
+			return flow.NotFound("the version is missing in the path")
 		}
 	}
-	if q.fit(name, version); name == "" {
-		return notFound("the model is missing in the path")
+	if q.Fit(name, version); name == "" {
+		return flow.NotFound("the model is missing in the path")
 	}
 	switch what {
 	case "":
@@ -84,20 +134,20 @@ func (q *request) oip(rest string) *refusal {
 	case "infer":
 		return q.infer(name)
 	}
-	return notFound("the Open Inference Protocol has no such path")
+	return flow.NotFound("the Open Inference Protocol has no such path")
 }
 
 // readiness answers under both names that the protocol's text has for it.
-func (q *request) readiness(body map[string]any) *refusal {
+func (q *request) readiness(body map[string]any) *flow.Refusal {
 	if refused := q.readable(); refused != nil {
 		return refused
 	}
 	if body == nil {
 		body = make(map[string]any, 2)
-	} else if refused := q.choose(); refused != nil {
+	} else if refused := q.Choose(); refused != nil {
 		return refused
 	}
-	status, ready := http.StatusOK, q.ready()
+	status, ready := http.StatusOK, q.Ready()
 	if !ready {
 		status = http.StatusServiceUnavailable
 	}
@@ -106,89 +156,69 @@ func (q *request) readiness(body map[string]any) *refusal {
 	return nil
 }
 
-func (q *request) metadata(name string) *refusal {
+func (q *request) metadata(name string) *flow.Refusal {
 	if refused := q.readable(); refused != nil {
 		return refused
 	}
-	if refused := q.choose(); refused != nil {
+	if refused := q.Choose(); refused != nil {
 		return refused
 	}
 	q.answer(http.StatusOK, jsonType, jsonBody(map[string]any{
-		"name": name, "versions": q.versions(), "platform": platform, "inputs": []string{}, "outputs": []string{},
+		"name": name, "versions": q.Versions(), "platform": platform, "inputs": []string{}, "outputs": []string{},
 	}))
 	return nil
 }
 
-// platform is what the protocol calls the kind of a model: whatever an entry script makes of it.
-const platform = "redoubt_python"
-
-// versions are those of the model that the endpoint serves.
-func (c *call) versions() []string {
-	list := []string{}
-	seen := make(map[string]struct{})
-	for _, share := range c.endpoint.Traffic {
-		d := c.endpoint.Deployments[share.Deployment]
-		if d == nil || c.fits != nil && !c.fits(d) {
-			continue
-		}
-		if _, ok := seen[d.ModelVersion]; !ok {
-			seen[d.ModelVersion] = struct{}{}
-			list = append(list, d.ModelVersion)
-		}
-	}
-	return list
-}
-
-func (q *request) infer(name string) *refusal {
+func (q *request) infer(name string) *flow.Refusal {
 	if q.r.Header["Inference-Header-Content-Length"] != nil {
-		return badRequest("the binary extension is not spoken here: send data as JSON, or use gRPC with raw_input_contents")
+		return flow.BadRequest("the binary extension is not spoken here: send data as JSON, or use gRPC with raw_input_contents")
 	}
 	if refused := q.readJSON(); refused != nil {
 		return refused
 	}
-	req, err := tensor.ParseREST(q.body.Bytes())
+	req, err := tensor.ParseREST(q.Body.Bytes())
 	if err != nil {
-		return badRequest("%s", err)
+		return flow.BadRequest("%s", err)
 	}
-	out, refused := q.tensors(q.r.Context(), req)
+	out, refused := q.Tensors(q.r.Context(), req)
 	if refused != nil {
 		return refused
 	}
 	size := 512 + len(name)*6 + len(req.ID)*6 + tensor.Size(out)
-	q.answer(http.StatusOK, jsonType, tensor.AppendREST(make([]byte, 0, size), name, q.deployment.ModelVersion, req.ID, out))
+	q.answer(http.StatusOK, jsonType, tensor.AppendREST(make([]byte, 0, size), name, q.Deployment.ModelVersion, req.ID, out))
 	return nil
 }
 
 // kserve serves what most clients of KServe's first version send.
-func (q *request) kserve(rest string) *refusal {
+func (q *request) kserve(rest string) *flow.Refusal {
 	name, ok := strings.CutPrefix(rest, "v1/models/")
 	if !ok || strings.Contains(name, "/") {
-		return notFound("KServe's first version has /v1/models/{model} and /v1/models/{model}:predict here")
+		return flow.NotFound("KServe's first version has /v1/models/{model} and /v1/models/{model}:predict here")
 	}
 	name, predict := strings.CutSuffix(name, ":predict")
-	q.fit(name, "")
+	q.Fit(name, "")
 	if !predict {
 		return q.readiness(map[string]any{"name": name})
 	}
 	if refused := q.readJSON(); refused != nil {
 		return refused
 	}
-	asked, err := tensor.Instances(q.body.Bytes())
+	asked, err := tensor.Instances(q.Body.Bytes())
 	if err != nil {
-		return badRequest("%s", err)
+		return flow.BadRequest("%s", err)
 	}
 	return q.predictions(asked)
 }
 
 // mlflow serves what MLflow's scoring server has.
-func (q *request) mlflow(rest string) *refusal {
+func (q *request) mlflow(rest string) *flow.Refusal {
 	if rest == "invocations" {
 		if refused := q.readJSON(); refused != nil {
 			return refused
 		}
-		asked, err := tensor.Invocation(q.body.Bytes())
+		asked, err := tensor.Invocation(q.Body.Bytes())
 		if err != nil {
-			return badRequest("%s", err)
+			return flow.BadRequest("%s", err)
 		}
 		return q.predictions(asked)
 	}
@@ -197,30 +227,30 @@ func (q *request) mlflow(rest string) *refusal {
 	}
 	switch rest {
 	case "ping", "health":
-		if !q.ready() {
-			return noReplica()
+		if !q.Ready() {
+			return flow.NoReplica()
 		}
 		q.answer(http.StatusOK, jsonType, []byte("\n"))
 		return nil
 	case "version":
-		q.answer(http.StatusOK, "text/plain; charset=utf-8", []byte(q.s.cfg.Version))
+		q.answer(http.StatusOK, "text/plain; charset=utf-8", []byte(q.server.cfg.Version))
 		return nil
 	}
-	return notFound("MLflow's scoring server has no such path")
+	return flow.NotFound("MLflow's scoring server has no such path")
 }
 
 // predictions asks the worker and answers {"predictions": …}.
-func (q *request) predictions(asked []byte) *refusal {
-	if refused := q.translated(len(asked), func(b []byte) []byte { return append(b, asked...) }); refused != nil {
+func (q *request) predictions(asked []byte) *flow.Refusal {
+	if refused := q.Translate(len(asked), func(b []byte) []byte { return append(b, asked...) }); refused != nil {
 		return refused
 	}
-	said, refused := q.ask(q.r.Context())
+	said, refused := q.Ask(q.r.Context())
 	if refused != nil {
 		return refused
 	}
 	list, err := tensor.Predictions(said)
 	if err != nil {
-		return modelFailed(http.StatusBadGateway, "%s", err)
+		return flow.ModelFailed(http.StatusBadGateway, "%s", err)
 	}
 	body := make([]byte, 0, len(list)+20)
 	body = append(append(append(body, `{"predictions":`...), list...), '}')

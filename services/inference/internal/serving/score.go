@@ -11,6 +11,7 @@ import (
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/flow"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/pool"
 )
 
@@ -34,37 +35,37 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 // Score implements inferencev1.ScoringServiceServer. The way of a request is the same; the credential is the caller's role.
 func (o *scoring) Score(ctx context.Context, in *inferencev1.ScoreRequest) (*inferencev1.ScoreResponse, error) {
 	from := rpc.From(ctx)
-	c := o.s.newCall("rpc", from.RequestID, "")
-	defer c.end()
+	c := o.s.NewCall("rpc", from.RequestID, "")
+	defer c.End()
 	if from.RequestID != "" {
-		c.id = from.RequestID
+		c.ID = from.RequestID
 	}
-	rec := c.rec
+	rec := c.Record
 	rec.HttpMethod, rec.RequestUrl, rec.Address = http.MethodPost, inferencev1.ScoringService_Score_FullMethodName, from.Address
 	if md, ok := metadata.FromIncomingContext(ctx); ok && len(md["user-agent"]) == 1 {
-		rec.UserAgent = text(md["user-agent"][0], maxAgent)
+		rec.UserAgent = flow.Text(md["user-agent"][0], flow.MaxAgent)
 	}
-	c.received = int64(len(in.GetData()))
-	c.size = c.received
-	c.wanted = in.GetDeployment()
-	c.endpoint, _ = o.s.endpointNamed(in.GetEndpoint())
-	if c.endpoint != nil && c.endpoint.WorkspaceUID != from.Scope.WorkspaceUID {
-		c.endpoint = nil // of a workspace that had the name before
+	c.Received = int64(len(in.GetData()))
+	c.Size = c.Received
+	c.Wanted = in.GetDeployment()
+	c.Endpoint, _ = o.s.EndpointNamed(in.GetEndpoint())
+	if c.Endpoint != nil && c.Endpoint.WorkspaceUID != from.Scope.WorkspaceUID {
+		c.Endpoint = nil // of a workspace that had the name before
 	}
-	refused := c.admit(func(e *endpoint) (caller, *refusal) {
+	refused := c.Admit(func(e *flow.State) (flow.Caller, *flow.Refusal) {
 		if e == nil || from.Principal == "" {
-			return caller{}, notFound("there is no such endpoint")
+			return flow.Caller{}, flow.NotFound("there is no such endpoint")
 		}
-		return caller{label: "role", principal: from.Principal}, nil
+		return flow.Caller{Label: "role", Principal: from.Principal}, nil
 	})
 	var out *inferencev1.ScoreResponse
 	if refused == nil {
-		out, refused = c.score(ctx, in)
+		out, refused = o.ask(ctx, c, in)
 	}
 	if refused != nil {
 		rec.GrpcCode = fault.CodeName(fault.Code(refused.Error))
-		c.log(refused.status, 0, refused)
-		if c.endpoint == nil {
+		c.Log(refused.Status, 0, refused)
+		if c.Endpoint == nil {
 			return nil, rpc.NotFound(in.GetEndpoint())
 		}
 		return nil, refused.Error
@@ -72,39 +73,39 @@ func (o *scoring) Score(ctx context.Context, in *inferencev1.ScoreRequest) (*inf
 	return out, nil
 }
 
-func (c *call) score(ctx context.Context, in *inferencev1.ScoreRequest) (*inferencev1.ScoreResponse, *refusal) {
-	if refused := c.choose(); refused != nil {
+func (o *scoring) ask(ctx context.Context, c *flow.Call, in *inferencev1.ScoreRequest) (*inferencev1.ScoreResponse, *flow.Refusal) {
+	if refused := c.Choose(); refused != nil {
 		return nil, refused
 	}
-	if limit := c.deployment.bodyLimit(); c.size > limit {
-		return nil, tooLarge(limit)
+	if limit := c.Deployment.BodyLimit(); c.Size > limit {
+		return nil, flow.TooLarge(limit)
 	}
 	contentType := in.GetContentType()
 	if contentType == "" {
 		contentType = jsonType
 	}
 	if !headerValue(contentType) {
-		return nil, badRequest("content_type is no value of a header: printable ASCII, at most %d bytes", maxPassed)
+		return nil, flow.BadRequest("content_type is no value of a header: printable ASCII, at most %d bytes", maxPassed)
 	}
-	if !c.reserve(c.size) {
-		return nil, busy()
+	if !c.Reserve(c.Size) {
+		return nil, flow.Busy()
 	}
-	c.body = pool.NewBody(len(in.GetData()))
-	c.body.Append(in.GetData())
-	c.mirror(scorePath, contentType)
-	resp, refused := c.forward(ctx, &pool.Request{Method: http.MethodPost, Path: scorePath, ContentType: contentType})
+	c.Body = pool.NewBody(len(in.GetData()))
+	c.Body.Append(in.GetData())
+	c.Mirror(scorePath, contentType)
+	resp, refused := c.Forward(ctx, &pool.Request{Method: http.MethodPost, Path: scorePath, ContentType: contentType})
 	if refused != nil {
 		return nil, refused
 	}
-	data, refused := c.takeAll(resp, maxScored)
+	data, refused := c.TakeAll(resp, maxScored)
 	if refused != nil {
 		return nil, refused
 	}
 	out := &inferencev1.ScoreResponse{
-		Status: int32(resp.Status), ContentType: text(resp.ContentType, maxPassed), Data: data, Deployment: c.deployment.ID, RequestId: c.id,
+		Status: int32(resp.Status), ContentType: flow.Text(resp.ContentType, maxPassed), Data: data, Deployment: c.Deployment.ID, RequestId: c.ID,
 	}
-	c.rec.GrpcCode = fault.CodeName(codes.OK)
-	c.log(http.StatusOK, int64(len(data)), modelRefusal(resp))
+	c.Record.GrpcCode = fault.CodeName(codes.OK)
+	c.Log(http.StatusOK, int64(len(data)), modelRefusal(resp))
 	return out, nil
 }
 

@@ -93,7 +93,7 @@ func TestScoreRPC(t *testing.T) {
 			}
 		})
 	}
-	if n := l.inFlight.Load(); n != 0 {
+	if n := l.InFlight(); n != 0 {
 		t.Errorf("%d bytes are still counted", n)
 	}
 }

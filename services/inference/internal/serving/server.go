@@ -1,21 +1,33 @@
 package serving
 
 import (
-	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/flow"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/front"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/pool"
+)
+
+// What the listener has to be told of endpoints, and tells.
+type (
+	// Endpoint is what is known of one endpoint.
+	Endpoint = flow.Endpoint
+	// Credential is a key or a token.
+	Credential = flow.Credential
+	// Share is a deployment's part of the requests.
+	Share = flow.Share
+	// Deployment is what is known of one deployment.
+	Deployment = flow.Deployment
+	// Log takes the record of each request.
+	Log = flow.Log
 )
 
 // Config of a Server. Certificate, MeshTLS, TrustDomain, Log, Installation and Logger are required.
@@ -58,22 +70,10 @@ type Config struct {
 
 // Server answers the requests to endpoints. It is safe for concurrent use.
 type Server struct {
+	*flow.Way
+
 	cfg  Config
 	pool *pool.Pool
-
-	setting sync.Mutex // of Set and Remove, one at a time
-	byUID   sync.Map   // string → *endpoint
-	byName  sync.Map   // full name → uid
-
-	inFlight atomic.Int64 // bytes
-	mirrored chan struct{}
-	mirrors  sync.WaitGroup
-	unknown  atomic.Int64
-	bodies   sync.Pool // *pool.Body
-	records  sync.Pool // *record
-	unzips   sync.Pool // *gzip.Reader
-	copies   sync.Pool // *[]byte
-
 	grpc *oipServers
 }
 
@@ -128,93 +128,10 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, pool: p, mirrored: make(chan struct{}, cfg.MaxMirrored)}
-	s.bodies.New = func() any { return pool.NewBody(smallBody) }
-	s.records.New = func() any { return newRecord() }
-	s.unzips.New = func() any { return new(gzip.Reader) }
-	s.copies.New = func() any { b := make([]byte, copySize); return &b }
+	s := &Server{cfg: cfg, pool: p, Way: flow.New(flow.Config{
+		Pool: p, Log: cfg.Log, Tracing: cfg.Tracing, MaxInFlightBytes: cfg.MaxInFlightBytes, MaxMirrored: cfg.MaxMirrored, BodyGrace: cfg.BodyGrace,
+		IntN: cfg.IntN, Now: cfg.Now, Logger: cfg.Logger,
+	})}
 	s.grpc = newOIPServers(s)
 	return s, nil
 }
-
-// Set makes e what the listener knows of the endpoint. When it returns, no request that begins later sees the earlier state, and none
-// that is still on its way to a worker gets there by a credential that e does not have.
-func (s *Server) Set(e *Endpoint) {
-	s.setting.Lock()
-	defer s.setting.Unlock()
-	fresh := newEndpoint(e)
-	for _, d := range e.Deployments {
-		s.pool.Configure(d.UID, d.Replicas, d.QueueLength)
-	}
-	old, _ := s.endpoint(e.UID)
-	s.byUID.Store(e.UID, fresh)
-	if old != nil && old.Name != e.Name {
-		s.byName.CompareAndDelete(old.Name, e.UID)
-	}
-	s.byName.Store(e.Name, e.UID)
-	s.retire(old, fresh)
-}
-
-// Remove forgets an endpoint. When it returns, a request that begins later finds none.
-func (s *Server) Remove(endpointUID string) {
-	s.setting.Lock()
-	defer s.setting.Unlock()
-	old, ok := s.endpoint(endpointUID)
-	if !ok {
-		return
-	}
-	s.byUID.Delete(endpointUID)
-	s.byName.CompareAndDelete(old.Name, endpointUID)
-	s.retire(old, nil)
-}
-
-// retire ends the queues of deployments that are no longer there. It comes after the new state stands, so that who waited in one finds
-// where to go.
-func (s *Server) retire(old, fresh *endpoint) {
-	if old == nil {
-		return
-	}
-	for _, d := range old.Deployments {
-		if fresh == nil || fresh.Deployments[d.ID] == nil || fresh.Deployments[d.ID].UID != d.UID {
-			s.pool.Retire(d.UID)
-		}
-	}
-}
-
-func (s *Server) endpoint(uid string) (*endpoint, bool) {
-	v, ok := s.byUID.Load(uid)
-	if !ok {
-		return nil, false
-	}
-	e, ok := v.(*endpoint)
-	return e, ok
-}
-
-func (s *Server) endpointNamed(name string) (*endpoint, bool) {
-	uid, ok := s.byName.Load(name)
-	if !ok {
-		return nil, false
-	}
-	u, _ := uid.(string)
-	return s.endpoint(u)
-}
-
-// Expect lets the workers of a replica connect from now on.
-func (s *Server) Expect(runUID, workspaceUID, deploymentUID string) {
-	s.pool.Expect(runUID, workspaceUID, deploymentUID)
-}
-
-// Forget closes the connections of a replica and takes no more. What it was answering is cut.
-func (s *Server) Forget(runUID string) { s.pool.Forget(runUID) }
-
-// Ready is how many workers of a replica are connected.
-func (s *Server) Ready(runUID string) int { return s.pool.Ready(runUID) }
-
-// Changed has a token after workers came or went.
-func (s *Server) Changed() <-chan struct{} { return s.pool.Changed() }
-
-// Drain returns when no request is on a replica's connections any more. Take it out of its deployment by Set first.
-func (s *Server) Drain(ctx context.Context, runUID string) error { return s.pool.Drain(ctx, runUID) }
-
-// Unknown is how many requests named an endpoint that is none. They have no workspace, and so no record.
-func (s *Server) Unknown() int64 { return s.unknown.Load() }

@@ -323,17 +323,17 @@ func TestQueue(t *testing.T) {
 	eventually(t, func() bool { return a.served.Load() == 1 })
 	ctx, leave := context.WithCancel(t.Context())
 	second := l.begin(ctx)
-	eventually(t, func() bool { return l.pool.Waiting("dep_ep_1") == 1 })
+	eventually(t, func() bool { return l.Waiting("dep_ep_1") == 1 })
 	third := l.begin(t.Context())
-	eventually(t, func() bool { return l.pool.Waiting("dep_ep_1") == 2 })
+	eventually(t, func() bool { return l.Waiting("dep_ep_1") == 2 })
 	if got := l.score(); got.status != 503 || got.reason(t) != "QUEUE_FULL" || got.header.Get("Retry-After") != "1" {
 		t.Errorf("%v", got)
 	}
 	leave()
 	<-second
-	eventually(t, func() bool { return l.pool.Waiting("dep_ep_1") == 1 })
+	eventually(t, func() bool { return l.Waiting("dep_ep_1") == 1 })
 	fourth := l.begin(t.Context())
-	eventually(t, func() bool { return l.pool.Waiting("dep_ep_1") == 2 })
+	eventually(t, func() bool { return l.Waiting("dep_ep_1") == 2 })
 	close(hold)
 	for _, c := range []<-chan answer{first, third, fourth} {
 		if got := <-c; got.status != 200 {
@@ -376,7 +376,7 @@ func TestWithoutWorkers(t *testing.T) {
 	_ = c.Close()
 	l.ready("run_1", 0)
 	waits := l.begin(t.Context()) // within the grace
-	eventually(t, func() bool { return l.pool.Waiting("dep_ep_1") == 1 })
+	eventually(t, func() bool { return l.Waiting("dep_ep_1") == 1 })
 	a.work(1, echo)
 	if got := <-waits; got.status != 200 {
 		t.Errorf("%v", got)
@@ -432,7 +432,7 @@ func TestSplit(t *testing.T) {
 	e, blue, green := two(t, l)
 	for _, c := range []struct{ blue, green, want int }{{70, 30, 700}, {100, 0, 1000}, {1, 99, 10}, {50, 50, 500}} {
 		n := *e
-		n.Traffic = []Share{{"blue", c.blue}, {"green", c.green}}
+		n.Traffic = []Share{{Deployment: "blue", Percent: c.blue}, {Deployment: "green", Percent: c.green}}
 		l.Set(&n)
 		b, g := blue.served.Load(), green.served.Load()
 		for range 1000 {
@@ -459,7 +459,7 @@ func TestMirror(t *testing.T) {
 	slow.work(2, waiting(hold))
 	l.ready("run_2", 3)
 	n := *e
-	n.Mirror = &Share{"green", 100}
+	n.Mirror = &Share{Deployment: "green", Percent: 100}
 	n.Deployments["green"].Replicas = []string{"run_2"}
 	l.Set(&n)
 	for range 5 { // the copies of which two hang, and others may not be made
@@ -471,7 +471,7 @@ func TestMirror(t *testing.T) {
 	if blue.served.Load() != 5 {
 		t.Errorf("%d served", blue.served.Load())
 	}
-	eventually(t, func() bool { return len(l.mirrored) == 0 })
+	eventually(t, func() bool { return l.Mirroring() == 0 })
 	var copies, originals int
 	for _, r := range l.log.all() {
 		if r.GetMirrored() {
@@ -546,10 +546,10 @@ func TestDeploymentGoesWhileRequestsWait(t *testing.T) {
 	l.begin(t.Context())
 	eventually(t, func() bool { return blue.served.Load() == 1 })
 	waits := l.begin(t.Context())
-	eventually(t, func() bool { return l.pool.Waiting("dep_ep_1") == 1 })
+	eventually(t, func() bool { return l.Waiting("dep_ep_1") == 1 })
 	after := *e
 	after.Deployments = map[string]*Deployment{"green": e.Deployments["green"]}
-	after.Traffic = []Share{{"green", 100}}
+	after.Traffic = []Share{{Deployment: "green", Percent: 100}}
 	l.Set(&after)
 	if got := <-waits; got.status != 200 || got.header.Get("azureml-model-deployment") != "green" {
 		t.Errorf("%v", got)

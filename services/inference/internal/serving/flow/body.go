@@ -1,4 +1,4 @@
-package serving
+package flow
 
 import (
 	"compress/gzip"
@@ -18,50 +18,50 @@ import (
 const (
 	// smallBody is what a body's first buffer holds; buffers of that size are used again.
 	smallBody = 16 << 10
-	// bodyRate is how many bytes of a body have to come each second, beyond its grace.
-	bodyRate = 256 << 10
-	// copySize is that of the buffers through which long answers pass.
-	copySize = 32 << 10
+	// BodyRate is how many bytes of a body have to come each second, beyond its grace.
+	BodyRate = 256 << 10
+	// CopySize is that of the buffers through which long answers pass.
+	CopySize = 32 << 10
 )
 
-// readBody reads the whole body of a request into the call: at most limit bytes, unpacked, within its time and the memory of all.
-func (c *call) readBody(w http.ResponseWriter, r *http.Request, limit int64) *refusal {
+// ReadBody reads the whole body of a request into the call: at most limit bytes, unpacked, within its time and the memory of all.
+func (c *Call) ReadBody(w http.ResponseWriter, r *http.Request, limit int64) *Refusal {
 	if r.ContentLength > limit {
-		return tooLarge(limit)
+		return TooLarge(limit)
 	}
 	packed, refused := packing(r)
 	if refused != nil {
 		return refused
 	}
-	c.body, _ = c.s.bodies.Get().(*pool.Body)
-	c.body.Reset()
+	c.Body, _ = c.Way.bodies.Get().(*pool.Body)
+	c.Body.Reset()
 	c.pooled = true
-	if !c.reserve(smallBody) {
-		return busy()
+	if !c.Reserve(smallBody) {
+		return Busy()
 	}
-	raw := &slowly{c: c, from: r.Body, w: w, limit: limit, granted: bodyRate}
+	raw := &slowly{c: c, from: r.Body, w: w, limit: limit, granted: BodyRate}
 	src := io.Reader(raw)
 	if packed {
-		z, _ := c.s.unzips.Get().(*gzip.Reader)
-		defer c.s.unzips.Put(z)
+		z, _ := c.Way.unzips.Get().(*gzip.Reader)
+		defer c.Way.unzips.Put(z)
 		if err := z.Reset(raw); err != nil {
 			return c.bodyFailed(err)
 		}
 		src = z
 	}
 	for {
-		if c.body.Len() == c.body.Cap() {
+		if c.Body.Len() == c.Body.Cap() {
 			if refused := c.grow(r, packed, limit); refused != nil {
 				return refused
 			}
 		}
-		n, err := src.Read(c.body.Spare())
-		c.body.Advance(n)
+		n, err := src.Read(c.Body.Spare())
+		c.Body.Advance(n)
 		switch {
-		case int64(c.body.Len()) > limit:
-			return tooLarge(limit)
+		case int64(c.Body.Len()) > limit:
+			return TooLarge(limit)
 		case errors.Is(err, io.EOF):
-			c.size = int64(c.body.Len())
+			c.Size = int64(c.Body.Len())
 			raw.done()
 			return nil
 		case err != nil:
@@ -71,44 +71,44 @@ func (c *call) readBody(w http.ResponseWriter, r *http.Request, limit int64) *re
 }
 
 // grow doubles the body's buffer. What it holds twice while it is copied is not counted: that is over at once.
-func (c *call) grow(r *http.Request, packed bool, limit int64) *refusal {
-	want := min(2*int64(c.body.Cap()), limit+1) // one more, to see that there is more
+func (c *Call) grow(r *http.Request, packed bool, limit int64) *Refusal {
+	want := min(2*int64(c.Body.Cap()), limit+1) // one more, to see that there is more
 	if !packed && r.ContentLength >= 0 {
 		want = min(want, r.ContentLength+1)
 	}
-	if !c.reserve(want - c.reserved) {
-		return busy()
+	if !c.Reserve(want - c.reserved) {
+		return Busy()
 	}
-	old := c.body
+	old := c.Body
 	grown := pool.NewBody(int(want))
 	grown.Append(old.Bytes())
 	if old.Cap() <= smallBody {
-		c.s.bodies.Put(old)
+		c.Way.bodies.Put(old)
 	}
-	c.body, c.pooled = grown, false
+	c.Body, c.pooled = grown, false
 	return nil
 }
 
-// reserve counts bytes of memory for the call, if there are any left.
-func (c *call) reserve(n int64) bool {
+// Reserve counts bytes of memory for the call, if there are any left.
+func (c *Call) Reserve(n int64) bool {
 	if n <= 0 {
 		return true
 	}
-	if c.s.inFlight.Add(n) > c.s.cfg.MaxInFlightBytes {
-		c.s.inFlight.Add(-n)
+	if !c.Way.Hold(n) {
 		return false
 	}
 	c.reserved += n
 	return true
 }
 
-func busy() *refusal {
-	return again(refuse(http.StatusServiceUnavailable, codes.ResourceExhausted, faultv1.Reason_LIMIT_EXCEEDED,
+// Busy says that there is no memory left for bodies.
+func Busy() *Refusal {
+	return Again(Refuse(http.StatusServiceUnavailable, codes.ResourceExhausted, faultv1.Reason_LIMIT_EXCEEDED,
 		"as many bodies are in memory as may: come back later"), time.Second)
 }
 
 // packing tells whether the body is gzip; anything else but plain is refused.
-func packing(r *http.Request) (bool, *refusal) {
+func packing(r *http.Request) (bool, *Refusal) {
 	values := r.Header["Content-Encoding"]
 	if len(values) == 0 {
 		return false, nil
@@ -121,24 +121,24 @@ func packing(r *http.Request) (bool, *refusal) {
 			return true, nil
 		}
 	}
-	refused := refuse(http.StatusUnsupportedMediaType, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID,
+	refused := Refuse(http.StatusUnsupportedMediaType, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID,
 		"the body's Content-Encoding is not known: send it plain, or gzip")
-	refused.header, refused.value = "Accept-Encoding", "gzip"
+	refused.Header, refused.Value = "Accept-Encoding", "gzip"
 	return false, refused
 }
 
-func (c *call) bodyFailed(err error) *refusal {
+func (c *Call) bodyFailed(err error) *Refusal {
 	var limit *errTooLarge
 	var ne net.Error
 	switch {
 	case errors.As(err, &limit):
-		return tooLarge(limit.limit)
+		return TooLarge(limit.limit)
 	case errors.As(err, &ne) && ne.Timeout():
-		return refuse(http.StatusRequestTimeout, codes.DeadlineExceeded, faultv1.Reason_DEADLINE_PASSED, "the body came too slowly: %d bytes of it", c.received)
+		return Refuse(http.StatusRequestTimeout, codes.DeadlineExceeded, faultv1.Reason_DEADLINE_PASSED, "the body came too slowly: %d bytes of it", c.Received)
 	case errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum):
-		return badRequest("the body is not the gzip that its Content-Encoding says")
+		return BadRequest("the body is not the gzip that its Content-Encoding says")
 	}
-	return badRequest("the body ended before it was complete, or is malformed")
+	return BadRequest("the body ended before it was complete, or is malformed")
 }
 
 // errTooLarge is a packed body that is too large by itself.
@@ -149,7 +149,7 @@ func (*errTooLarge) Error() string { return "the body is too large" }
 
 // slowly reads a body, and gives it the more time the more of it has come.
 type slowly struct {
-	c       *call
+	c       *Call
 	from    io.Reader
 	w       http.ResponseWriter
 	limit   int64
@@ -159,25 +159,25 @@ type slowly struct {
 // Read implements io.Reader.
 func (s *slowly) Read(p []byte) (int, error) {
 	n, err := s.from.Read(p)
-	s.c.received += int64(n)
-	if s.c.received > s.limit {
+	s.c.Received += int64(n)
+	if s.c.Received > s.limit {
 		return n, &errTooLarge{s.limit}
 	}
-	if err == nil && s.c.received > s.granted {
-		s.granted = s.c.received + bodyRate
-		s.c.s.allow(s.w, s.c.begin.Add(s.c.s.cfg.BodyGrace+time.Duration(s.granted)*time.Second/bodyRate))
+	if err == nil && s.c.Received > s.granted {
+		s.granted = s.c.Received + BodyRate
+		s.c.Way.Allow(s.w, s.c.Way.BodyTime(s.c.Begin, s.granted))
 	}
 	return n, err
 }
 
 // done lifts the deadline: net/http watches the connection while the answer is made, and would take it for the caller's end.
 func (s *slowly) done() {
-	s.c.whole = true
-	s.c.s.allow(s.w, time.Time{})
+	s.c.Whole = true
+	s.c.Way.Allow(s.w, time.Time{})
 }
 
-// allow sets until when the client has to have sent what is awaited.
-func (s *Server) allow(w http.ResponseWriter, until time.Time) {
+// Allow sets until when the client has to have sent what is awaited.
+func (s *Way) Allow(w http.ResponseWriter, until time.Time) {
 	if err := http.NewResponseController(w).SetReadDeadline(until); err != nil {
 		s.cfg.Logger.Debug("no deadline for a body", "error", err.Error())
 	}

@@ -1,4 +1,4 @@
-package serving
+package flow
 
 import (
 	"crypto/sha256"
@@ -13,15 +13,15 @@ import (
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 )
 
-// endpoint is an Endpoint with what is worked out once. It is not changed.
-type endpoint struct {
+// State is an Endpoint with what is worked out once. It is not changed.
+type State struct {
 	*Endpoint
 	own, others credentialIndex
 	total       int // of the percentages of Traffic
 }
 
-func newEndpoint(e *Endpoint) *endpoint {
-	x := &endpoint{Endpoint: e, own: index(e.Credentials), others: index(e.Others)}
+func newState(e *Endpoint) *State {
+	x := &State{Endpoint: e, own: index(e.Credentials), others: index(e.Others)}
 	for _, share := range e.Traffic {
 		x.total += max(share.Percent, 0)
 	}
@@ -54,60 +54,60 @@ func (m credentialIndex) find(hash *[32]byte) *Credential {
 // maxCredential is longer than any credential of ours. What is longer still is wrong without being looked at.
 const maxCredential = 512
 
-// presented is the credential that a request came with.
-type presented struct {
+// Presented is the credential that a request came with.
+type Presented struct {
 	hash [32]byte
 	any  bool
 }
 
-// present reads the Authorization headers of a request.
-func present(headers []string) (presented, *refusal) {
+// Present reads the Authorization headers of a request.
+func Present(headers []string) (Presented, *Refusal) {
 	if len(headers) > 1 {
-		return presented{}, badRequest("Authorization was sent %d times; send it once", len(headers))
+		return Presented{}, BadRequest("Authorization was sent %d times; send it once", len(headers))
 	}
 	if len(headers) == 0 {
-		return presented{}, nil
+		return Presented{}, nil
 	}
 	scheme, credential, ok := strings.Cut(headers[0], " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") || credential == "" || len(credential) > maxCredential {
-		return presented{}, nil
+		return Presented{}, nil
 	}
-	return presented{hash: sha256.Sum256([]byte(credential)), any: true}, nil
+	return Presented{hash: sha256.Sum256([]byte(credential)), any: true}, nil
 }
 
-// caller is who a credential stands for.
-type caller struct{ label, principal string }
+// Caller is who a credential stands for.
+type Caller struct{ Label, Principal string }
 
-// admit decides whether p opens the endpoint. e is nil where there is none: then all the same is done, and refused.
-func admit(e *endpoint, p *presented, now time.Time) (caller, *refusal) {
+// Admit decides whether p opens the endpoint. e is nil where there is none: then all the same is done, and refused.
+func Admit(e *State, p *Presented, now time.Time) (Caller, *Refusal) {
 	if e == nil {
-		e = &endpoint{Endpoint: &Endpoint{Auth: inferencev1.Endpoint_AUTH_KEY}}
+		e = &State{Endpoint: &Endpoint{Auth: inferencev1.Endpoint_AUTH_KEY}}
 	}
 	switch e.Auth {
 	case inferencev1.Endpoint_AUTH_NONE:
-		return caller{label: "none"}, nil
+		return Caller{Label: "none"}, nil
 	case inferencev1.Endpoint_AUTH_KEY, inferencev1.Endpoint_AUTH_TOKEN:
 	default:
-		return caller{}, unknownCredential()
+		return Caller{}, unknownCredential()
 	}
 	own, other := e.own.find(&p.hash), e.others.find(&p.hash)
 	switch {
 	case !p.any:
-		return caller{}, unknownCredential()
+		return Caller{}, unknownCredential()
 	case own != nil && (own.Expires.IsZero() || now.Before(own.Expires)):
-		return caller{label: own.Label, principal: own.Principal}, nil
+		return Caller{Label: own.Label, Principal: own.Principal}, nil
 	case own != nil:
-		return caller{}, refuse(401, codes.Unauthenticated, faultv1.Reason_TOKEN_EXPIRED, "the token's time is over: have a new one issued")
+		return Caller{}, Refuse(401, codes.Unauthenticated, faultv1.Reason_TOKEN_EXPIRED, "the token's time is over: have a new one issued")
 	case other != nil && e.Auth == inferencev1.Endpoint_AUTH_KEY:
-		return caller{}, refuse(401, codes.Unauthenticated, faultv1.Reason_ENDPOINT_CREDENTIAL_INVALID, "this endpoint takes a key at present, and no tokens")
+		return Caller{}, Refuse(401, codes.Unauthenticated, faultv1.Reason_ENDPOINT_CREDENTIAL_INVALID, "this endpoint takes a key at present, and no tokens")
 	case other != nil:
-		return caller{}, refuse(401, codes.Unauthenticated, faultv1.Reason_ENDPOINT_CREDENTIAL_INVALID, "this endpoint takes a token at present, and no keys")
+		return Caller{}, Refuse(401, codes.Unauthenticated, faultv1.Reason_ENDPOINT_CREDENTIAL_INVALID, "this endpoint takes a token at present, and no keys")
 	}
-	return caller{}, unknownCredential()
+	return Caller{}, unknownCredential()
 }
 
 // unknownCredential is the one answer to whoever has no right credential, whether the endpoint exists or not.
-func unknownCredential() *refusal {
-	return refuse(401, codes.Unauthenticated, faultv1.Reason_ENDPOINT_CREDENTIAL_INVALID,
+func unknownCredential() *Refusal {
+	return Refuse(401, codes.Unauthenticated, faultv1.Reason_ENDPOINT_CREDENTIAL_INVALID,
 		"there is no such endpoint, or this is no credential of it: send \"Authorization: Bearer\" with a key or a token of the endpoint")
 }

@@ -1,6 +1,7 @@
-package serving
+package flow
 
 import (
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -11,26 +12,27 @@ import (
 
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/front"
 )
 
-// record is a telemetryv1.ScoringRequest with the messages that stand in it, to be used again.
-type record struct {
+// Record is a telemetryv1.ScoringRequest with the messages that stand in it, to be used again.
+type Record struct {
 	telemetryv1.ScoringRequest
 	duration, queued durationpb.Duration
 	time             timestamppb.Timestamp
 }
 
-func newRecord() *record { return &record{} }
+func newRecord() *Record { return &Record{} }
 
 // bounds of what a record takes of what a caller writes.
 const (
-	maxAgent    = 256
+	MaxAgent    = 256
 	maxURL      = 1024
 	maxClientID = 128
 )
 
-// text cuts a caller's text for a record, which has to be UTF-8.
-func text(s string, most int) string {
+// Text cuts a caller's text for a record, which has to be UTF-8.
+func Text(s string, most int) string {
 	if len(s) > most {
 		s = s[:most]
 	}
@@ -39,7 +41,7 @@ func text(s string, most int) string {
 
 // requestURL is path and query without anything that could be a secret: of the query only names, but for values that are known.
 func requestURL(u *url.URL) string {
-	path := text(u.EscapedPath(), maxURL)
+	path := Text(u.EscapedPath(), maxURL)
 	if u.RawQuery == "" {
 		return path
 	}
@@ -49,10 +51,10 @@ func requestURL(u *url.URL) string {
 		if name == "version" && len(values) == 1 && (values[0] == "2" || values[0] == "3") {
 			value = values[0]
 		}
-		names = append(names, url.QueryEscape(text(name, 64))+"="+value)
+		names = append(names, url.QueryEscape(Text(name, 64))+"="+value)
 	}
 	slices.Sort(names)
-	return text(path+"?"+strings.Join(names, "&"), maxURL)
+	return Text(path+"?"+strings.Join(names, "&"), maxURL)
 }
 
 // computeType is the kind of an endpoint as the log has it.
@@ -65,4 +67,11 @@ func computeType(k inferencev1.Endpoint_Kind) string {
 
 func setDuration(d *durationpb.Duration, v time.Duration) {
 	d.Seconds, d.Nanos = int64(v/time.Second), int32(v%time.Second)
+}
+
+// Describe notes what the record says of the request.
+func (c *Call) Describe(r *http.Request) {
+	rec := c.Record
+	rec.HttpMethod, rec.UserAgent, rec.RequestUrl = Text(r.Method, 32), Text(r.UserAgent(), MaxAgent), requestURL(r.URL)
+	rec.Address, rec.ClientRequestId = front.Address(r.RemoteAddr), Text(r.Header.Get("X-Ms-Client-Request-Id"), maxClientID)
 }
