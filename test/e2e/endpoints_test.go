@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/node"
@@ -271,12 +272,16 @@ func TestDeploymentOutlivesRestart(t *testing.T) {
 	if len(got.GetReplicas()) != 1 || got.GetReplicas()[0].GetUid() != before.GetReplicas()[0].GetUid() {
 		t.Errorf("it was %v, and is %v\n%s", before.GetReplicas(), got.GetReplicas(), own.Log())
 	}
-	if _, err := l.Endpoints().DeleteEndpoint(t.Context(), &inferencev1.DeleteEndpointRequest{Name: e.GetName()}); err != nil {
+	// H1: the workspace takes all of it away.
+	if _, err := l.Resources().DeleteWorkspace(t.Context(), &workspacev1.DeleteWorkspaceRequest{Name: l.workspace}); err != nil {
 		t.Fatal(err)
 	}
-	soon(t, "nothing runs any more", func() bool {
-		_, err := l.Models().DeleteModelVersion(t.Context(), &inferencev1.DeleteModelVersionRequest{Name: spec.GetModel()})
-		return err == nil
+	if status, body, err := post(t.Context(), outside, e.GetScoringUri(), keys.GetPrimaryKey(), `{"data": [[1]]}`); err != nil || status == http.StatusOK {
+		t.Errorf("after its workspace is gone: %d %s %v", status, body, err)
+	}
+	soon(t, "no replica is left on the machine", func() bool {
+		left, err := filepath.Glob(filepath.Join(own.Dir, "compute", "runs", "run_*"))
+		return err == nil && len(left) == 0
 	})
 }
 
