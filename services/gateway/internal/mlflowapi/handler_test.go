@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -449,10 +450,11 @@ func TestDownloads(t *testing.T) {
 
 // TestHistoryIsWholeOrCut holds that an answer with all points of a metric never ends before them.
 func TestHistoryIsWholeOrCut(t *testing.T) {
-	pages := 3
+	var pages atomic.Int64
+	pages.Store(3)
 	p := &peer{answer: map[string]func(proto.Message, proto.Message) error{"ListMetricHistory": func(in, reply proto.Message) error {
 		n := len(in.(*telemetryv1.ListMetricHistoryRequest).GetPageToken())
-		if n == pages {
+		if int64(n) == pages.Load() {
 			return fault.Unavailable("gone")
 		}
 		out := reply.(*telemetryv1.ListMetricHistoryResponse)
@@ -476,7 +478,7 @@ func TestHistoryIsWholeOrCut(t *testing.T) {
 	if text, err := get(); err == nil {
 		t.Errorf("half of a history reads as %s", text)
 	}
-	pages = 4
+	pages.Store(4)
 	text, err := get()
 	var out struct{ Metrics []struct{ Step int } }
 	if err != nil || json.Unmarshal([]byte(text), &out) != nil || len(out.Metrics) != 4 || out.Metrics[3].Step != 3 {
