@@ -197,7 +197,7 @@ const (
 	Deployment_STATE_CREATING Deployment_State = 1
 	// All replicas answer.
 	Deployment_STATE_READY Deployment_State = 2
-	// New replicas are taking the place of old ones.
+	// New replicas are taking the place of old ones, or their number changes.
 	Deployment_STATE_UPDATING Deployment_State = 3
 	// Fewer replicas answer than should.
 	Deployment_STATE_DEGRADED Deployment_State = 4
@@ -1330,7 +1330,7 @@ type Deployment struct {
 	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	CreatedBy     string                 `protobuf:"bytes,10,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	Etag          string                 `protobuf:"bytes,11,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Rises with each update; replicas are of one generation.
+	// Rises with each update that needs other replicas; a replica is of one generation.
 	Generation    int64 `protobuf:"varint,12,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
