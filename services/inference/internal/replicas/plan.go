@@ -20,6 +20,10 @@ const (
 	endedKept = 5
 	// connectGrace is how much longer than its start_timeout a replica may be without a worker while its run goes.
 	connectGrace = time.Minute
+	// placeGrace is how long a replica stands in the queue of its compute before that is told.
+	placeGrace = 3 * time.Second
+	// noPlace is said while a replica stands in the queue of its compute.
+	noPlace = "a replica waits for a place on its compute: raise the compute's max_runs, or end what runs there"
 )
 
 // timing are the durations of Config that a plan needs.
@@ -143,6 +147,8 @@ func (w *work) observe() {
 		case s.ready > 0 && r.State == inferencev1.Replica_STATE_STARTING:
 			r.Ready = w.now
 			w.set(r, inferencev1.Replica_STATE_READY, "")
+		case r.State == inferencev1.Replica_STATE_STARTING && r.Message != w.queued(r, s):
+			w.set(r, r.State, w.queued(r, s))
 		case !s.idle.IsZero():
 			limit := s.idle.Add(w.d.Spec.GetStartTimeout().AsDuration() + connectGrace)
 			if w.now.Before(limit) {
@@ -153,6 +159,18 @@ func (w *work) observe() {
 			w.fail(r)
 		}
 	}
+}
+
+// queued says of a replica that starts that it has no place, once that lasts.
+func (w *work) queued(r *store.Replica, s sight) string {
+	if s.status.GetState() != computev1.Run_STATE_QUEUED {
+		return ""
+	}
+	if late := r.Created.Add(placeGrace); w.now.Before(late) {
+		w.at(late)
+		return ""
+	}
+	return noPlace
 }
 
 // ended reports whether a run has ended, or is not known any more.
@@ -281,6 +299,12 @@ func (w *work) judge() {
 		if c.settled >= want {
 			s.Failures, s.RetryAt = 0, time.Time{}
 		}
+	}
+	waits := slices.ContainsFunc(w.rows, func(r *store.Replica) bool { return Active(r) && r.Message == noPlace })
+	if waits && s.Message == "" {
+		s.Message = noPlace
+	} else if !waits && s.Message == noPlace {
+		s.Message = ""
 	}
 	lost := s.Failures >= givenUp
 	switch answering := c.freshReady + c.oldReady; {

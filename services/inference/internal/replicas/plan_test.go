@@ -292,3 +292,33 @@ func (w *world) describe() (out string) {
 	}
 	return out
 }
+
+// A replica that its compute has no place for says so, and stops saying so.
+func TestWaitingForAPlaceIsTold(t *testing.T) {
+	start := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	d := &store.Deployment{UID: "dep", Generation: 1, Status: store.Status{Held: []int64{1}}, Spec: &inferencev1.DeploymentSpec{Replicas: 1, StartTimeout: durationpb.New(time.Minute)}}
+	rows := []*store.Replica{{ID: "one", Deployment: "dep", Generation: 1, State: inferencev1.Replica_STATE_STARTING, Created: start}}
+	for _, step := range []struct {
+		after time.Duration
+		state computev1.Run_State
+		ready int
+		want  string
+		woken bool
+	}{
+		{time.Second, computev1.Run_STATE_QUEUED, 0, "", true},
+		{4 * time.Second, computev1.Run_STATE_QUEUED, 0, noPlace, false},
+		{5 * time.Second, computev1.Run_STATE_QUEUED, 0, noPlace, false},
+		{6 * time.Second, computev1.Run_STATE_RUNNING, 0, "", false},
+		{7 * time.Second, computev1.Run_STATE_RUNNING, 1, "", true},
+	} {
+		seen := map[string]sight{"one": {status: &computev1.ReplicaStatus{RunUid: "run", State: step.state}, ready: step.ready}}
+		p := next(d, rows, seen, timing{backoff: time.Second, slow: time.Minute, settled: time.Minute}, start.Add(step.after))
+		for _, r := range p.change {
+			rows = []*store.Replica{r}
+		}
+		d.Status = p.status
+		if p.status.Message != step.want || rows[0].Message != step.want || p.wake.IsZero() == step.woken {
+			t.Errorf("after %v: the deployment says %q, its replica %q; it wakes at %v", step.after, p.status.Message, rows[0].Message, p.wake)
+		}
+	}
+}
