@@ -6,8 +6,6 @@ import (
 	"github.com/tink-crypto/tink-go/v2/aead"
 	"github.com/tink-crypto/tink-go/v2/aead/xaesgcm"
 	"github.com/tink-crypto/tink-go/v2/insecuresecretdataaccess"
-	"github.com/tink-crypto/tink-go/v2/key"
-	"github.com/tink-crypto/tink-go/v2/keyset"
 	"github.com/tink-crypto/tink-go/v2/secretdata"
 	"github.com/tink-crypto/tink-go/v2/streamingaead"
 	"github.com/tink-crypto/tink-go/v2/streamingaead/aesgcmhkdf"
@@ -52,17 +50,4 @@ func newStreamAEAD(raw []byte) (tink.StreamingAEAD, error) {
 		return nil, err
 	}
 	return streamingaead.New(handle)
-}
-
-// single is a keyset of one key, without a prefix: our own header names the key.
-func single(k key.Key) (*keyset.Handle, error) {
-	manager := keyset.NewManager()
-	id, err := manager.AddKey(k)
-	if err != nil {
-		return nil, err
-	}
-	if err := manager.SetPrimary(id); err != nil {
-		return nil, err
-	}
-	return manager.Handle()
 }

@@ -14,6 +14,7 @@ import (
 	stded25519 "crypto/ed25519"
 
 	"github.com/tink-crypto/tink-go/v2/insecuresecretdataaccess"
+	"github.com/tink-crypto/tink-go/v2/key"
 	"github.com/tink-crypto/tink-go/v2/keyset"
 	"github.com/tink-crypto/tink-go/v2/secretdata"
 	"github.com/tink-crypto/tink-go/v2/signature"
@@ -175,4 +176,17 @@ func parse(signed []byte) (document, error) {
 		return d, errDamaged()
 	}
 	return d, nil
+}
+
+// single is a keyset of one key, without a prefix: our own header names the key.
+func single(k key.Key) (*keyset.Handle, error) {
+	manager := keyset.NewManager()
+	id, err := manager.AddKey(k)
+	if err != nil {
+		return nil, err
+	}
+	if err := manager.SetPrimary(id); err != nil {
+		return nil, err
+	}
+	return manager.Handle()
 }
