@@ -328,14 +328,18 @@ func (n *Node) buildInference(st *state, m *mesh, k *envelope.Keyring, b *blob.S
 	if err != nil {
 		return nil, err
 	}
+	unknown, err := n.counter("redoubt_scoring_unknown_total", "Requests to the scoring listener that name no endpoint.")
+	if err != nil {
+		return nil, err
+	}
 	compute, ingest := peer("compute"), peer("telemetry")
 	return inference.New(inference.Config{
 		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Dir: n.cfg.Service.Dir,
 		Replicas: computev1.NewReplicaServiceClient(compute), Computes: computev1.NewComputeServiceClient(compute), Runs: computev1.NewRunServiceClient(compute), RunInternal: computev1.NewRunInternalServiceClient(compute),
 		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), Ingest: telemetryv1.NewIngestServiceClient(ingest),
 		RequestLog: telemetryv1.NewRequestLogServiceClient(ingest), Instance: n.cfg.Service.Instance,
-		OnRequestsDropped: func(k int64) { dropped.Add(float64(k)) },
-		ScoringURL:        n.cfg.Service.ScoringURL, ReplicaAddress: dialled(n.replicas.Addr()),
+		OnRequestsDropped: func(k int64) { dropped.Add(float64(k)) }, OnUnknownEndpoint: unknown.Inc,
+		ScoringURL: n.cfg.Service.ScoringURL, ReplicaAddress: dialled(n.replicas.Addr()),
 		CertificateFile: n.cfg.Service.ScoringCertificateFile, KeyFile: n.cfg.Service.ScoringKeyFile,
 		Certificate: func() (*tls.Certificate, error) {
 			s, err := m.keeper.Current()

@@ -56,6 +56,8 @@ type Config struct {
 	Instance string
 	// OnRequestsDropped is told how many more requests could not be spooled, for a counter; nil tells nobody.
 	OnRequestsDropped func(n int64)
+	// OnUnknownEndpoint is told of each request to what is no endpoint, which has no record, for a counter; nil tells nobody.
+	OnUnknownEndpoint func()
 
 	// ScoringURL is the address of the scoring listener as clients write it, https://host:port; ReplicaAddress is host:port at which
 	// agents reach the replica listener.
@@ -124,7 +126,7 @@ func New(cfg Config) (*Service, error) {
 	}
 	if s.serving, err = serving.New(serving.Config{
 		Certificate: cfg.Certificate, CertificateFile: cfg.CertificateFile, KeyFile: cfg.KeyFile, MeshTLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain,
-		Installation: cfg.TrustDomain, Log: s.requests, Now: cfg.Now, Logger: cfg.Logger,
+		Installation: cfg.TrustDomain, Log: s.requests, OnUnknown: cfg.OnUnknownEndpoint, Now: cfg.Now, Logger: cfg.Logger,
 	}); err != nil {
 		return nil, errors.Join(err, s.requests.Close())
 	}

@@ -42,6 +42,8 @@ type Config struct {
 	TrustDomain string
 	// Log takes the record of each request.
 	Log Log
+	// OnUnknown is told of each request to what is no endpoint; nil tells nobody. It must not block.
+	OnUnknown func()
 	// Installation is the domain that stands in the ErrorInfo of errors, after "redoubt.".
 	Installation string
 	// Version is told to clients that ask for it. Default that of the program, "devel" where it has none.
@@ -128,8 +130,11 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.OnUnknown == nil {
+		cfg.OnUnknown = func() {}
+	}
 	s := &Server{cfg: cfg, pool: p, Way: flow.New(flow.Config{
-		Pool: p, Log: cfg.Log, Tracing: cfg.Tracing, MaxInFlightBytes: cfg.MaxInFlightBytes, MaxMirrored: cfg.MaxMirrored, BodyGrace: cfg.BodyGrace,
+		Pool: p, Log: cfg.Log, OnUnknown: cfg.OnUnknown, Tracing: cfg.Tracing, MaxInFlightBytes: cfg.MaxInFlightBytes, MaxMirrored: cfg.MaxMirrored, BodyGrace: cfg.BodyGrace,
 		IntN: cfg.IntN, Now: cfg.Now, Logger: cfg.Logger,
 	})}
 	s.grpc = newOIPServers(s)

@@ -325,7 +325,7 @@ func (c *Call) Log(status int, responseBytes int64, r *Refusal) {
 	c.Logged = true
 	e := c.Endpoint
 	if e == nil {
-		c.Way.unknown.Add(1)
+		c.Way.CountUnknown()
 		return
 	}
 	rec := c.Record

@@ -14,9 +14,11 @@ import (
 
 // Config of a Way. All of it is required.
 type Config struct {
-	Pool    *pool.Pool
-	Log     Log
-	Tracing *observe.Tracing
+	Pool *pool.Pool
+	Log  Log
+	// OnUnknown is told of each request to what is no endpoint.
+	OnUnknown func()
+	Tracing   *observe.Tracing
 	// MaxInFlightBytes bounds the bodies that are in memory at a time.
 	MaxInFlightBytes int64
 	// MaxMirrored is how many copies for mirrors may be under way; others are not made.
@@ -142,7 +144,10 @@ func (s *Way) Drain(ctx context.Context, runUID string) error { return s.cfg.Poo
 func (s *Way) Unknown() int64 { return s.unknown.Load() }
 
 // CountUnknown counts one of those.
-func (s *Way) CountUnknown() { s.unknown.Add(1) }
+func (s *Way) CountUnknown() {
+	s.unknown.Add(1)
+	s.cfg.OnUnknown()
+}
 
 // Workers is how many workers are connected of the replicas of a deployment that take requests.
 func (s *Way) Workers(deploymentUID string) int { return s.cfg.Pool.Workers(deploymentUID) }
