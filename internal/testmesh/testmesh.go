@@ -16,6 +16,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -90,10 +92,33 @@ func (m *Mesh) Restart() error {
 	return m.up()
 }
 
-// Close stops the mesh and removes its folder.
+// Close stops the mesh, ends the agents that it leaves behind, as an installation does on purpose, and removes its folder.
 func (m *Mesh) Close() {
 	m.Stop()
+	m.endAgents()
 	_ = os.RemoveAll(m.Dir)
+}
+
+// endAgents kills what works in the folders of runs; with an agent its sandbox ends.
+func (m *Mesh) endAgents() {
+	procs, err := filepath.Glob("/proc/[0-9]*/cwd")
+	if err != nil {
+		return
+	}
+	runs := filepath.Join(m.Dir, "compute", "runs") + string(filepath.Separator)
+	for _, p := range procs {
+		cwd, err := os.Readlink(p)
+		if err != nil || !strings.HasPrefix(cwd, runs) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+		if err != nil {
+			continue
+		}
+		if process, err := os.FindProcess(pid); err == nil {
+			_ = process.Kill()
+		}
+	}
 }
 
 // Log is what the services have logged so far.
