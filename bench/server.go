@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/services/gateway"
@@ -144,8 +145,12 @@ func (w *world) gateway(ctx context.Context, h *hello) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
+	peers := make(map[string]grpc.ClientConnInterface) // all but telemetry are never called here
+	for _, name := range node.Services {
+		peers[name] = conn
+	}
 	g, err := gateway.New(gateway.Config{
-		Rules: w.rules, Peers: map[string]grpc.ClientConnInterface{"telemetry": conn}, Installation: domain, Logger: w.log.Logger,
+		Rules: w.rules, Peers: peers, Installation: domain, Logger: w.log.Logger,
 		Certificate: func() (*tls.Certificate, error) { return cert, nil },
 	})
 	if err != nil {
