@@ -66,6 +66,12 @@ func serveInstallation(ctx context.Context) error {
 		return err
 	}
 	_, _ = bufio.NewReader(os.Stdin).ReadByte() // until who started it is done
+	// Agents outlive an installation: those of replicas that are being stopped have their time.
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if left, err := filepath.Glob(filepath.Join(dir, "data", "compute", "runs", "run_*")); err != nil || len(left) == 0 {
+			break
+		}
+	}
 	return nil
 }
 

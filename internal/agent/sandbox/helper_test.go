@@ -31,7 +31,7 @@ func helper(name string, args []string) int {
 	helpers := map[string]func(args []string) error{
 		"inside": inside, "get": get, "print": printBytes, "wait": wait, "check": check, "isolate": isolate, "agent": agent,
 		"attack": attack, "fill": fill, "empty": emptyFiles, "touch": touch, "family": family, "reserve": reserve,
-		"open": openMany, "processes": processes,
+		"open": openMany, "processes": processes, "bomb": bomb,
 	}
 	f, ok := helpers[name]
 	if !ok {
@@ -292,6 +292,15 @@ func processes(args []string) error {
 	}
 	fmt.Println(most)
 	return nil
+}
+
+// bomb starts processes for ever, and goes on when it cannot.
+func bomb([]string) error {
+	for {
+		if err := exec.Command("sleep", "1000").Start(); err != nil {
+			time.Sleep(time.Millisecond)
+		}
+	}
 }
 
 // line reads one line that a helper writes.

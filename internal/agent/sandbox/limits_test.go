@@ -148,11 +148,11 @@ func TestProcessesAreBounded(t *testing.T) {
 
 func TestForkBomb(t *testing.T) {
 	t.Parallel()
-	// The shell itself waits without forking, since a shell that cannot fork ends. What the others left stays.
-	config := shell("f() { while :; do sleep 1000 & done; }; f 2>/dev/null & f 2>/dev/null & f 2>/dev/null & mkfifo p; read x <p")
+	// A shell that cannot fork ends, and that may happen early where others of the same user are many: a program that goes on trying.
+	config := helperConfig(t, "bomb")
 	config.Limits.Processes = 60
 	p := start(t, config)
-	eventually(t, "the bomb is as large as it may be", func() bool { return len(members(t, p.Pid())) >= 50 })
+	eventually(t, "the bomb is as large as it may be", func() bool { return len(members(t, p.Pid())) >= 35 }) // its threads count too
 	for range 20 {
 		if n := len(members(t, p.Pid())); n > 75 {
 			t.Errorf("%d processes", n)
@@ -166,7 +166,7 @@ func TestForkBomb(t *testing.T) {
 	pid := p.Pid()
 	p.Close()
 	t.Logf("killed in %v", time.Since(began))
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("it took %v to kill the bomb", took)
 	}
 	if left := members(t, pid); len(left) > 0 {

@@ -222,6 +222,7 @@ func TestBrokenStream(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			l.ready("run_1", 1)
 			go func() {
 				if req, err := http.ReadRequest(r); err == nil {
 					_, _ = io.Copy(io.Discard, req.Body)
