@@ -507,7 +507,7 @@ func TestActivityTampering(t *testing.T) {
 		"another uid":                "UPDATE activity SET uid = 'evt_x' || seq",
 		"another subscription's key": "UPDATE activity SET subscription_uid = ''",
 		"shown in another workspace": "UPDATE activity SET workspace_uid = 'ws_1'",
-		"a bit":                      "UPDATE activity SET sealed = substr(sealed, 1, 30) || x'00' || substr(sealed, 32)",
+		"a bit":                      "UPDATE activity SET sealed = substr(sealed, 1, 30) || CASE substr(sealed, 31, 1) WHEN x'00' THEN x'01' ELSE x'00' END || substr(sealed, 32)",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
