@@ -371,7 +371,7 @@ func TestSealedAndBound(t *testing.T) {
 	}{
 		{"moved to another number", "UPDATE outbox SET seq = seq + 10", 0},
 		{"under another uid", "UPDATE outbox SET event_uid = 'evt_other' WHERE seq = 1", 0},
-		{"a bit flipped", "UPDATE outbox SET sealed = substr(sealed, 1, 40) || x'00' || substr(sealed, 42) WHERE seq = 1", 0},
+		{"a bit flipped", "UPDATE outbox SET sealed = substr(sealed, 1, 40) || CASE substr(sealed, 41, 1) WHEN x'00' THEN x'01' ELSE x'00' END || substr(sealed, 42) WHERE seq = 1", 0},
 		{"swapped", "UPDATE outbox SET sealed = (SELECT o.sealed FROM outbox o WHERE o.seq = 3 - outbox.seq) WHERE seq < 3", 0},
 		{"one removed", "DELETE FROM outbox WHERE seq = 2", 1},
 	} {
