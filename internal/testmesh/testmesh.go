@@ -15,8 +15,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -71,6 +74,18 @@ func Start(change ...func(*node.UpConfig)) (*Mesh, error) {
 	return m, nil
 }
 
+// StartOnPorts is Start for a mesh that is restarted, or asked about its ports: they follow each other, from one below those that the
+// system gives to others meanwhile.
+func StartOnPorts(change ...func(*node.UpConfig)) (m *Mesh, err error) {
+	for range 20 {
+		listen := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(10000)))
+		if m, err = Start(append(slices.Clone(change), func(c *node.UpConfig) { c.Listen = listen })...); err == nil {
+			return m, nil
+		}
+	}
+	return nil, err
+}
+
 func (m *Mesh) up() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
@@ -85,7 +100,7 @@ func (m *Mesh) up() error {
 	return nil
 }
 
-// Restart stops the mesh and starts it again on the same folder and ports.
+// Restart stops the mesh and starts it again on the same folder and ports; it is for one that StartOnPorts has started.
 func (m *Mesh) Restart() error {
 	m.cfg.Listen = strings.TrimPrefix(m.URL, "https://")
 	m.Stop()

@@ -8,12 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -26,7 +23,6 @@ import (
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
-	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/internal/testmesh"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
@@ -215,23 +211,12 @@ func TestDeployment(t *testing.T) {
 	})
 }
 
-// fixed is a mesh whose ports are the same after a restart: all of them follow the first.
-func fixed(t *testing.T) *testmesh.Mesh {
-	t.Helper()
-	for range 20 {
-		m, err := testmesh.Start(func(c *node.UpConfig) { c.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(10000))) })
-		if err == nil {
-			return m
-		}
-		t.Log(err)
-	}
-	t.Fatal("no block of ports is free")
-	return nil
-}
-
 // H3: replicas outlive the installation's process, and connect again to the next one: none is started anew, and the keys are the same.
 func TestDeploymentOutlivesRestart(t *testing.T) {
-	own := fixed(t)
+	own, err := testmesh.StartOnPorts()
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer own.Close()
 	l := labOn(t, own, "deployed")
 	if _, _, err := sandbox.Interpreter(t.Context(), "python3"); err != nil {

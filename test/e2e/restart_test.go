@@ -15,7 +15,7 @@ import (
 
 // H3: a run outlives the installation's process, and is adopted when that is back: it ends once, with its whole log.
 func TestRunOutlivesRestart(t *testing.T) {
-	own, err := testmesh.Start()
+	own, err := testmesh.StartOnPorts()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,11 +11,9 @@ package hostile
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -46,16 +44,9 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// start tries blocks of ports until one is free.
 func start() (err error) {
-	for range 20 {
-		listen := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(10000)))
-		if ports, err = node.Ports(listen); err != nil {
-			return err
-		}
-		if mesh, err = testmesh.Start(func(c *node.UpConfig) { c.Listen = listen }); err == nil {
-			return nil
-		}
+	if mesh, err = testmesh.StartOnPorts(); err == nil {
+		ports, err = node.Ports(strings.TrimPrefix(mesh.URL, "https://"))
 	}
 	return err
 }
