@@ -89,6 +89,8 @@ const (
 	Reason_JOIN_TOKEN_INVALID Reason = 32
 	// A further factor is needed to finish the sign-in.
 	Reason_FACTOR_REQUIRED Reason = 33
+	// The sign-in is not recent enough for this; metadata names max_age, in seconds. Sign in again.
+	Reason_STEP_UP_REQUIRED Reason = 34
 	// --- authorization
 	// No role assignment gives the action at the scope; metadata names both.
 	Reason_AUTHZ_ACTION_MISSING Reason = 40
@@ -100,6 +102,10 @@ const (
 	Reason_AUTHZ_STATE_STALE Reason = 43
 	// The last assignment that lets anyone manage access cannot be removed.
 	Reason_AUTHZ_LAST_OWNER Reason = 44
+	// The service has lost touch with etcd for so long that it cannot know what was revoked, so it refuses; metadata names the cause.
+	Reason_FENCE_LOST Reason = 45
+	// The change is stored, and not known to be in force everywhere; metadata names the instances. Repeat it: it waits again.
+	Reason_CHANGE_PENDING Reason = 46
 	// --- limits and requests
 	// The message is larger than the method takes.
 	Reason_MESSAGE_TOO_LARGE Reason = 60
@@ -137,6 +143,8 @@ const (
 	Reason_METRIC_INVALID Reason = 93
 	// The run's command does not exist on the target, or cannot be executed there.
 	Reason_RUN_COMMAND_MISSING Reason = 94
+	// The installation does not offer targets of this kind: it starts nothing on its own machine.
+	Reason_TARGET_KIND_OFF Reason = 89
 	// --- scoring
 	// The endpoint takes another form of credential, or this one is not, or no longer, the endpoint's.
 	Reason_ENDPOINT_CREDENTIAL_INVALID Reason = 95
@@ -185,11 +193,14 @@ var (
 		31:  "ACCOUNT_DISABLED",
 		32:  "JOIN_TOKEN_INVALID",
 		33:  "FACTOR_REQUIRED",
+		34:  "STEP_UP_REQUIRED",
 		40:  "AUTHZ_ACTION_MISSING",
 		41:  "AUTHZ_LOCKED",
 		42:  "AUTHZ_OUTSIDE_RUN",
 		43:  "AUTHZ_STATE_STALE",
 		44:  "AUTHZ_LAST_OWNER",
+		45:  "FENCE_LOST",
+		46:  "CHANGE_PENDING",
 		60:  "MESSAGE_TOO_LARGE",
 		61:  "RATE_LIMITED",
 		62:  "PAGE_TOKEN_INVALID",
@@ -207,6 +218,7 @@ var (
 		92:  "RUN_SUBMITTER_DENIED",
 		93:  "METRIC_INVALID",
 		94:  "RUN_COMMAND_MISSING",
+		89:  "TARGET_KIND_OFF",
 		95:  "ENDPOINT_CREDENTIAL_INVALID",
 		96:  "DEPLOYMENT_MISSING",
 		97:  "REPLICA_UNAVAILABLE",
@@ -244,11 +256,14 @@ var (
 		"ACCOUNT_DISABLED":            31,
 		"JOIN_TOKEN_INVALID":          32,
 		"FACTOR_REQUIRED":             33,
+		"STEP_UP_REQUIRED":            34,
 		"AUTHZ_ACTION_MISSING":        40,
 		"AUTHZ_LOCKED":                41,
 		"AUTHZ_OUTSIDE_RUN":           42,
 		"AUTHZ_STATE_STALE":           43,
 		"AUTHZ_LAST_OWNER":            44,
+		"FENCE_LOST":                  45,
+		"CHANGE_PENDING":              46,
 		"MESSAGE_TOO_LARGE":           60,
 		"RATE_LIMITED":                61,
 		"PAGE_TOKEN_INVALID":          62,
@@ -266,6 +281,7 @@ var (
 		"RUN_SUBMITTER_DENIED":        92,
 		"METRIC_INVALID":              93,
 		"RUN_COMMAND_MISSING":         94,
+		"TARGET_KIND_OFF":             89,
 		"ENDPOINT_CREDENTIAL_INVALID": 95,
 		"DEPLOYMENT_MISSING":          96,
 		"REPLICA_UNAVAILABLE":         97,
@@ -306,7 +322,8 @@ var File_redoubt_fault_v1_fault_proto protoreflect.FileDescriptor
 
 const file_redoubt_fault_v1_fault_proto_rawDesc = "" +
 	"\n" +
-	"\x1credoubt/fault/v1/fault.proto\x12\x10redoubt.fault.v1*\xcf\t\n" +
+	"\x1credoubt/fault/v1/fault.proto\x12\x10redoubt.fault.v1*\x9e\n" +
+	"\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RESOURCE_NOT_FOUND\x10\x01\x12\x1b\n" +
@@ -337,12 +354,16 @@ const file_redoubt_fault_v1_fault_proto_rawDesc = "" +
 	"\x0eSIGN_IN_FAILED\x10\x1e\x12\x14\n" +
 	"\x10ACCOUNT_DISABLED\x10\x1f\x12\x16\n" +
 	"\x12JOIN_TOKEN_INVALID\x10 \x12\x13\n" +
-	"\x0fFACTOR_REQUIRED\x10!\x12\x18\n" +
+	"\x0fFACTOR_REQUIRED\x10!\x12\x14\n" +
+	"\x10STEP_UP_REQUIRED\x10\"\x12\x18\n" +
 	"\x14AUTHZ_ACTION_MISSING\x10(\x12\x10\n" +
 	"\fAUTHZ_LOCKED\x10)\x12\x15\n" +
 	"\x11AUTHZ_OUTSIDE_RUN\x10*\x12\x15\n" +
 	"\x11AUTHZ_STATE_STALE\x10+\x12\x14\n" +
-	"\x10AUTHZ_LAST_OWNER\x10,\x12\x15\n" +
+	"\x10AUTHZ_LAST_OWNER\x10,\x12\x0e\n" +
+	"\n" +
+	"FENCE_LOST\x10-\x12\x12\n" +
+	"\x0eCHANGE_PENDING\x10.\x12\x15\n" +
 	"\x11MESSAGE_TOO_LARGE\x10<\x12\x10\n" +
 	"\fRATE_LIMITED\x10=\x12\x16\n" +
 	"\x12PAGE_TOKEN_INVALID\x10>\x12\x11\n" +
@@ -359,7 +380,8 @@ const file_redoubt_fault_v1_fault_proto_rawDesc = "" +
 	"\x13TARGET_NO_ISOLATION\x10[\x12\x18\n" +
 	"\x14RUN_SUBMITTER_DENIED\x10\\\x12\x12\n" +
 	"\x0eMETRIC_INVALID\x10]\x12\x17\n" +
-	"\x13RUN_COMMAND_MISSING\x10^\x12\x1f\n" +
+	"\x13RUN_COMMAND_MISSING\x10^\x12\x13\n" +
+	"\x0fTARGET_KIND_OFF\x10Y\x12\x1f\n" +
 	"\x1bENDPOINT_CREDENTIAL_INVALID\x10_\x12\x16\n" +
 	"\x12DEPLOYMENT_MISSING\x10`\x12\x17\n" +
 	"\x13REPLICA_UNAVAILABLE\x10a\x12\x0e\n" +

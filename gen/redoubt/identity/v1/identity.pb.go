@@ -84,6 +84,58 @@ func (PrincipalType) EnumDescriptor() ([]byte, []int) {
 	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{0}
 }
 
+type ServicePrincipalCredential_Kind int32
+
+const (
+	ServicePrincipalCredential_KIND_UNSPECIFIED ServicePrincipalCredential_Kind = 0
+	ServicePrincipalCredential_KIND_SECRET      ServicePrincipalCredential_Kind = 1
+	ServicePrincipalCredential_KIND_PUBLIC_KEY  ServicePrincipalCredential_Kind = 2
+	ServicePrincipalCredential_KIND_CERTIFICATE ServicePrincipalCredential_Kind = 3
+)
+
+// Enum value maps for ServicePrincipalCredential_Kind.
+var (
+	ServicePrincipalCredential_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_SECRET",
+		2: "KIND_PUBLIC_KEY",
+		3: "KIND_CERTIFICATE",
+	}
+	ServicePrincipalCredential_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"KIND_SECRET":      1,
+		"KIND_PUBLIC_KEY":  2,
+		"KIND_CERTIFICATE": 3,
+	}
+)
+
+func (x ServicePrincipalCredential_Kind) Enum() *ServicePrincipalCredential_Kind {
+	p := new(ServicePrincipalCredential_Kind)
+	*p = x
+	return p
+}
+
+func (x ServicePrincipalCredential_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ServicePrincipalCredential_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_redoubt_identity_v1_identity_proto_enumTypes[1].Descriptor()
+}
+
+func (ServicePrincipalCredential_Kind) Type() protoreflect.EnumType {
+	return &file_redoubt_identity_v1_identity_proto_enumTypes[1]
+}
+
+func (x ServicePrincipalCredential_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ServicePrincipalCredential_Kind.Descriptor instead.
+func (ServicePrincipalCredential_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{34, 0}
+}
+
 type SignInRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user's name, without regard to case.
@@ -143,7 +195,9 @@ type SignInResponse struct {
 	//
 	//	*SignInResponse_Session
 	//	*SignInResponse_Challenge
-	Outcome       isSignInResponse_Outcome `protobuf_oneof:"outcome"`
+	Outcome isSignInResponse_Outcome `protobuf_oneof:"outcome"`
+	// Of a session whose sign-in has proved the user's first factor; shown this once.
+	RecoveryCodes []string `protobuf:"bytes,3,rep,name=recovery_codes,json=recoveryCodes,proto3" json:"recovery_codes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -199,6 +253,13 @@ func (x *SignInResponse) GetChallenge() *Challenge {
 		if x, ok := x.Outcome.(*SignInResponse_Challenge); ok {
 			return x.Challenge
 		}
+	}
+	return nil
+}
+
+func (x *SignInResponse) GetRecoveryCodes() []string {
+	if x != nil {
+		return x.RecoveryCodes
 	}
 	return nil
 }
@@ -304,7 +365,11 @@ type Challenge struct {
 	// Opaque; sent back with the answer.
 	State string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
 	// The kinds of factor that would do: "totp", "webauthn", "recovery_code".
-	Factors       []string `protobuf:"bytes,2,rep,name=factors,proto3" json:"factors,omitempty"`
+	Factors []string `protobuf:"bytes,2,rep,name=factors,proto3" json:"factors,omitempty"`
+	// One is required and the user has none: EnrolSignInFactor with the state makes one, and ContinueSignIn with its code proves it.
+	Enrol bool `protobuf:"varint,3,opt,name=enrol,proto3" json:"enrol,omitempty"`
+	// Until when the state is good.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -353,6 +418,127 @@ func (x *Challenge) GetFactors() []string {
 	return nil
 }
 
+func (x *Challenge) GetEnrol() bool {
+	if x != nil {
+		return x.Enrol
+	}
+	return false
+}
+
+func (x *Challenge) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+type EnrolSignInFactorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolSignInFactorRequest) Reset() {
+	*x = EnrolSignInFactorRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolSignInFactorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolSignInFactorRequest) ProtoMessage() {}
+
+func (x *EnrolSignInFactorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolSignInFactorRequest.ProtoReflect.Descriptor instead.
+func (*EnrolSignInFactorRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EnrolSignInFactorRequest) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+type EnrolSignInFactorResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "totp": what ContinueSignIn is to be told.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// In base32, to be typed into an authenticator app.
+	Secret string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	// The same as otpauth://…, which apps read.
+	Uri           string `protobuf:"bytes,3,opt,name=uri,proto3" json:"uri,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolSignInFactorResponse) Reset() {
+	*x = EnrolSignInFactorResponse{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolSignInFactorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolSignInFactorResponse) ProtoMessage() {}
+
+func (x *EnrolSignInFactorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolSignInFactorResponse.ProtoReflect.Descriptor instead.
+func (*EnrolSignInFactorResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EnrolSignInFactorResponse) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *EnrolSignInFactorResponse) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *EnrolSignInFactorResponse) GetUri() string {
+	if x != nil {
+		return x.Uri
+	}
+	return ""
+}
+
 type ContinueSignInRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
@@ -364,7 +550,7 @@ type ContinueSignInRequest struct {
 
 func (x *ContinueSignInRequest) Reset() {
 	*x = ContinueSignInRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[4]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +562,7 @@ func (x *ContinueSignInRequest) String() string {
 func (*ContinueSignInRequest) ProtoMessage() {}
 
 func (x *ContinueSignInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[4]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +575,7 @@ func (x *ContinueSignInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueSignInRequest.ProtoReflect.Descriptor instead.
 func (*ContinueSignInRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{4}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ContinueSignInRequest) GetState() string {
@@ -421,7 +607,7 @@ type SignOutRequest struct {
 
 func (x *SignOutRequest) Reset() {
 	*x = SignOutRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[5]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +619,7 @@ func (x *SignOutRequest) String() string {
 func (*SignOutRequest) ProtoMessage() {}
 
 func (x *SignOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[5]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +632,7 @@ func (x *SignOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignOutRequest.ProtoReflect.Descriptor instead.
 func (*SignOutRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{5}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{7}
 }
 
 type CreateSignInCodeRequest struct {
@@ -457,7 +643,7 @@ type CreateSignInCodeRequest struct {
 
 func (x *CreateSignInCodeRequest) Reset() {
 	*x = CreateSignInCodeRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[6]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +655,7 @@ func (x *CreateSignInCodeRequest) String() string {
 func (*CreateSignInCodeRequest) ProtoMessage() {}
 
 func (x *CreateSignInCodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[6]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +668,7 @@ func (x *CreateSignInCodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSignInCodeRequest.ProtoReflect.Descriptor instead.
 func (*CreateSignInCodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{8}
 }
 
 // SignInCode is good for one sign-in.
@@ -496,7 +682,7 @@ type SignInCode struct {
 
 func (x *SignInCode) Reset() {
 	*x = SignInCode{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[7]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +694,7 @@ func (x *SignInCode) String() string {
 func (*SignInCode) ProtoMessage() {}
 
 func (x *SignInCode) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[7]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +707,7 @@ func (x *SignInCode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignInCode.ProtoReflect.Descriptor instead.
 func (*SignInCode) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SignInCode) GetCode() string {
@@ -547,7 +733,7 @@ type RedeemSignInCodeRequest struct {
 
 func (x *RedeemSignInCodeRequest) Reset() {
 	*x = RedeemSignInCodeRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[8]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +745,7 @@ func (x *RedeemSignInCodeRequest) String() string {
 func (*RedeemSignInCodeRequest) ProtoMessage() {}
 
 func (x *RedeemSignInCodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[8]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +758,7 @@ func (x *RedeemSignInCodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemSignInCodeRequest.ProtoReflect.Descriptor instead.
 func (*RedeemSignInCodeRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RedeemSignInCodeRequest) GetCode() string {
@@ -590,7 +776,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[9]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -602,7 +788,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[9]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -615,7 +801,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{11}
 }
 
 type WhoAmIResponse struct {
@@ -631,14 +817,16 @@ type WhoAmIResponse struct {
 	WorkspaceUid string   `protobuf:"bytes,7,opt,name=workspace_uid,json=workspaceUid,proto3" json:"workspace_uid,omitempty"`
 	Actions      []string `protobuf:"bytes,8,rep,name=actions,proto3" json:"actions,omitempty"`
 	// The service that called on the principal's behalf, innermost first.
-	Actors        []string `protobuf:"bytes,9,rep,name=actors,proto3" json:"actors,omitempty"`
+	Actors []string `protobuf:"bytes,9,rep,name=actors,proto3" json:"actors,omitempty"`
+	// Of a guest or consumer: his home, as the token says it.
+	Home          *Home `protobuf:"bytes,10,opt,name=home,proto3" json:"home,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +838,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +851,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WhoAmIResponse) GetPrincipal() string {
@@ -729,23 +917,32 @@ func (x *WhoAmIResponse) GetActors() []string {
 	return nil
 }
 
+func (x *WhoAmIResponse) GetHome() *Home {
+	if x != nil {
+		return x.Home
+	}
+	return nil
+}
+
 type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// users/{user}
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// usr_…
-	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	DisplayName   string                 `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
-	Disabled      bool                   `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	Etag          string                 `protobuf:"bytes,6,opt,name=etag,proto3" json:"etag,omitempty"`
+	Uid         string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	DisplayName string                 `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
+	Disabled    bool                   `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	CreateTime  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	Etag        string                 `protobuf:"bytes,6,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Of a guest or consumer: where he signs in. He has no password here.
+	Home          *Home `protobuf:"bytes,7,opt,name=home,proto3" json:"home,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[11]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +954,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[11]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +967,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *User) GetName() string {
@@ -815,11 +1012,19 @@ func (x *User) GetEtag() string {
 	return ""
 }
 
+func (x *User) GetHome() *Home {
+	if x != nil {
+		return x.Home
+	}
+	return nil
+}
+
 type CreateUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The last segment of the name: lower-case letters, digits and hyphens, at most 63, starting with a letter.
-	UserId        string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	DisplayName   string `protobuf:"bytes,2,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
+	UserId      string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	DisplayName string `protobuf:"bytes,2,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
+	// Empty for a user who is invited: CreateUserCode, and he sets it himself.
 	Password      string `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -827,7 +1032,7 @@ type CreateUserRequest struct {
 
 func (x *CreateUserRequest) Reset() {
 	*x = CreateUserRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[12]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -839,7 +1044,7 @@ func (x *CreateUserRequest) String() string {
 func (*CreateUserRequest) ProtoMessage() {}
 
 func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[12]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -852,7 +1057,7 @@ func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserRequest.ProtoReflect.Descriptor instead.
 func (*CreateUserRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateUserRequest) GetUserId() string {
@@ -876,6 +1081,263 @@ func (x *CreateUserRequest) GetPassword() string {
 	return ""
 }
 
+type DeleteUserRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteUserRequest) Reset() {
+	*x = DeleteUserRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteUserRequest) ProtoMessage() {}
+
+func (x *DeleteUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteUserRequest.ProtoReflect.Descriptor instead.
+func (*DeleteUserRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DeleteUserRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CreateUserCodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// At most seven days ahead; absent means 24 hours.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateUserCodeRequest) Reset() {
+	*x = CreateUserCodeRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateUserCodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateUserCodeRequest) ProtoMessage() {}
+
+func (x *CreateUserCodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateUserCodeRequest.ProtoReflect.Descriptor instead.
+func (*CreateUserCodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CreateUserCodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateUserCodeRequest) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+// UserCode is good for one password.
+type UserCode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// rdi_…
+	Code       string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The user had no password yet.
+	Invitation    bool `protobuf:"varint,3,opt,name=invitation,proto3" json:"invitation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserCode) Reset() {
+	*x = UserCode{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserCode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserCode) ProtoMessage() {}
+
+func (x *UserCode) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserCode.ProtoReflect.Descriptor instead.
+func (*UserCode) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *UserCode) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *UserCode) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *UserCode) GetInvitation() bool {
+	if x != nil {
+		return x.Invitation
+	}
+	return false
+}
+
+type RedeemUserCodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	NewPassword   string                 `protobuf:"bytes,2,opt,name=new_password,json=newPassword,proto3" json:"new_password,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedeemUserCodeRequest) Reset() {
+	*x = RedeemUserCodeRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedeemUserCodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedeemUserCodeRequest) ProtoMessage() {}
+
+func (x *RedeemUserCodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedeemUserCodeRequest.ProtoReflect.Descriptor instead.
+func (*RedeemUserCodeRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RedeemUserCodeRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *RedeemUserCodeRequest) GetNewPassword() string {
+	if x != nil {
+		return x.NewPassword
+	}
+	return ""
+}
+
+type RedeemUserCodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// users/{user}: who can sign in with the password now.
+	Principal     string `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedeemUserCodeResponse) Reset() {
+	*x = RedeemUserCodeResponse{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedeemUserCodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedeemUserCodeResponse) ProtoMessage() {}
+
+func (x *RedeemUserCodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedeemUserCodeResponse.ProtoReflect.Descriptor instead.
+func (*RedeemUserCodeResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RedeemUserCodeResponse) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
 type GetUserRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -885,7 +1347,7 @@ type GetUserRequest struct {
 
 func (x *GetUserRequest) Reset() {
 	*x = GetUserRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1359,7 @@ func (x *GetUserRequest) String() string {
 func (*GetUserRequest) ProtoMessage() {}
 
 func (x *GetUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1372,7 @@ func (x *GetUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUserRequest.ProtoReflect.Descriptor instead.
 func (*GetUserRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetUserRequest) GetName() string {
@@ -930,7 +1392,7 @@ type ListUsersRequest struct {
 
 func (x *ListUsersRequest) Reset() {
 	*x = ListUsersRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[14]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1404,7 @@ func (x *ListUsersRequest) String() string {
 func (*ListUsersRequest) ProtoMessage() {}
 
 func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[14]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1417,7 @@ func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
 func (*ListUsersRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListUsersRequest) GetPageSize() int32 {
@@ -982,7 +1444,7 @@ type ListUsersResponse struct {
 
 func (x *ListUsersResponse) Reset() {
 	*x = ListUsersResponse{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[15]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1456,7 @@ func (x *ListUsersResponse) String() string {
 func (*ListUsersResponse) ProtoMessage() {}
 
 func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[15]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1469,7 @@ func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
 func (*ListUsersResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListUsersResponse) GetUsers() []*User {
@@ -1034,7 +1496,7 @@ type SetUserDisabledRequest struct {
 
 func (x *SetUserDisabledRequest) Reset() {
 	*x = SetUserDisabledRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[16]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1508,7 @@ func (x *SetUserDisabledRequest) String() string {
 func (*SetUserDisabledRequest) ProtoMessage() {}
 
 func (x *SetUserDisabledRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[16]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1521,7 @@ func (x *SetUserDisabledRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetUserDisabledRequest.ProtoReflect.Descriptor instead.
 func (*SetUserDisabledRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetUserDisabledRequest) GetName() string {
@@ -1086,7 +1548,7 @@ type SetUserPasswordRequest struct {
 
 func (x *SetUserPasswordRequest) Reset() {
 	*x = SetUserPasswordRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[17]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1560,7 @@ func (x *SetUserPasswordRequest) String() string {
 func (*SetUserPasswordRequest) ProtoMessage() {}
 
 func (x *SetUserPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[17]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1573,7 @@ func (x *SetUserPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetUserPasswordRequest.ProtoReflect.Descriptor instead.
 func (*SetUserPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetUserPasswordRequest) GetName() string {
@@ -1143,7 +1605,7 @@ type ServicePrincipal struct {
 
 func (x *ServicePrincipal) Reset() {
 	*x = ServicePrincipal{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[18]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1617,7 @@ func (x *ServicePrincipal) String() string {
 func (*ServicePrincipal) ProtoMessage() {}
 
 func (x *ServicePrincipal) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[18]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1630,7 @@ func (x *ServicePrincipal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePrincipal.ProtoReflect.Descriptor instead.
 func (*ServicePrincipal) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ServicePrincipal) GetName() string {
@@ -1216,7 +1678,7 @@ type CreateServicePrincipalRequest struct {
 
 func (x *CreateServicePrincipalRequest) Reset() {
 	*x = CreateServicePrincipalRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[19]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1690,7 @@ func (x *CreateServicePrincipalRequest) String() string {
 func (*CreateServicePrincipalRequest) ProtoMessage() {}
 
 func (x *CreateServicePrincipalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[19]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1703,7 @@ func (x *CreateServicePrincipalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServicePrincipalRequest.ProtoReflect.Descriptor instead.
 func (*CreateServicePrincipalRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CreateServicePrincipalRequest) GetServicePrincipalId() string {
@@ -1268,7 +1730,7 @@ type ListServicePrincipalsRequest struct {
 
 func (x *ListServicePrincipalsRequest) Reset() {
 	*x = ListServicePrincipalsRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[20]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1742,7 @@ func (x *ListServicePrincipalsRequest) String() string {
 func (*ListServicePrincipalsRequest) ProtoMessage() {}
 
 func (x *ListServicePrincipalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[20]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1755,7 @@ func (x *ListServicePrincipalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicePrincipalsRequest.ProtoReflect.Descriptor instead.
 func (*ListServicePrincipalsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListServicePrincipalsRequest) GetPageSize() int32 {
@@ -1320,7 +1782,7 @@ type ListServicePrincipalsResponse struct {
 
 func (x *ListServicePrincipalsResponse) Reset() {
 	*x = ListServicePrincipalsResponse{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[21]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1794,7 @@ func (x *ListServicePrincipalsResponse) String() string {
 func (*ListServicePrincipalsResponse) ProtoMessage() {}
 
 func (x *ListServicePrincipalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[21]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1807,7 @@ func (x *ListServicePrincipalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicePrincipalsResponse.ProtoReflect.Descriptor instead.
 func (*ListServicePrincipalsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListServicePrincipalsResponse) GetServicePrincipals() []*ServicePrincipal {
@@ -1373,7 +1835,7 @@ type AddServicePrincipalSecretRequest struct {
 
 func (x *AddServicePrincipalSecretRequest) Reset() {
 	*x = AddServicePrincipalSecretRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[22]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1847,7 @@ func (x *AddServicePrincipalSecretRequest) String() string {
 func (*AddServicePrincipalSecretRequest) ProtoMessage() {}
 
 func (x *AddServicePrincipalSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[22]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1860,7 @@ func (x *AddServicePrincipalSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddServicePrincipalSecretRequest.ProtoReflect.Descriptor instead.
 func (*AddServicePrincipalSecretRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AddServicePrincipalSecretRequest) GetName() string {
@@ -1428,7 +1890,7 @@ type ServicePrincipalSecret struct {
 
 func (x *ServicePrincipalSecret) Reset() {
 	*x = ServicePrincipalSecret{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[23]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1902,7 @@ func (x *ServicePrincipalSecret) String() string {
 func (*ServicePrincipalSecret) ProtoMessage() {}
 
 func (x *ServicePrincipalSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[23]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1915,7 @@ func (x *ServicePrincipalSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePrincipalSecret.ProtoReflect.Descriptor instead.
 func (*ServicePrincipalSecret) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ServicePrincipalSecret) GetSecretId() string {
@@ -1484,6 +1946,392 @@ func (x *ServicePrincipalSecret) GetClientId() string {
 	return ""
 }
 
+type GetServicePrincipalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServicePrincipalRequest) Reset() {
+	*x = GetServicePrincipalRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServicePrincipalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServicePrincipalRequest) ProtoMessage() {}
+
+func (x *GetServicePrincipalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServicePrincipalRequest.ProtoReflect.Descriptor instead.
+func (*GetServicePrincipalRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *GetServicePrincipalRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type SetServicePrincipalDisabledRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Disabled      bool                   `protobuf:"varint,2,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetServicePrincipalDisabledRequest) Reset() {
+	*x = SetServicePrincipalDisabledRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetServicePrincipalDisabledRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetServicePrincipalDisabledRequest) ProtoMessage() {}
+
+func (x *SetServicePrincipalDisabledRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetServicePrincipalDisabledRequest.ProtoReflect.Descriptor instead.
+func (*SetServicePrincipalDisabledRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SetServicePrincipalDisabledRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetServicePrincipalDisabledRequest) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
+type AddServicePrincipalKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// One block of PEM: "PUBLIC KEY" or "CERTIFICATE"; ECDSA on P-256, P-384 or P-521, Ed25519, or RSA of 2048 to 8192 bits.
+	Pem string `protobuf:"bytes,2,opt,name=pem,proto3" json:"pem,omitempty"`
+	// At most two years ahead; absent means 90 days. A certificate ends at its own end at the latest.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddServicePrincipalKeyRequest) Reset() {
+	*x = AddServicePrincipalKeyRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddServicePrincipalKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddServicePrincipalKeyRequest) ProtoMessage() {}
+
+func (x *AddServicePrincipalKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddServicePrincipalKeyRequest.ProtoReflect.Descriptor instead.
+func (*AddServicePrincipalKeyRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AddServicePrincipalKeyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddServicePrincipalKeyRequest) GetPem() string {
+	if x != nil {
+		return x.Pem
+	}
+	return ""
+}
+
+func (x *AddServicePrincipalKeyRequest) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+// ServicePrincipalCredential is something that a service principal can prove itself with, without the secret.
+type ServicePrincipalCredential struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// sec_… or key_…
+	CredentialId string                          `protobuf:"bytes,1,opt,name=credential_id,json=credentialId,proto3" json:"credential_id,omitempty"`
+	Kind         ServicePrincipalCredential_Kind `protobuf:"varint,2,opt,name=kind,proto3,enum=redoubt.identity.v1.ServicePrincipalCredential_Kind" json:"kind,omitempty"`
+	// Of a public key its JWK thumbprint (RFC 7638), of a certificate x5t#S256 (RFC 7515 section 4.1.8). Empty for a secret.
+	Thumbprint    string                 `protobuf:"bytes,3,opt,name=thumbprint,proto3" json:"thumbprint,omitempty"`
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ClientId      string                 `protobuf:"bytes,6,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServicePrincipalCredential) Reset() {
+	*x = ServicePrincipalCredential{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServicePrincipalCredential) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServicePrincipalCredential) ProtoMessage() {}
+
+func (x *ServicePrincipalCredential) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServicePrincipalCredential.ProtoReflect.Descriptor instead.
+func (*ServicePrincipalCredential) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ServicePrincipalCredential) GetCredentialId() string {
+	if x != nil {
+		return x.CredentialId
+	}
+	return ""
+}
+
+func (x *ServicePrincipalCredential) GetKind() ServicePrincipalCredential_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return ServicePrincipalCredential_KIND_UNSPECIFIED
+}
+
+func (x *ServicePrincipalCredential) GetThumbprint() string {
+	if x != nil {
+		return x.Thumbprint
+	}
+	return ""
+}
+
+func (x *ServicePrincipalCredential) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *ServicePrincipalCredential) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *ServicePrincipalCredential) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+type ListServicePrincipalCredentialsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListServicePrincipalCredentialsRequest) Reset() {
+	*x = ListServicePrincipalCredentialsRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListServicePrincipalCredentialsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListServicePrincipalCredentialsRequest) ProtoMessage() {}
+
+func (x *ListServicePrincipalCredentialsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListServicePrincipalCredentialsRequest.ProtoReflect.Descriptor instead.
+func (*ListServicePrincipalCredentialsRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListServicePrincipalCredentialsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// ListServicePrincipalCredentialsResponse has all that are not over: there are few.
+type ListServicePrincipalCredentialsResponse struct {
+	state         protoimpl.MessageState        `protogen:"open.v1"`
+	Credentials   []*ServicePrincipalCredential `protobuf:"bytes,1,rep,name=credentials,proto3" json:"credentials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListServicePrincipalCredentialsResponse) Reset() {
+	*x = ListServicePrincipalCredentialsResponse{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListServicePrincipalCredentialsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListServicePrincipalCredentialsResponse) ProtoMessage() {}
+
+func (x *ListServicePrincipalCredentialsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListServicePrincipalCredentialsResponse.ProtoReflect.Descriptor instead.
+func (*ListServicePrincipalCredentialsResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ListServicePrincipalCredentialsResponse) GetCredentials() []*ServicePrincipalCredential {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+type DeleteServicePrincipalCredentialRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	CredentialId  string                 `protobuf:"bytes,2,opt,name=credential_id,json=credentialId,proto3" json:"credential_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteServicePrincipalCredentialRequest) Reset() {
+	*x = DeleteServicePrincipalCredentialRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteServicePrincipalCredentialRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteServicePrincipalCredentialRequest) ProtoMessage() {}
+
+func (x *DeleteServicePrincipalCredentialRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteServicePrincipalCredentialRequest.ProtoReflect.Descriptor instead.
+func (*DeleteServicePrincipalCredentialRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *DeleteServicePrincipalCredentialRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteServicePrincipalCredentialRequest) GetCredentialId() string {
+	if x != nil {
+		return x.CredentialId
+	}
+	return ""
+}
+
 type DeleteServicePrincipalRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1493,7 +2341,7 @@ type DeleteServicePrincipalRequest struct {
 
 func (x *DeleteServicePrincipalRequest) Reset() {
 	*x = DeleteServicePrincipalRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[24]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +2353,7 @@ func (x *DeleteServicePrincipalRequest) String() string {
 func (*DeleteServicePrincipalRequest) ProtoMessage() {}
 
 func (x *DeleteServicePrincipalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[24]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +2366,7 @@ func (x *DeleteServicePrincipalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServicePrincipalRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServicePrincipalRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeleteServicePrincipalRequest) GetName() string {
@@ -1543,7 +2391,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[25]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +2403,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[25]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +2416,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Group) GetName() string {
@@ -1609,7 +2457,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[26]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +2469,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[26]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +2482,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateGroupRequest) GetGroupId() string {
@@ -1651,6 +2499,94 @@ func (x *CreateGroupRequest) GetDisplayName() string {
 	return ""
 }
 
+type GetGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGroupRequest) Reset() {
+	*x = GetGroupRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupRequest) ProtoMessage() {}
+
+func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
+func (*GetGroupRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *GetGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupRequest) Reset() {
+	*x = DeleteGroupRequest{}
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupRequest) ProtoMessage() {}
+
+func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
+func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *DeleteGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 type ListGroupsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -1661,7 +2597,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[27]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +2609,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[27]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +2622,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListGroupsRequest) GetPageSize() int32 {
@@ -1713,7 +2649,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[28]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +2661,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[28]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +2674,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{28}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -1766,7 +2702,7 @@ type AddGroupMemberRequest struct {
 
 func (x *AddGroupMemberRequest) Reset() {
 	*x = AddGroupMemberRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[29]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +2714,7 @@ func (x *AddGroupMemberRequest) String() string {
 func (*AddGroupMemberRequest) ProtoMessage() {}
 
 func (x *AddGroupMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[29]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +2727,7 @@ func (x *AddGroupMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddGroupMemberRequest.ProtoReflect.Descriptor instead.
 func (*AddGroupMemberRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{29}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AddGroupMemberRequest) GetName() string {
@@ -1819,7 +2755,7 @@ type RemoveGroupMemberRequest struct {
 
 func (x *RemoveGroupMemberRequest) Reset() {
 	*x = RemoveGroupMemberRequest{}
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[30]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +2767,7 @@ func (x *RemoveGroupMemberRequest) String() string {
 func (*RemoveGroupMemberRequest) ProtoMessage() {}
 
 func (x *RemoveGroupMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[30]
+	mi := &file_redoubt_identity_v1_identity_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +2780,7 @@ func (x *RemoveGroupMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGroupMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveGroupMemberRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{30}
+	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RemoveGroupMemberRequest) GetName() string {
@@ -1865,14 +2801,15 @@ var File_redoubt_identity_v1_identity_proto protoreflect.FileDescriptor
 
 const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\n" +
-	"\"redoubt/identity/v1/identity.proto\x12\x13redoubt.identity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"[\n" +
+	"\"redoubt/identity/v1/identity.proto\x12\x13redoubt.identity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$redoubt/identity/v1/federation.proto\x1a\x1aredoubt/rule/v1/rule.proto\"[\n" +
 	"\rSignInRequest\x12\x1e\n" +
 	"\x04user\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\x80\x02R\x04user\x12*\n" +
-	"\bpassword\x18\x02 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\b\xb0\xe1\x18\x01R\bpassword\"\x95\x01\n" +
+	"\bpassword\x18\x02 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\b\xb0\xe1\x18\x01R\bpassword\"\xc2\x01\n" +
 	"\x0eSignInResponse\x128\n" +
 	"\asession\x18\x01 \x01(\v2\x1c.redoubt.identity.v1.SessionH\x00R\asession\x12>\n" +
-	"\tchallenge\x18\x02 \x01(\v2\x1e.redoubt.identity.v1.ChallengeH\x00R\tchallengeB\t\n" +
+	"\tchallenge\x18\x02 \x01(\v2\x1e.redoubt.identity.v1.ChallengeH\x00R\tchallenge\x12+\n" +
+	"\x0erecovery_codes\x18\x03 \x03(\tB\x04\xb0\xe1\x18\x01R\rrecoveryCodesB\t\n" +
 	"\aoutcome\"\xbe\x01\n" +
 	"\aSession\x12'\n" +
 	"\faccess_token\x18\x01 \x01(\tB\x04\xb0\xe1\x18\x01R\vaccessToken\x12\x1d\n" +
@@ -1881,10 +2818,19 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x1c\n" +
 	"\tprincipal\x18\x04 \x01(\tR\tprincipal\x12\x10\n" +
-	"\x03uid\x18\x05 \x01(\tR\x03uid\"A\n" +
+	"\x03uid\x18\x05 \x01(\tR\x03uid\"\x94\x01\n" +
 	"\tChallenge\x12\x1a\n" +
 	"\x05state\x18\x01 \x01(\tB\x04\xb0\xe1\x18\x01R\x05state\x12\x18\n" +
-	"\afactors\x18\x02 \x03(\tR\afactors\"\x8d\x01\n" +
+	"\afactors\x18\x02 \x03(\tR\afactors\x12\x14\n" +
+	"\x05enrol\x18\x03 \x01(\bR\x05enrol\x12;\n" +
+	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"@\n" +
+	"\x18EnrolSignInFactorRequest\x12$\n" +
+	"\x05state\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80 \xb0\xe1\x18\x01R\x05state\"e\n" +
+	"\x19EnrolSignInFactorResponse\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\x06secret\x18\x02 \x01(\tB\x04\xb0\xe1\x18\x01R\x06secret\x12\x16\n" +
+	"\x03uri\x18\x03 \x01(\tB\x04\xb0\xe1\x18\x01R\x03uri\"\x8d\x01\n" +
 	"\x15ContinueSignInRequest\x12$\n" +
 	"\x05state\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80 \xb0\xe1\x18\x01R\x05state\x12!\n" +
 	"\x06factor\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x06factor\x12+\n" +
@@ -1898,7 +2844,7 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"expireTime\"=\n" +
 	"\x17RedeemSignInCodeRequest\x12\"\n" +
 	"\x04code\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\x04\xb0\xe1\x18\x01R\x04code\"\x0f\n" +
-	"\rWhoAmIRequest\"\xd3\x02\n" +
+	"\rWhoAmIRequest\"\x82\x03\n" +
 	"\x0eWhoAmIResponse\x12\x1c\n" +
 	"\tprincipal\x18\x01 \x01(\tR\tprincipal\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x126\n" +
@@ -1908,7 +2854,9 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\arun_uid\x18\x06 \x01(\tR\x06runUid\x12#\n" +
 	"\rworkspace_uid\x18\a \x01(\tR\fworkspaceUid\x12\x18\n" +
 	"\aactions\x18\b \x03(\tR\aactions\x12\x16\n" +
-	"\x06actors\x18\t \x03(\tR\x06actors\"\xbc\x01\n" +
+	"\x06actors\x18\t \x03(\tR\x06actors\x12-\n" +
+	"\x04home\x18\n" +
+	" \x01(\v2\x19.redoubt.identity.v1.HomeR\x04home\"\xeb\x01\n" +
 	"\x04User\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12!\n" +
@@ -1916,11 +2864,32 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\bdisabled\x18\x04 \x01(\bR\bdisabled\x12;\n" +
 	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12\x12\n" +
-	"\x04etag\x18\x06 \x01(\tR\x04etag\"\x90\x01\n" +
+	"\x04etag\x18\x06 \x01(\tR\x04etag\x12-\n" +
+	"\x04home\x18\a \x01(\v2\x19.redoubt.identity.v1.HomeR\x04home\"\x8e\x01\n" +
 	"\x11CreateUserRequest\x12\"\n" +
 	"\auser_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(?R\x06userId\x12+\n" +
-	"\fdisplay_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\vdisplayName\x12*\n" +
-	"\bpassword\x18\x03 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\b\xb0\xe1\x18\x01R\bpassword\"0\n" +
+	"\fdisplay_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\vdisplayName\x12(\n" +
+	"\bpassword\x18\x03 \x01(\tB\f\xbaH\x05r\x03(\x80\b\xb0\xe1\x18\x01R\bpassword\"3\n" +
+	"\x11DeleteUserRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\"t\n" +
+	"\x15CreateUserCodeRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\x12;\n" +
+	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"\x81\x01\n" +
+	"\bUserCode\x12\x18\n" +
+	"\x04code\x18\x01 \x01(\tB\x04\xb0\xe1\x18\x01R\x04code\x12;\n" +
+	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x1e\n" +
+	"\n" +
+	"invitation\x18\x03 \x01(\bR\n" +
+	"invitation\"n\n" +
+	"\x15RedeemUserCodeRequest\x12\"\n" +
+	"\x04code\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\x04\xb0\xe1\x18\x01R\x04code\x121\n" +
+	"\fnew_password\x18\x02 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\b\xb0\xe1\x18\x01R\vnewPassword\"6\n" +
+	"\x16RedeemUserCodeResponse\x12\x1c\n" +
+	"\tprincipal\x18\x01 \x01(\tR\tprincipal\"0\n" +
 	"\x0eGetUserRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\"X\n" +
@@ -1966,7 +2935,45 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\x06secret\x18\x02 \x01(\tB\x04\xb0\xe1\x18\x01R\x06secret\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x1b\n" +
-	"\tclient_id\x18\x04 \x01(\tR\bclientId\"?\n" +
+	"\tclient_id\x18\x04 \x01(\tR\bclientId\"<\n" +
+	"\x1aGetServicePrincipalRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\"`\n" +
+	"\"SetServicePrincipalDisabledRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\x12\x1a\n" +
+	"\bdisabled\x18\x02 \x01(\bR\bdisabled\"\x9b\x01\n" +
+	"\x1dAddServicePrincipalKeyRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\x12\x1d\n" +
+	"\x03pem\x18\x02 \x01(\tB\v\xbaH\br\x06\x10\x01(\x80\x80\x01R\x03pem\x12;\n" +
+	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"\x9c\x03\n" +
+	"\x1aServicePrincipalCredential\x12#\n" +
+	"\rcredential_id\x18\x01 \x01(\tR\fcredentialId\x12H\n" +
+	"\x04kind\x18\x02 \x01(\x0e24.redoubt.identity.v1.ServicePrincipalCredential.KindR\x04kind\x12\x1e\n" +
+	"\n" +
+	"thumbprint\x18\x03 \x01(\tR\n" +
+	"thumbprint\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vexpire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x1b\n" +
+	"\tclient_id\x18\x06 \x01(\tR\bclientId\"X\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vKIND_SECRET\x10\x01\x12\x13\n" +
+	"\x0fKIND_PUBLIC_KEY\x10\x02\x12\x14\n" +
+	"\x10KIND_CERTIFICATE\x10\x03\"H\n" +
+	"&ListServicePrincipalCredentialsRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\"|\n" +
+	"'ListServicePrincipalCredentialsResponse\x12Q\n" +
+	"\vcredentials\x18\x01 \x03(\v2/.redoubt.identity.v1.ServicePrincipalCredentialR\vcredentials\"y\n" +
+	"'DeleteServicePrincipalCredentialRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\x12.\n" +
+	"\rcredential_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fcredentialId\"?\n" +
 	"\x1dDeleteServicePrincipalRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\"j\n" +
@@ -1977,7 +2984,13 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\amembers\x18\x04 \x03(\tR\amembers\"g\n" +
 	"\x12CreateGroupRequest\x12$\n" +
 	"\bgroup_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(?R\agroupId\x12+\n" +
-	"\fdisplay_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\vdisplayName\"Y\n" +
+	"\fdisplay_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\vdisplayName\"1\n" +
+	"\x0fGetGroupRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\"4\n" +
+	"\x12DeleteGroupRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\"Y\n" +
 	"\x11ListGroupsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12'\n" +
 	"\n" +
@@ -2000,16 +3013,17 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\x13PRINCIPAL_TYPE_USER\x10\x01\x12$\n" +
 	" PRINCIPAL_TYPE_SERVICE_PRINCIPAL\x10\x02\x12#\n" +
 	"\x1fPRINCIPAL_TYPE_MANAGED_IDENTITY\x10\x03\x12\x18\n" +
-	"\x14PRINCIPAL_TYPE_GROUP\x10\x042\x82\x06\n" +
+	"\x14PRINCIPAL_TYPE_GROUP\x10\x042\x9e\a\n" +
 	"\rSignInService\x12r\n" +
 	"\x06SignIn\x12\".redoubt.identity.v1.SignInRequest\x1a#.redoubt.identity.v1.SignInResponse\"\x1f\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x0f:\x01*\"\n" +
 	"/v1/signIn\x12\x8b\x01\n" +
-	"\x0eContinueSignIn\x12*.redoubt.identity.v1.ContinueSignInRequest\x1a#.redoubt.identity.v1.SignInResponse\"(\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/signIn:continue\x12f\n" +
+	"\x0eContinueSignIn\x12*.redoubt.identity.v1.ContinueSignInRequest\x1a#.redoubt.identity.v1.SignInResponse\"(\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/signIn:continue\x12\x99\x01\n" +
+	"\x11EnrolSignInFactor\x12-.redoubt.identity.v1.EnrolSignInFactorRequest\x1a..redoubt.identity.v1.EnrolSignInFactorResponse\"%\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/signIn:enrol\x12f\n" +
 	"\aSignOut\x12#.redoubt.identity.v1.SignOutRequest\x1a\x16.google.protobuf.Empty\"\x1e\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x10:\x01*\"\v/v1/signOut\x12\x87\x01\n" +
 	"\x10CreateSignInCode\x12,.redoubt.identity.v1.CreateSignInCodeRequest\x1a\x1f.redoubt.identity.v1.SignInCode\"$\xb2\xe1\x18\x06(\x01H\x01P\x05\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/signInCodes\x12\x8b\x01\n" +
 	"\x10RedeemSignInCode\x12,.redoubt.identity.v1.RedeemSignInCodeRequest\x1a\x1c.redoubt.identity.v1.Session\"+\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/signInCodes:redeem\x12o\n" +
 	"\x06WhoAmI\x12\".redoubt.identity.v1.WhoAmIRequest\x1a#.redoubt.identity.v1.WhoAmIResponse\"\x1c\xb2\xe1\x18\x06(\x02@\x01H\x01\x82\xd3\xe4\x93\x02\f\x12\n" +
-	"/v1/whoAmI2\xa0\x11\n" +
+	"/v1/whoAmI2\x83 \n" +
 	"\x10DirectoryService\x12\x84\x01\n" +
 	"\n" +
 	"CreateUser\x12&.redoubt.identity.v1.CreateUserRequest\x1a\x19.redoubt.identity.v1.User\"3\xb2\xe1\x18\x1b\n" +
@@ -2019,13 +3033,29 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\tListUsers\x12%.redoubt.identity.v1.ListUsersRequest\x1a&.redoubt.identity.v1.ListUsersResponse\"/\xb2\xe1\x18\x1a\n" +
 	"\x13identity/users/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02\v\x12\t/v1/users\x12\xa3\x01\n" +
 	"\x0fSetUserDisabled\x12+.redoubt.identity.v1.SetUserDisabledRequest\x1a\x19.redoubt.identity.v1.User\"H\xb2\xe1\x18\x1b\n" +
-	"\x14identity/users/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/{name=users/*}:setDisabled\x12\xa6\x01\n" +
-	"\x0fSetUserPassword\x12+.redoubt.identity.v1.SetUserPasswordRequest\x1a\x16.google.protobuf.Empty\"N\xb2\xe1\x18!\n" +
-	"\x1aidentity/users/setPassword\x12\x01/(\x01\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/{name=users/*}:setPassword\x12\xc0\x01\n" +
+	"\x14identity/users/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/{name=users/*}:setDisabled\x12\x88\x01\n" +
+	"\n" +
+	"DeleteUser\x12&.redoubt.identity.v1.DeleteUserRequest\x1a\x16.google.protobuf.Empty\":\xb2\xe1\x18\x1c\n" +
+	"\x15identity/users/delete\x12\x01/(\x01\x82\xd3\xe4\x93\x02\x14*\x12/v1/{name=users/*}\x12\xaf\x01\n" +
+	"\x0eCreateUserCode\x12*.redoubt.identity.v1.CreateUserCodeRequest\x1a\x1d.redoubt.identity.v1.UserCode\"R\xb2\xe1\x18&\n" +
+	"\x1aidentity/users/setPassword\x12\x01/(\x01p\x84\ax\x01\x82\xd3\xe4\x93\x02\":\x01*\"\x1d/v1/{name=users/*}:createCode\x12\x94\x01\n" +
+	"\x0eRedeemUserCode\x12*.redoubt.identity.v1.RedeemUserCodeRequest\x1a+.redoubt.identity.v1.RedeemUserCodeResponse\")\xb2\xe1\x18\x06(\x010\x01P\x05\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/userCodes:redeem\x12\xab\x01\n" +
+	"\x0fSetUserPassword\x12+.redoubt.identity.v1.SetUserPasswordRequest\x1a\x16.google.protobuf.Empty\"S\xb2\xe1\x18&\n" +
+	"\x1aidentity/users/setPassword\x12\x01/(\x01p\x84\ax\x01\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/{name=users/*}:setPassword\x12\xc0\x01\n" +
 	"\x16CreateServicePrincipal\x122.redoubt.identity.v1.CreateServicePrincipalRequest\x1a%.redoubt.identity.v1.ServicePrincipal\"K\xb2\xe1\x18'\n" +
 	" identity/servicePrincipals/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1/servicePrincipals\x12\xc7\x01\n" +
 	"\x15ListServicePrincipals\x121.redoubt.identity.v1.ListServicePrincipalsRequest\x1a2.redoubt.identity.v1.ListServicePrincipalsResponse\"G\xb2\xe1\x18&\n" +
-	"\x1fidentity/servicePrincipals/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/servicePrincipals\x12\xe7\x01\n" +
+	"\x1fidentity/servicePrincipals/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/servicePrincipals\x12\xbf\x01\n" +
+	"\x13GetServicePrincipal\x12/.redoubt.identity.v1.GetServicePrincipalRequest\x1a%.redoubt.identity.v1.ServicePrincipal\"P\xb2\xe1\x18&\n" +
+	"\x1fidentity/servicePrincipals/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{name=servicePrincipals/*}\x12\xdf\x01\n" +
+	"\x1bSetServicePrincipalDisabled\x127.redoubt.identity.v1.SetServicePrincipalDisabledRequest\x1a%.redoubt.identity.v1.ServicePrincipal\"`\xb2\xe1\x18'\n" +
+	" identity/servicePrincipals/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02/:\x01*\"*/v1/{name=servicePrincipals/*}:setDisabled\x12\xe2\x01\n" +
+	"\x16AddServicePrincipalKey\x122.redoubt.identity.v1.AddServicePrincipalKeyRequest\x1a/.redoubt.identity.v1.ServicePrincipalCredential\"c\xb2\xe1\x18/\n" +
+	"(identity/servicePrincipals/secrets/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02*:\x01*\"%/v1/{name=servicePrincipals/*}:addKey\x12\xfa\x01\n" +
+	"\x1fListServicePrincipalCredentials\x12;.redoubt.identity.v1.ListServicePrincipalCredentialsRequest\x1a<.redoubt.identity.v1.ListServicePrincipalCredentialsResponse\"\\\xb2\xe1\x18&\n" +
+	"\x1fidentity/servicePrincipals/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02,\x12*/v1/{name=servicePrincipals/*}/credentials\x12\xe7\x01\n" +
+	" DeleteServicePrincipalCredential\x12<.redoubt.identity.v1.DeleteServicePrincipalCredentialRequest\x1a\x16.google.protobuf.Empty\"m\xb2\xe1\x18/\n" +
+	"(identity/servicePrincipals/secrets/write\x12\x01/(\x01\x82\xd3\xe4\x93\x024:\x01*\"//v1/{name=servicePrincipals/*}:deleteCredential\x12\xe7\x01\n" +
 	"\x19AddServicePrincipalSecret\x125.redoubt.identity.v1.AddServicePrincipalSecretRequest\x1a+.redoubt.identity.v1.ServicePrincipalSecret\"f\xb2\xe1\x18/\n" +
 	"(identity/servicePrincipals/secrets/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02-:\x01*\"(/v1/{name=servicePrincipals/*}:addSecret\x12\xb8\x01\n" +
 	"\x16DeleteServicePrincipal\x122.redoubt.identity.v1.DeleteServicePrincipalRequest\x1a\x16.google.protobuf.Empty\"R\xb2\xe1\x18(\n" +
@@ -2036,7 +3066,11 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\n" +
 	"ListGroups\x12&.redoubt.identity.v1.ListGroupsRequest\x1a'.redoubt.identity.v1.ListGroupsResponse\"1\xb2\xe1\x18\x1b\n" +
 	"\x14identity/groups/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02\f\x12\n" +
-	"/v1/groups\x12\xa2\x01\n" +
+	"/v1/groups\x12\x88\x01\n" +
+	"\bGetGroup\x12$.redoubt.identity.v1.GetGroupRequest\x1a\x1a.redoubt.identity.v1.Group\":\xb2\xe1\x18\x1b\n" +
+	"\x14identity/groups/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=groups/*}\x12\x8c\x01\n" +
+	"\vDeleteGroup\x12'.redoubt.identity.v1.DeleteGroupRequest\x1a\x16.google.protobuf.Empty\"<\xb2\xe1\x18\x1d\n" +
+	"\x16identity/groups/delete\x12\x01/(\x01\x82\xd3\xe4\x93\x02\x15*\x13/v1/{name=groups/*}\x12\xa2\x01\n" +
 	"\x0eAddGroupMember\x12*.redoubt.identity.v1.AddGroupMemberRequest\x1a\x1a.redoubt.identity.v1.Group\"H\xb2\xe1\x18\x1c\n" +
 	"\x15identity/groups/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02\":\x01*\"\x1d/v1/{name=groups/*}:addMember\x12\xab\x01\n" +
 	"\x11RemoveGroupMember\x12-.redoubt.identity.v1.RemoveGroupMemberRequest\x1a\x1a.redoubt.identity.v1.Group\"K\xb2\xe1\x18\x1c\n" +
@@ -2054,101 +3088,151 @@ func file_redoubt_identity_v1_identity_proto_rawDescGZIP() []byte {
 	return file_redoubt_identity_v1_identity_proto_rawDescData
 }
 
-var file_redoubt_identity_v1_identity_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redoubt_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_redoubt_identity_v1_identity_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_redoubt_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_redoubt_identity_v1_identity_proto_goTypes = []any{
-	(PrincipalType)(0),                       // 0: redoubt.identity.v1.PrincipalType
-	(*SignInRequest)(nil),                    // 1: redoubt.identity.v1.SignInRequest
-	(*SignInResponse)(nil),                   // 2: redoubt.identity.v1.SignInResponse
-	(*Session)(nil),                          // 3: redoubt.identity.v1.Session
-	(*Challenge)(nil),                        // 4: redoubt.identity.v1.Challenge
-	(*ContinueSignInRequest)(nil),            // 5: redoubt.identity.v1.ContinueSignInRequest
-	(*SignOutRequest)(nil),                   // 6: redoubt.identity.v1.SignOutRequest
-	(*CreateSignInCodeRequest)(nil),          // 7: redoubt.identity.v1.CreateSignInCodeRequest
-	(*SignInCode)(nil),                       // 8: redoubt.identity.v1.SignInCode
-	(*RedeemSignInCodeRequest)(nil),          // 9: redoubt.identity.v1.RedeemSignInCodeRequest
-	(*WhoAmIRequest)(nil),                    // 10: redoubt.identity.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),                   // 11: redoubt.identity.v1.WhoAmIResponse
-	(*User)(nil),                             // 12: redoubt.identity.v1.User
-	(*CreateUserRequest)(nil),                // 13: redoubt.identity.v1.CreateUserRequest
-	(*GetUserRequest)(nil),                   // 14: redoubt.identity.v1.GetUserRequest
-	(*ListUsersRequest)(nil),                 // 15: redoubt.identity.v1.ListUsersRequest
-	(*ListUsersResponse)(nil),                // 16: redoubt.identity.v1.ListUsersResponse
-	(*SetUserDisabledRequest)(nil),           // 17: redoubt.identity.v1.SetUserDisabledRequest
-	(*SetUserPasswordRequest)(nil),           // 18: redoubt.identity.v1.SetUserPasswordRequest
-	(*ServicePrincipal)(nil),                 // 19: redoubt.identity.v1.ServicePrincipal
-	(*CreateServicePrincipalRequest)(nil),    // 20: redoubt.identity.v1.CreateServicePrincipalRequest
-	(*ListServicePrincipalsRequest)(nil),     // 21: redoubt.identity.v1.ListServicePrincipalsRequest
-	(*ListServicePrincipalsResponse)(nil),    // 22: redoubt.identity.v1.ListServicePrincipalsResponse
-	(*AddServicePrincipalSecretRequest)(nil), // 23: redoubt.identity.v1.AddServicePrincipalSecretRequest
-	(*ServicePrincipalSecret)(nil),           // 24: redoubt.identity.v1.ServicePrincipalSecret
-	(*DeleteServicePrincipalRequest)(nil),    // 25: redoubt.identity.v1.DeleteServicePrincipalRequest
-	(*Group)(nil),                            // 26: redoubt.identity.v1.Group
-	(*CreateGroupRequest)(nil),               // 27: redoubt.identity.v1.CreateGroupRequest
-	(*ListGroupsRequest)(nil),                // 28: redoubt.identity.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),               // 29: redoubt.identity.v1.ListGroupsResponse
-	(*AddGroupMemberRequest)(nil),            // 30: redoubt.identity.v1.AddGroupMemberRequest
-	(*RemoveGroupMemberRequest)(nil),         // 31: redoubt.identity.v1.RemoveGroupMemberRequest
-	(*timestamppb.Timestamp)(nil),            // 32: google.protobuf.Timestamp
-	(*emptypb.Empty)(nil),                    // 33: google.protobuf.Empty
+	(PrincipalType)(0),                              // 0: redoubt.identity.v1.PrincipalType
+	(ServicePrincipalCredential_Kind)(0),            // 1: redoubt.identity.v1.ServicePrincipalCredential.Kind
+	(*SignInRequest)(nil),                           // 2: redoubt.identity.v1.SignInRequest
+	(*SignInResponse)(nil),                          // 3: redoubt.identity.v1.SignInResponse
+	(*Session)(nil),                                 // 4: redoubt.identity.v1.Session
+	(*Challenge)(nil),                               // 5: redoubt.identity.v1.Challenge
+	(*EnrolSignInFactorRequest)(nil),                // 6: redoubt.identity.v1.EnrolSignInFactorRequest
+	(*EnrolSignInFactorResponse)(nil),               // 7: redoubt.identity.v1.EnrolSignInFactorResponse
+	(*ContinueSignInRequest)(nil),                   // 8: redoubt.identity.v1.ContinueSignInRequest
+	(*SignOutRequest)(nil),                          // 9: redoubt.identity.v1.SignOutRequest
+	(*CreateSignInCodeRequest)(nil),                 // 10: redoubt.identity.v1.CreateSignInCodeRequest
+	(*SignInCode)(nil),                              // 11: redoubt.identity.v1.SignInCode
+	(*RedeemSignInCodeRequest)(nil),                 // 12: redoubt.identity.v1.RedeemSignInCodeRequest
+	(*WhoAmIRequest)(nil),                           // 13: redoubt.identity.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),                          // 14: redoubt.identity.v1.WhoAmIResponse
+	(*User)(nil),                                    // 15: redoubt.identity.v1.User
+	(*CreateUserRequest)(nil),                       // 16: redoubt.identity.v1.CreateUserRequest
+	(*DeleteUserRequest)(nil),                       // 17: redoubt.identity.v1.DeleteUserRequest
+	(*CreateUserCodeRequest)(nil),                   // 18: redoubt.identity.v1.CreateUserCodeRequest
+	(*UserCode)(nil),                                // 19: redoubt.identity.v1.UserCode
+	(*RedeemUserCodeRequest)(nil),                   // 20: redoubt.identity.v1.RedeemUserCodeRequest
+	(*RedeemUserCodeResponse)(nil),                  // 21: redoubt.identity.v1.RedeemUserCodeResponse
+	(*GetUserRequest)(nil),                          // 22: redoubt.identity.v1.GetUserRequest
+	(*ListUsersRequest)(nil),                        // 23: redoubt.identity.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),                       // 24: redoubt.identity.v1.ListUsersResponse
+	(*SetUserDisabledRequest)(nil),                  // 25: redoubt.identity.v1.SetUserDisabledRequest
+	(*SetUserPasswordRequest)(nil),                  // 26: redoubt.identity.v1.SetUserPasswordRequest
+	(*ServicePrincipal)(nil),                        // 27: redoubt.identity.v1.ServicePrincipal
+	(*CreateServicePrincipalRequest)(nil),           // 28: redoubt.identity.v1.CreateServicePrincipalRequest
+	(*ListServicePrincipalsRequest)(nil),            // 29: redoubt.identity.v1.ListServicePrincipalsRequest
+	(*ListServicePrincipalsResponse)(nil),           // 30: redoubt.identity.v1.ListServicePrincipalsResponse
+	(*AddServicePrincipalSecretRequest)(nil),        // 31: redoubt.identity.v1.AddServicePrincipalSecretRequest
+	(*ServicePrincipalSecret)(nil),                  // 32: redoubt.identity.v1.ServicePrincipalSecret
+	(*GetServicePrincipalRequest)(nil),              // 33: redoubt.identity.v1.GetServicePrincipalRequest
+	(*SetServicePrincipalDisabledRequest)(nil),      // 34: redoubt.identity.v1.SetServicePrincipalDisabledRequest
+	(*AddServicePrincipalKeyRequest)(nil),           // 35: redoubt.identity.v1.AddServicePrincipalKeyRequest
+	(*ServicePrincipalCredential)(nil),              // 36: redoubt.identity.v1.ServicePrincipalCredential
+	(*ListServicePrincipalCredentialsRequest)(nil),  // 37: redoubt.identity.v1.ListServicePrincipalCredentialsRequest
+	(*ListServicePrincipalCredentialsResponse)(nil), // 38: redoubt.identity.v1.ListServicePrincipalCredentialsResponse
+	(*DeleteServicePrincipalCredentialRequest)(nil), // 39: redoubt.identity.v1.DeleteServicePrincipalCredentialRequest
+	(*DeleteServicePrincipalRequest)(nil),           // 40: redoubt.identity.v1.DeleteServicePrincipalRequest
+	(*Group)(nil),                                   // 41: redoubt.identity.v1.Group
+	(*CreateGroupRequest)(nil),                      // 42: redoubt.identity.v1.CreateGroupRequest
+	(*GetGroupRequest)(nil),                         // 43: redoubt.identity.v1.GetGroupRequest
+	(*DeleteGroupRequest)(nil),                      // 44: redoubt.identity.v1.DeleteGroupRequest
+	(*ListGroupsRequest)(nil),                       // 45: redoubt.identity.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),                      // 46: redoubt.identity.v1.ListGroupsResponse
+	(*AddGroupMemberRequest)(nil),                   // 47: redoubt.identity.v1.AddGroupMemberRequest
+	(*RemoveGroupMemberRequest)(nil),                // 48: redoubt.identity.v1.RemoveGroupMemberRequest
+	(*timestamppb.Timestamp)(nil),                   // 49: google.protobuf.Timestamp
+	(*Home)(nil),                                    // 50: redoubt.identity.v1.Home
+	(*emptypb.Empty)(nil),                           // 51: google.protobuf.Empty
 }
 var file_redoubt_identity_v1_identity_proto_depIdxs = []int32{
-	3,  // 0: redoubt.identity.v1.SignInResponse.session:type_name -> redoubt.identity.v1.Session
-	4,  // 1: redoubt.identity.v1.SignInResponse.challenge:type_name -> redoubt.identity.v1.Challenge
-	32, // 2: redoubt.identity.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
-	32, // 3: redoubt.identity.v1.SignInCode.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 4: redoubt.identity.v1.WhoAmIResponse.type:type_name -> redoubt.identity.v1.PrincipalType
-	32, // 5: redoubt.identity.v1.WhoAmIResponse.token_expire_time:type_name -> google.protobuf.Timestamp
-	32, // 6: redoubt.identity.v1.User.create_time:type_name -> google.protobuf.Timestamp
-	12, // 7: redoubt.identity.v1.ListUsersResponse.users:type_name -> redoubt.identity.v1.User
-	32, // 8: redoubt.identity.v1.ServicePrincipal.create_time:type_name -> google.protobuf.Timestamp
-	19, // 9: redoubt.identity.v1.ListServicePrincipalsResponse.service_principals:type_name -> redoubt.identity.v1.ServicePrincipal
-	32, // 10: redoubt.identity.v1.AddServicePrincipalSecretRequest.expire_time:type_name -> google.protobuf.Timestamp
-	32, // 11: redoubt.identity.v1.ServicePrincipalSecret.expire_time:type_name -> google.protobuf.Timestamp
-	26, // 12: redoubt.identity.v1.ListGroupsResponse.groups:type_name -> redoubt.identity.v1.Group
-	1,  // 13: redoubt.identity.v1.SignInService.SignIn:input_type -> redoubt.identity.v1.SignInRequest
-	5,  // 14: redoubt.identity.v1.SignInService.ContinueSignIn:input_type -> redoubt.identity.v1.ContinueSignInRequest
-	6,  // 15: redoubt.identity.v1.SignInService.SignOut:input_type -> redoubt.identity.v1.SignOutRequest
-	7,  // 16: redoubt.identity.v1.SignInService.CreateSignInCode:input_type -> redoubt.identity.v1.CreateSignInCodeRequest
-	9,  // 17: redoubt.identity.v1.SignInService.RedeemSignInCode:input_type -> redoubt.identity.v1.RedeemSignInCodeRequest
-	10, // 18: redoubt.identity.v1.SignInService.WhoAmI:input_type -> redoubt.identity.v1.WhoAmIRequest
-	13, // 19: redoubt.identity.v1.DirectoryService.CreateUser:input_type -> redoubt.identity.v1.CreateUserRequest
-	14, // 20: redoubt.identity.v1.DirectoryService.GetUser:input_type -> redoubt.identity.v1.GetUserRequest
-	15, // 21: redoubt.identity.v1.DirectoryService.ListUsers:input_type -> redoubt.identity.v1.ListUsersRequest
-	17, // 22: redoubt.identity.v1.DirectoryService.SetUserDisabled:input_type -> redoubt.identity.v1.SetUserDisabledRequest
-	18, // 23: redoubt.identity.v1.DirectoryService.SetUserPassword:input_type -> redoubt.identity.v1.SetUserPasswordRequest
-	20, // 24: redoubt.identity.v1.DirectoryService.CreateServicePrincipal:input_type -> redoubt.identity.v1.CreateServicePrincipalRequest
-	21, // 25: redoubt.identity.v1.DirectoryService.ListServicePrincipals:input_type -> redoubt.identity.v1.ListServicePrincipalsRequest
-	23, // 26: redoubt.identity.v1.DirectoryService.AddServicePrincipalSecret:input_type -> redoubt.identity.v1.AddServicePrincipalSecretRequest
-	25, // 27: redoubt.identity.v1.DirectoryService.DeleteServicePrincipal:input_type -> redoubt.identity.v1.DeleteServicePrincipalRequest
-	27, // 28: redoubt.identity.v1.DirectoryService.CreateGroup:input_type -> redoubt.identity.v1.CreateGroupRequest
-	28, // 29: redoubt.identity.v1.DirectoryService.ListGroups:input_type -> redoubt.identity.v1.ListGroupsRequest
-	30, // 30: redoubt.identity.v1.DirectoryService.AddGroupMember:input_type -> redoubt.identity.v1.AddGroupMemberRequest
-	31, // 31: redoubt.identity.v1.DirectoryService.RemoveGroupMember:input_type -> redoubt.identity.v1.RemoveGroupMemberRequest
-	2,  // 32: redoubt.identity.v1.SignInService.SignIn:output_type -> redoubt.identity.v1.SignInResponse
-	2,  // 33: redoubt.identity.v1.SignInService.ContinueSignIn:output_type -> redoubt.identity.v1.SignInResponse
-	33, // 34: redoubt.identity.v1.SignInService.SignOut:output_type -> google.protobuf.Empty
-	8,  // 35: redoubt.identity.v1.SignInService.CreateSignInCode:output_type -> redoubt.identity.v1.SignInCode
-	3,  // 36: redoubt.identity.v1.SignInService.RedeemSignInCode:output_type -> redoubt.identity.v1.Session
-	11, // 37: redoubt.identity.v1.SignInService.WhoAmI:output_type -> redoubt.identity.v1.WhoAmIResponse
-	12, // 38: redoubt.identity.v1.DirectoryService.CreateUser:output_type -> redoubt.identity.v1.User
-	12, // 39: redoubt.identity.v1.DirectoryService.GetUser:output_type -> redoubt.identity.v1.User
-	16, // 40: redoubt.identity.v1.DirectoryService.ListUsers:output_type -> redoubt.identity.v1.ListUsersResponse
-	12, // 41: redoubt.identity.v1.DirectoryService.SetUserDisabled:output_type -> redoubt.identity.v1.User
-	33, // 42: redoubt.identity.v1.DirectoryService.SetUserPassword:output_type -> google.protobuf.Empty
-	19, // 43: redoubt.identity.v1.DirectoryService.CreateServicePrincipal:output_type -> redoubt.identity.v1.ServicePrincipal
-	22, // 44: redoubt.identity.v1.DirectoryService.ListServicePrincipals:output_type -> redoubt.identity.v1.ListServicePrincipalsResponse
-	24, // 45: redoubt.identity.v1.DirectoryService.AddServicePrincipalSecret:output_type -> redoubt.identity.v1.ServicePrincipalSecret
-	33, // 46: redoubt.identity.v1.DirectoryService.DeleteServicePrincipal:output_type -> google.protobuf.Empty
-	26, // 47: redoubt.identity.v1.DirectoryService.CreateGroup:output_type -> redoubt.identity.v1.Group
-	29, // 48: redoubt.identity.v1.DirectoryService.ListGroups:output_type -> redoubt.identity.v1.ListGroupsResponse
-	26, // 49: redoubt.identity.v1.DirectoryService.AddGroupMember:output_type -> redoubt.identity.v1.Group
-	26, // 50: redoubt.identity.v1.DirectoryService.RemoveGroupMember:output_type -> redoubt.identity.v1.Group
-	32, // [32:51] is the sub-list for method output_type
-	13, // [13:32] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	4,  // 0: redoubt.identity.v1.SignInResponse.session:type_name -> redoubt.identity.v1.Session
+	5,  // 1: redoubt.identity.v1.SignInResponse.challenge:type_name -> redoubt.identity.v1.Challenge
+	49, // 2: redoubt.identity.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
+	49, // 3: redoubt.identity.v1.Challenge.expire_time:type_name -> google.protobuf.Timestamp
+	49, // 4: redoubt.identity.v1.SignInCode.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 5: redoubt.identity.v1.WhoAmIResponse.type:type_name -> redoubt.identity.v1.PrincipalType
+	49, // 6: redoubt.identity.v1.WhoAmIResponse.token_expire_time:type_name -> google.protobuf.Timestamp
+	50, // 7: redoubt.identity.v1.WhoAmIResponse.home:type_name -> redoubt.identity.v1.Home
+	49, // 8: redoubt.identity.v1.User.create_time:type_name -> google.protobuf.Timestamp
+	50, // 9: redoubt.identity.v1.User.home:type_name -> redoubt.identity.v1.Home
+	49, // 10: redoubt.identity.v1.CreateUserCodeRequest.expire_time:type_name -> google.protobuf.Timestamp
+	49, // 11: redoubt.identity.v1.UserCode.expire_time:type_name -> google.protobuf.Timestamp
+	15, // 12: redoubt.identity.v1.ListUsersResponse.users:type_name -> redoubt.identity.v1.User
+	49, // 13: redoubt.identity.v1.ServicePrincipal.create_time:type_name -> google.protobuf.Timestamp
+	27, // 14: redoubt.identity.v1.ListServicePrincipalsResponse.service_principals:type_name -> redoubt.identity.v1.ServicePrincipal
+	49, // 15: redoubt.identity.v1.AddServicePrincipalSecretRequest.expire_time:type_name -> google.protobuf.Timestamp
+	49, // 16: redoubt.identity.v1.ServicePrincipalSecret.expire_time:type_name -> google.protobuf.Timestamp
+	49, // 17: redoubt.identity.v1.AddServicePrincipalKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	1,  // 18: redoubt.identity.v1.ServicePrincipalCredential.kind:type_name -> redoubt.identity.v1.ServicePrincipalCredential.Kind
+	49, // 19: redoubt.identity.v1.ServicePrincipalCredential.create_time:type_name -> google.protobuf.Timestamp
+	49, // 20: redoubt.identity.v1.ServicePrincipalCredential.expire_time:type_name -> google.protobuf.Timestamp
+	36, // 21: redoubt.identity.v1.ListServicePrincipalCredentialsResponse.credentials:type_name -> redoubt.identity.v1.ServicePrincipalCredential
+	41, // 22: redoubt.identity.v1.ListGroupsResponse.groups:type_name -> redoubt.identity.v1.Group
+	2,  // 23: redoubt.identity.v1.SignInService.SignIn:input_type -> redoubt.identity.v1.SignInRequest
+	8,  // 24: redoubt.identity.v1.SignInService.ContinueSignIn:input_type -> redoubt.identity.v1.ContinueSignInRequest
+	6,  // 25: redoubt.identity.v1.SignInService.EnrolSignInFactor:input_type -> redoubt.identity.v1.EnrolSignInFactorRequest
+	9,  // 26: redoubt.identity.v1.SignInService.SignOut:input_type -> redoubt.identity.v1.SignOutRequest
+	10, // 27: redoubt.identity.v1.SignInService.CreateSignInCode:input_type -> redoubt.identity.v1.CreateSignInCodeRequest
+	12, // 28: redoubt.identity.v1.SignInService.RedeemSignInCode:input_type -> redoubt.identity.v1.RedeemSignInCodeRequest
+	13, // 29: redoubt.identity.v1.SignInService.WhoAmI:input_type -> redoubt.identity.v1.WhoAmIRequest
+	16, // 30: redoubt.identity.v1.DirectoryService.CreateUser:input_type -> redoubt.identity.v1.CreateUserRequest
+	22, // 31: redoubt.identity.v1.DirectoryService.GetUser:input_type -> redoubt.identity.v1.GetUserRequest
+	23, // 32: redoubt.identity.v1.DirectoryService.ListUsers:input_type -> redoubt.identity.v1.ListUsersRequest
+	25, // 33: redoubt.identity.v1.DirectoryService.SetUserDisabled:input_type -> redoubt.identity.v1.SetUserDisabledRequest
+	17, // 34: redoubt.identity.v1.DirectoryService.DeleteUser:input_type -> redoubt.identity.v1.DeleteUserRequest
+	18, // 35: redoubt.identity.v1.DirectoryService.CreateUserCode:input_type -> redoubt.identity.v1.CreateUserCodeRequest
+	20, // 36: redoubt.identity.v1.DirectoryService.RedeemUserCode:input_type -> redoubt.identity.v1.RedeemUserCodeRequest
+	26, // 37: redoubt.identity.v1.DirectoryService.SetUserPassword:input_type -> redoubt.identity.v1.SetUserPasswordRequest
+	28, // 38: redoubt.identity.v1.DirectoryService.CreateServicePrincipal:input_type -> redoubt.identity.v1.CreateServicePrincipalRequest
+	29, // 39: redoubt.identity.v1.DirectoryService.ListServicePrincipals:input_type -> redoubt.identity.v1.ListServicePrincipalsRequest
+	33, // 40: redoubt.identity.v1.DirectoryService.GetServicePrincipal:input_type -> redoubt.identity.v1.GetServicePrincipalRequest
+	34, // 41: redoubt.identity.v1.DirectoryService.SetServicePrincipalDisabled:input_type -> redoubt.identity.v1.SetServicePrincipalDisabledRequest
+	35, // 42: redoubt.identity.v1.DirectoryService.AddServicePrincipalKey:input_type -> redoubt.identity.v1.AddServicePrincipalKeyRequest
+	37, // 43: redoubt.identity.v1.DirectoryService.ListServicePrincipalCredentials:input_type -> redoubt.identity.v1.ListServicePrincipalCredentialsRequest
+	39, // 44: redoubt.identity.v1.DirectoryService.DeleteServicePrincipalCredential:input_type -> redoubt.identity.v1.DeleteServicePrincipalCredentialRequest
+	31, // 45: redoubt.identity.v1.DirectoryService.AddServicePrincipalSecret:input_type -> redoubt.identity.v1.AddServicePrincipalSecretRequest
+	40, // 46: redoubt.identity.v1.DirectoryService.DeleteServicePrincipal:input_type -> redoubt.identity.v1.DeleteServicePrincipalRequest
+	42, // 47: redoubt.identity.v1.DirectoryService.CreateGroup:input_type -> redoubt.identity.v1.CreateGroupRequest
+	45, // 48: redoubt.identity.v1.DirectoryService.ListGroups:input_type -> redoubt.identity.v1.ListGroupsRequest
+	43, // 49: redoubt.identity.v1.DirectoryService.GetGroup:input_type -> redoubt.identity.v1.GetGroupRequest
+	44, // 50: redoubt.identity.v1.DirectoryService.DeleteGroup:input_type -> redoubt.identity.v1.DeleteGroupRequest
+	47, // 51: redoubt.identity.v1.DirectoryService.AddGroupMember:input_type -> redoubt.identity.v1.AddGroupMemberRequest
+	48, // 52: redoubt.identity.v1.DirectoryService.RemoveGroupMember:input_type -> redoubt.identity.v1.RemoveGroupMemberRequest
+	3,  // 53: redoubt.identity.v1.SignInService.SignIn:output_type -> redoubt.identity.v1.SignInResponse
+	3,  // 54: redoubt.identity.v1.SignInService.ContinueSignIn:output_type -> redoubt.identity.v1.SignInResponse
+	7,  // 55: redoubt.identity.v1.SignInService.EnrolSignInFactor:output_type -> redoubt.identity.v1.EnrolSignInFactorResponse
+	51, // 56: redoubt.identity.v1.SignInService.SignOut:output_type -> google.protobuf.Empty
+	11, // 57: redoubt.identity.v1.SignInService.CreateSignInCode:output_type -> redoubt.identity.v1.SignInCode
+	4,  // 58: redoubt.identity.v1.SignInService.RedeemSignInCode:output_type -> redoubt.identity.v1.Session
+	14, // 59: redoubt.identity.v1.SignInService.WhoAmI:output_type -> redoubt.identity.v1.WhoAmIResponse
+	15, // 60: redoubt.identity.v1.DirectoryService.CreateUser:output_type -> redoubt.identity.v1.User
+	15, // 61: redoubt.identity.v1.DirectoryService.GetUser:output_type -> redoubt.identity.v1.User
+	24, // 62: redoubt.identity.v1.DirectoryService.ListUsers:output_type -> redoubt.identity.v1.ListUsersResponse
+	15, // 63: redoubt.identity.v1.DirectoryService.SetUserDisabled:output_type -> redoubt.identity.v1.User
+	51, // 64: redoubt.identity.v1.DirectoryService.DeleteUser:output_type -> google.protobuf.Empty
+	19, // 65: redoubt.identity.v1.DirectoryService.CreateUserCode:output_type -> redoubt.identity.v1.UserCode
+	21, // 66: redoubt.identity.v1.DirectoryService.RedeemUserCode:output_type -> redoubt.identity.v1.RedeemUserCodeResponse
+	51, // 67: redoubt.identity.v1.DirectoryService.SetUserPassword:output_type -> google.protobuf.Empty
+	27, // 68: redoubt.identity.v1.DirectoryService.CreateServicePrincipal:output_type -> redoubt.identity.v1.ServicePrincipal
+	30, // 69: redoubt.identity.v1.DirectoryService.ListServicePrincipals:output_type -> redoubt.identity.v1.ListServicePrincipalsResponse
+	27, // 70: redoubt.identity.v1.DirectoryService.GetServicePrincipal:output_type -> redoubt.identity.v1.ServicePrincipal
+	27, // 71: redoubt.identity.v1.DirectoryService.SetServicePrincipalDisabled:output_type -> redoubt.identity.v1.ServicePrincipal
+	36, // 72: redoubt.identity.v1.DirectoryService.AddServicePrincipalKey:output_type -> redoubt.identity.v1.ServicePrincipalCredential
+	38, // 73: redoubt.identity.v1.DirectoryService.ListServicePrincipalCredentials:output_type -> redoubt.identity.v1.ListServicePrincipalCredentialsResponse
+	51, // 74: redoubt.identity.v1.DirectoryService.DeleteServicePrincipalCredential:output_type -> google.protobuf.Empty
+	32, // 75: redoubt.identity.v1.DirectoryService.AddServicePrincipalSecret:output_type -> redoubt.identity.v1.ServicePrincipalSecret
+	51, // 76: redoubt.identity.v1.DirectoryService.DeleteServicePrincipal:output_type -> google.protobuf.Empty
+	41, // 77: redoubt.identity.v1.DirectoryService.CreateGroup:output_type -> redoubt.identity.v1.Group
+	46, // 78: redoubt.identity.v1.DirectoryService.ListGroups:output_type -> redoubt.identity.v1.ListGroupsResponse
+	41, // 79: redoubt.identity.v1.DirectoryService.GetGroup:output_type -> redoubt.identity.v1.Group
+	51, // 80: redoubt.identity.v1.DirectoryService.DeleteGroup:output_type -> google.protobuf.Empty
+	41, // 81: redoubt.identity.v1.DirectoryService.AddGroupMember:output_type -> redoubt.identity.v1.Group
+	41, // 82: redoubt.identity.v1.DirectoryService.RemoveGroupMember:output_type -> redoubt.identity.v1.Group
+	53, // [53:83] is the sub-list for method output_type
+	23, // [23:53] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_identity_v1_identity_proto_init() }
@@ -2156,6 +3240,7 @@ func file_redoubt_identity_v1_identity_proto_init() {
 	if File_redoubt_identity_v1_identity_proto != nil {
 		return
 	}
+	file_redoubt_identity_v1_federation_proto_init()
 	file_redoubt_identity_v1_identity_proto_msgTypes[1].OneofWrappers = []any{
 		(*SignInResponse_Session)(nil),
 		(*SignInResponse_Challenge)(nil),
@@ -2165,8 +3250,8 @@ func file_redoubt_identity_v1_identity_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_identity_v1_identity_proto_rawDesc), len(file_redoubt_identity_v1_identity_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   31,
+			NumEnums:      2,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

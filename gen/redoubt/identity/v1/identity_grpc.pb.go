@@ -22,24 +22,28 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	SignInService_SignIn_FullMethodName           = "/redoubt.identity.v1.SignInService/SignIn"
-	SignInService_ContinueSignIn_FullMethodName   = "/redoubt.identity.v1.SignInService/ContinueSignIn"
-	SignInService_SignOut_FullMethodName          = "/redoubt.identity.v1.SignInService/SignOut"
-	SignInService_CreateSignInCode_FullMethodName = "/redoubt.identity.v1.SignInService/CreateSignInCode"
-	SignInService_RedeemSignInCode_FullMethodName = "/redoubt.identity.v1.SignInService/RedeemSignInCode"
-	SignInService_WhoAmI_FullMethodName           = "/redoubt.identity.v1.SignInService/WhoAmI"
+	SignInService_SignIn_FullMethodName            = "/redoubt.identity.v1.SignInService/SignIn"
+	SignInService_ContinueSignIn_FullMethodName    = "/redoubt.identity.v1.SignInService/ContinueSignIn"
+	SignInService_EnrolSignInFactor_FullMethodName = "/redoubt.identity.v1.SignInService/EnrolSignInFactor"
+	SignInService_SignOut_FullMethodName           = "/redoubt.identity.v1.SignInService/SignOut"
+	SignInService_CreateSignInCode_FullMethodName  = "/redoubt.identity.v1.SignInService/CreateSignInCode"
+	SignInService_RedeemSignInCode_FullMethodName  = "/redoubt.identity.v1.SignInService/RedeemSignInCode"
+	SignInService_WhoAmI_FullMethodName            = "/redoubt.identity.v1.SignInService/WhoAmI"
 )
 
 // SignInServiceClient is the client API for SignInService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SignInService turns a password into a session. It is shaped so that a second factor can interrupt it.
+// SignInService turns a password into a session, and asks for a second factor in between where there is one or the installation requires it.
 type SignInServiceClient interface {
 	// SignIn starts a sign-in. The answer either holds a session or names the factor that is asked for next.
 	SignIn(ctx context.Context, in *SignInRequest, opts ...grpc.CallOption) (*SignInResponse, error)
 	// ContinueSignIn answers the factor that SignIn asked for.
 	ContinueSignIn(ctx context.Context, in *ContinueSignInRequest, opts ...grpc.CallOption) (*SignInResponse, error)
+	// EnrolSignInFactor makes a factor for a user of whom one is required and who has none, between password and session. ContinueSignIn
+	// proves it. Called again, it makes another in its place.
+	EnrolSignInFactor(ctx context.Context, in *EnrolSignInFactorRequest, opts ...grpc.CallOption) (*EnrolSignInFactorResponse, error)
 	// SignOut revokes the session of the token that it is called with, at once.
 	SignOut(ctx context.Context, in *SignOutRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// CreateSignInCode gives the caller a code that signs one browser in, once, within a minute: what `redoubt console` opens.
@@ -72,6 +76,16 @@ func (c *signInServiceClient) ContinueSignIn(ctx context.Context, in *ContinueSi
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SignInResponse)
 	err := c.cc.Invoke(ctx, SignInService_ContinueSignIn_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *signInServiceClient) EnrolSignInFactor(ctx context.Context, in *EnrolSignInFactorRequest, opts ...grpc.CallOption) (*EnrolSignInFactorResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnrolSignInFactorResponse)
+	err := c.cc.Invoke(ctx, SignInService_EnrolSignInFactor_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -122,12 +136,15 @@ func (c *signInServiceClient) WhoAmI(ctx context.Context, in *WhoAmIRequest, opt
 // All implementations must embed UnimplementedSignInServiceServer
 // for forward compatibility.
 //
-// SignInService turns a password into a session. It is shaped so that a second factor can interrupt it.
+// SignInService turns a password into a session, and asks for a second factor in between where there is one or the installation requires it.
 type SignInServiceServer interface {
 	// SignIn starts a sign-in. The answer either holds a session or names the factor that is asked for next.
 	SignIn(context.Context, *SignInRequest) (*SignInResponse, error)
 	// ContinueSignIn answers the factor that SignIn asked for.
 	ContinueSignIn(context.Context, *ContinueSignInRequest) (*SignInResponse, error)
+	// EnrolSignInFactor makes a factor for a user of whom one is required and who has none, between password and session. ContinueSignIn
+	// proves it. Called again, it makes another in its place.
+	EnrolSignInFactor(context.Context, *EnrolSignInFactorRequest) (*EnrolSignInFactorResponse, error)
 	// SignOut revokes the session of the token that it is called with, at once.
 	SignOut(context.Context, *SignOutRequest) (*emptypb.Empty, error)
 	// CreateSignInCode gives the caller a code that signs one browser in, once, within a minute: what `redoubt console` opens.
@@ -151,6 +168,9 @@ func (UnimplementedSignInServiceServer) SignIn(context.Context, *SignInRequest) 
 }
 func (UnimplementedSignInServiceServer) ContinueSignIn(context.Context, *ContinueSignInRequest) (*SignInResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ContinueSignIn not implemented")
+}
+func (UnimplementedSignInServiceServer) EnrolSignInFactor(context.Context, *EnrolSignInFactorRequest) (*EnrolSignInFactorResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EnrolSignInFactor not implemented")
 }
 func (UnimplementedSignInServiceServer) SignOut(context.Context, *SignOutRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignOut not implemented")
@@ -217,6 +237,24 @@ func _SignInService_ContinueSignIn_Handler(srv interface{}, ctx context.Context,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(SignInServiceServer).ContinueSignIn(ctx, req.(*ContinueSignInRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SignInService_EnrolSignInFactor_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnrolSignInFactorRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SignInServiceServer).EnrolSignInFactor(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SignInService_EnrolSignInFactor_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SignInServiceServer).EnrolSignInFactor(ctx, req.(*EnrolSignInFactorRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -309,6 +347,10 @@ var SignInService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _SignInService_ContinueSignIn_Handler,
 		},
 		{
+			MethodName: "EnrolSignInFactor",
+			Handler:    _SignInService_EnrolSignInFactor_Handler,
+		},
+		{
 			MethodName: "SignOut",
 			Handler:    _SignInService_SignOut_Handler,
 		},
@@ -330,19 +372,29 @@ var SignInService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	DirectoryService_CreateUser_FullMethodName                = "/redoubt.identity.v1.DirectoryService/CreateUser"
-	DirectoryService_GetUser_FullMethodName                   = "/redoubt.identity.v1.DirectoryService/GetUser"
-	DirectoryService_ListUsers_FullMethodName                 = "/redoubt.identity.v1.DirectoryService/ListUsers"
-	DirectoryService_SetUserDisabled_FullMethodName           = "/redoubt.identity.v1.DirectoryService/SetUserDisabled"
-	DirectoryService_SetUserPassword_FullMethodName           = "/redoubt.identity.v1.DirectoryService/SetUserPassword"
-	DirectoryService_CreateServicePrincipal_FullMethodName    = "/redoubt.identity.v1.DirectoryService/CreateServicePrincipal"
-	DirectoryService_ListServicePrincipals_FullMethodName     = "/redoubt.identity.v1.DirectoryService/ListServicePrincipals"
-	DirectoryService_AddServicePrincipalSecret_FullMethodName = "/redoubt.identity.v1.DirectoryService/AddServicePrincipalSecret"
-	DirectoryService_DeleteServicePrincipal_FullMethodName    = "/redoubt.identity.v1.DirectoryService/DeleteServicePrincipal"
-	DirectoryService_CreateGroup_FullMethodName               = "/redoubt.identity.v1.DirectoryService/CreateGroup"
-	DirectoryService_ListGroups_FullMethodName                = "/redoubt.identity.v1.DirectoryService/ListGroups"
-	DirectoryService_AddGroupMember_FullMethodName            = "/redoubt.identity.v1.DirectoryService/AddGroupMember"
-	DirectoryService_RemoveGroupMember_FullMethodName         = "/redoubt.identity.v1.DirectoryService/RemoveGroupMember"
+	DirectoryService_CreateUser_FullMethodName                       = "/redoubt.identity.v1.DirectoryService/CreateUser"
+	DirectoryService_GetUser_FullMethodName                          = "/redoubt.identity.v1.DirectoryService/GetUser"
+	DirectoryService_ListUsers_FullMethodName                        = "/redoubt.identity.v1.DirectoryService/ListUsers"
+	DirectoryService_SetUserDisabled_FullMethodName                  = "/redoubt.identity.v1.DirectoryService/SetUserDisabled"
+	DirectoryService_DeleteUser_FullMethodName                       = "/redoubt.identity.v1.DirectoryService/DeleteUser"
+	DirectoryService_CreateUserCode_FullMethodName                   = "/redoubt.identity.v1.DirectoryService/CreateUserCode"
+	DirectoryService_RedeemUserCode_FullMethodName                   = "/redoubt.identity.v1.DirectoryService/RedeemUserCode"
+	DirectoryService_SetUserPassword_FullMethodName                  = "/redoubt.identity.v1.DirectoryService/SetUserPassword"
+	DirectoryService_CreateServicePrincipal_FullMethodName           = "/redoubt.identity.v1.DirectoryService/CreateServicePrincipal"
+	DirectoryService_ListServicePrincipals_FullMethodName            = "/redoubt.identity.v1.DirectoryService/ListServicePrincipals"
+	DirectoryService_GetServicePrincipal_FullMethodName              = "/redoubt.identity.v1.DirectoryService/GetServicePrincipal"
+	DirectoryService_SetServicePrincipalDisabled_FullMethodName      = "/redoubt.identity.v1.DirectoryService/SetServicePrincipalDisabled"
+	DirectoryService_AddServicePrincipalKey_FullMethodName           = "/redoubt.identity.v1.DirectoryService/AddServicePrincipalKey"
+	DirectoryService_ListServicePrincipalCredentials_FullMethodName  = "/redoubt.identity.v1.DirectoryService/ListServicePrincipalCredentials"
+	DirectoryService_DeleteServicePrincipalCredential_FullMethodName = "/redoubt.identity.v1.DirectoryService/DeleteServicePrincipalCredential"
+	DirectoryService_AddServicePrincipalSecret_FullMethodName        = "/redoubt.identity.v1.DirectoryService/AddServicePrincipalSecret"
+	DirectoryService_DeleteServicePrincipal_FullMethodName           = "/redoubt.identity.v1.DirectoryService/DeleteServicePrincipal"
+	DirectoryService_CreateGroup_FullMethodName                      = "/redoubt.identity.v1.DirectoryService/CreateGroup"
+	DirectoryService_ListGroups_FullMethodName                       = "/redoubt.identity.v1.DirectoryService/ListGroups"
+	DirectoryService_GetGroup_FullMethodName                         = "/redoubt.identity.v1.DirectoryService/GetGroup"
+	DirectoryService_DeleteGroup_FullMethodName                      = "/redoubt.identity.v1.DirectoryService/DeleteGroup"
+	DirectoryService_AddGroupMember_FullMethodName                   = "/redoubt.identity.v1.DirectoryService/AddGroupMember"
+	DirectoryService_RemoveGroupMember_FullMethodName                = "/redoubt.identity.v1.DirectoryService/RemoveGroupMember"
 )
 
 // DirectoryServiceClient is the client API for DirectoryService service.
@@ -356,16 +408,35 @@ type DirectoryServiceClient interface {
 	ListUsers(ctx context.Context, in *ListUsersRequest, opts ...grpc.CallOption) (*ListUsersResponse, error)
 	// SetUserDisabled disables a user, which revokes his sessions at once, or enables him again.
 	SetUserDisabled(ctx context.Context, in *SetUserDisabledRequest, opts ...grpc.CallOption) (*User, error)
+	// DeleteUser removes a user with all that hangs on him; his tokens die at once. The last administrator stays.
+	DeleteUser(ctx context.Context, in *DeleteUserRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// CreateUserCode makes a code with which the user sets a password himself, once: an invitation where he has none yet, else a reset.
+	// An earlier code of his is over.
+	CreateUserCode(ctx context.Context, in *CreateUserCodeRequest, opts ...grpc.CallOption) (*UserCode, error)
+	// RedeemUserCode uses a code up and sets the password. It gives no session: the sign-in follows, with every factor that it asks for.
+	RedeemUserCode(ctx context.Context, in *RedeemUserCodeRequest, opts ...grpc.CallOption) (*RedeemUserCodeResponse, error)
 	// SetUserPassword sets a password: one's own with the old one, or another's with the permission.
 	SetUserPassword(ctx context.Context, in *SetUserPasswordRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	CreateServicePrincipal(ctx context.Context, in *CreateServicePrincipalRequest, opts ...grpc.CallOption) (*ServicePrincipal, error)
 	ListServicePrincipals(ctx context.Context, in *ListServicePrincipalsRequest, opts ...grpc.CallOption) (*ListServicePrincipalsResponse, error)
+	GetServicePrincipal(ctx context.Context, in *GetServicePrincipalRequest, opts ...grpc.CallOption) (*ServicePrincipal, error)
+	// SetServicePrincipalDisabled disables a service principal, whose tokens die at once, or enables it again.
+	SetServicePrincipalDisabled(ctx context.Context, in *SetServicePrincipalDisabledRequest, opts ...grpc.CallOption) (*ServicePrincipal, error)
+	// AddServicePrincipalKey registers a public key or a certificate, with whose private key the service principal proves itself.
+	AddServicePrincipalKey(ctx context.Context, in *AddServicePrincipalKeyRequest, opts ...grpc.CallOption) (*ServicePrincipalCredential, error)
+	// ListServicePrincipalCredentials shows with what a service principal can prove itself, without any secret.
+	ListServicePrincipalCredentials(ctx context.Context, in *ListServicePrincipalCredentialsRequest, opts ...grpc.CallOption) (*ListServicePrincipalCredentialsResponse, error)
+	// DeleteServicePrincipalCredential removes one secret, key or certificate; the tokens that it gave die at once.
+	DeleteServicePrincipalCredential(ctx context.Context, in *DeleteServicePrincipalCredentialRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// AddServicePrincipalSecret makes a further client secret, shown this once.
 	AddServicePrincipalSecret(ctx context.Context, in *AddServicePrincipalSecretRequest, opts ...grpc.CallOption) (*ServicePrincipalSecret, error)
 	// DeleteServicePrincipal removes it; its tokens die at once.
 	DeleteServicePrincipal(ctx context.Context, in *DeleteServicePrincipalRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	CreateGroup(ctx context.Context, in *CreateGroupRequest, opts ...grpc.CallOption) (*Group, error)
 	ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error)
+	GetGroup(ctx context.Context, in *GetGroupRequest, opts ...grpc.CallOption) (*Group, error)
+	// DeleteGroup removes a group; what it gave its members is gone at once. The last administrator stays.
+	DeleteGroup(ctx context.Context, in *DeleteGroupRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	AddGroupMember(ctx context.Context, in *AddGroupMemberRequest, opts ...grpc.CallOption) (*Group, error)
 	RemoveGroupMember(ctx context.Context, in *RemoveGroupMemberRequest, opts ...grpc.CallOption) (*Group, error)
 }
@@ -418,6 +489,36 @@ func (c *directoryServiceClient) SetUserDisabled(ctx context.Context, in *SetUse
 	return out, nil
 }
 
+func (c *directoryServiceClient) DeleteUser(ctx context.Context, in *DeleteUserRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, DirectoryService_DeleteUser_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *directoryServiceClient) CreateUserCode(ctx context.Context, in *CreateUserCodeRequest, opts ...grpc.CallOption) (*UserCode, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UserCode)
+	err := c.cc.Invoke(ctx, DirectoryService_CreateUserCode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *directoryServiceClient) RedeemUserCode(ctx context.Context, in *RedeemUserCodeRequest, opts ...grpc.CallOption) (*RedeemUserCodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RedeemUserCodeResponse)
+	err := c.cc.Invoke(ctx, DirectoryService_RedeemUserCode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *directoryServiceClient) SetUserPassword(ctx context.Context, in *SetUserPasswordRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
@@ -442,6 +543,56 @@ func (c *directoryServiceClient) ListServicePrincipals(ctx context.Context, in *
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListServicePrincipalsResponse)
 	err := c.cc.Invoke(ctx, DirectoryService_ListServicePrincipals_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *directoryServiceClient) GetServicePrincipal(ctx context.Context, in *GetServicePrincipalRequest, opts ...grpc.CallOption) (*ServicePrincipal, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServicePrincipal)
+	err := c.cc.Invoke(ctx, DirectoryService_GetServicePrincipal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *directoryServiceClient) SetServicePrincipalDisabled(ctx context.Context, in *SetServicePrincipalDisabledRequest, opts ...grpc.CallOption) (*ServicePrincipal, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServicePrincipal)
+	err := c.cc.Invoke(ctx, DirectoryService_SetServicePrincipalDisabled_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *directoryServiceClient) AddServicePrincipalKey(ctx context.Context, in *AddServicePrincipalKeyRequest, opts ...grpc.CallOption) (*ServicePrincipalCredential, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServicePrincipalCredential)
+	err := c.cc.Invoke(ctx, DirectoryService_AddServicePrincipalKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *directoryServiceClient) ListServicePrincipalCredentials(ctx context.Context, in *ListServicePrincipalCredentialsRequest, opts ...grpc.CallOption) (*ListServicePrincipalCredentialsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListServicePrincipalCredentialsResponse)
+	err := c.cc.Invoke(ctx, DirectoryService_ListServicePrincipalCredentials_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *directoryServiceClient) DeleteServicePrincipalCredential(ctx context.Context, in *DeleteServicePrincipalCredentialRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, DirectoryService_DeleteServicePrincipalCredential_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -488,6 +639,26 @@ func (c *directoryServiceClient) ListGroups(ctx context.Context, in *ListGroupsR
 	return out, nil
 }
 
+func (c *directoryServiceClient) GetGroup(ctx context.Context, in *GetGroupRequest, opts ...grpc.CallOption) (*Group, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Group)
+	err := c.cc.Invoke(ctx, DirectoryService_GetGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *directoryServiceClient) DeleteGroup(ctx context.Context, in *DeleteGroupRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, DirectoryService_DeleteGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *directoryServiceClient) AddGroupMember(ctx context.Context, in *AddGroupMemberRequest, opts ...grpc.CallOption) (*Group, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Group)
@@ -519,16 +690,35 @@ type DirectoryServiceServer interface {
 	ListUsers(context.Context, *ListUsersRequest) (*ListUsersResponse, error)
 	// SetUserDisabled disables a user, which revokes his sessions at once, or enables him again.
 	SetUserDisabled(context.Context, *SetUserDisabledRequest) (*User, error)
+	// DeleteUser removes a user with all that hangs on him; his tokens die at once. The last administrator stays.
+	DeleteUser(context.Context, *DeleteUserRequest) (*emptypb.Empty, error)
+	// CreateUserCode makes a code with which the user sets a password himself, once: an invitation where he has none yet, else a reset.
+	// An earlier code of his is over.
+	CreateUserCode(context.Context, *CreateUserCodeRequest) (*UserCode, error)
+	// RedeemUserCode uses a code up and sets the password. It gives no session: the sign-in follows, with every factor that it asks for.
+	RedeemUserCode(context.Context, *RedeemUserCodeRequest) (*RedeemUserCodeResponse, error)
 	// SetUserPassword sets a password: one's own with the old one, or another's with the permission.
 	SetUserPassword(context.Context, *SetUserPasswordRequest) (*emptypb.Empty, error)
 	CreateServicePrincipal(context.Context, *CreateServicePrincipalRequest) (*ServicePrincipal, error)
 	ListServicePrincipals(context.Context, *ListServicePrincipalsRequest) (*ListServicePrincipalsResponse, error)
+	GetServicePrincipal(context.Context, *GetServicePrincipalRequest) (*ServicePrincipal, error)
+	// SetServicePrincipalDisabled disables a service principal, whose tokens die at once, or enables it again.
+	SetServicePrincipalDisabled(context.Context, *SetServicePrincipalDisabledRequest) (*ServicePrincipal, error)
+	// AddServicePrincipalKey registers a public key or a certificate, with whose private key the service principal proves itself.
+	AddServicePrincipalKey(context.Context, *AddServicePrincipalKeyRequest) (*ServicePrincipalCredential, error)
+	// ListServicePrincipalCredentials shows with what a service principal can prove itself, without any secret.
+	ListServicePrincipalCredentials(context.Context, *ListServicePrincipalCredentialsRequest) (*ListServicePrincipalCredentialsResponse, error)
+	// DeleteServicePrincipalCredential removes one secret, key or certificate; the tokens that it gave die at once.
+	DeleteServicePrincipalCredential(context.Context, *DeleteServicePrincipalCredentialRequest) (*emptypb.Empty, error)
 	// AddServicePrincipalSecret makes a further client secret, shown this once.
 	AddServicePrincipalSecret(context.Context, *AddServicePrincipalSecretRequest) (*ServicePrincipalSecret, error)
 	// DeleteServicePrincipal removes it; its tokens die at once.
 	DeleteServicePrincipal(context.Context, *DeleteServicePrincipalRequest) (*emptypb.Empty, error)
 	CreateGroup(context.Context, *CreateGroupRequest) (*Group, error)
 	ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error)
+	GetGroup(context.Context, *GetGroupRequest) (*Group, error)
+	// DeleteGroup removes a group; what it gave its members is gone at once. The last administrator stays.
+	DeleteGroup(context.Context, *DeleteGroupRequest) (*emptypb.Empty, error)
 	AddGroupMember(context.Context, *AddGroupMemberRequest) (*Group, error)
 	RemoveGroupMember(context.Context, *RemoveGroupMemberRequest) (*Group, error)
 	mustEmbedUnimplementedDirectoryServiceServer()
@@ -553,6 +743,15 @@ func (UnimplementedDirectoryServiceServer) ListUsers(context.Context, *ListUsers
 func (UnimplementedDirectoryServiceServer) SetUserDisabled(context.Context, *SetUserDisabledRequest) (*User, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetUserDisabled not implemented")
 }
+func (UnimplementedDirectoryServiceServer) DeleteUser(context.Context, *DeleteUserRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteUser not implemented")
+}
+func (UnimplementedDirectoryServiceServer) CreateUserCode(context.Context, *CreateUserCodeRequest) (*UserCode, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateUserCode not implemented")
+}
+func (UnimplementedDirectoryServiceServer) RedeemUserCode(context.Context, *RedeemUserCodeRequest) (*RedeemUserCodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RedeemUserCode not implemented")
+}
 func (UnimplementedDirectoryServiceServer) SetUserPassword(context.Context, *SetUserPasswordRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetUserPassword not implemented")
 }
@@ -561,6 +760,21 @@ func (UnimplementedDirectoryServiceServer) CreateServicePrincipal(context.Contex
 }
 func (UnimplementedDirectoryServiceServer) ListServicePrincipals(context.Context, *ListServicePrincipalsRequest) (*ListServicePrincipalsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListServicePrincipals not implemented")
+}
+func (UnimplementedDirectoryServiceServer) GetServicePrincipal(context.Context, *GetServicePrincipalRequest) (*ServicePrincipal, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServicePrincipal not implemented")
+}
+func (UnimplementedDirectoryServiceServer) SetServicePrincipalDisabled(context.Context, *SetServicePrincipalDisabledRequest) (*ServicePrincipal, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetServicePrincipalDisabled not implemented")
+}
+func (UnimplementedDirectoryServiceServer) AddServicePrincipalKey(context.Context, *AddServicePrincipalKeyRequest) (*ServicePrincipalCredential, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddServicePrincipalKey not implemented")
+}
+func (UnimplementedDirectoryServiceServer) ListServicePrincipalCredentials(context.Context, *ListServicePrincipalCredentialsRequest) (*ListServicePrincipalCredentialsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListServicePrincipalCredentials not implemented")
+}
+func (UnimplementedDirectoryServiceServer) DeleteServicePrincipalCredential(context.Context, *DeleteServicePrincipalCredentialRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteServicePrincipalCredential not implemented")
 }
 func (UnimplementedDirectoryServiceServer) AddServicePrincipalSecret(context.Context, *AddServicePrincipalSecretRequest) (*ServicePrincipalSecret, error) {
 	return nil, status.Error(codes.Unimplemented, "method AddServicePrincipalSecret not implemented")
@@ -573,6 +787,12 @@ func (UnimplementedDirectoryServiceServer) CreateGroup(context.Context, *CreateG
 }
 func (UnimplementedDirectoryServiceServer) ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListGroups not implemented")
+}
+func (UnimplementedDirectoryServiceServer) GetGroup(context.Context, *GetGroupRequest) (*Group, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetGroup not implemented")
+}
+func (UnimplementedDirectoryServiceServer) DeleteGroup(context.Context, *DeleteGroupRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteGroup not implemented")
 }
 func (UnimplementedDirectoryServiceServer) AddGroupMember(context.Context, *AddGroupMemberRequest) (*Group, error) {
 	return nil, status.Error(codes.Unimplemented, "method AddGroupMember not implemented")
@@ -673,6 +893,60 @@ func _DirectoryService_SetUserDisabled_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DirectoryService_DeleteUser_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteUserRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).DeleteUser(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_DeleteUser_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).DeleteUser(ctx, req.(*DeleteUserRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DirectoryService_CreateUserCode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateUserCodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).CreateUserCode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_CreateUserCode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).CreateUserCode(ctx, req.(*CreateUserCodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DirectoryService_RedeemUserCode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RedeemUserCodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).RedeemUserCode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_RedeemUserCode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).RedeemUserCode(ctx, req.(*RedeemUserCodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _DirectoryService_SetUserPassword_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SetUserPasswordRequest)
 	if err := dec(in); err != nil {
@@ -723,6 +997,96 @@ func _DirectoryService_ListServicePrincipals_Handler(srv interface{}, ctx contex
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DirectoryServiceServer).ListServicePrincipals(ctx, req.(*ListServicePrincipalsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DirectoryService_GetServicePrincipal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServicePrincipalRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).GetServicePrincipal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_GetServicePrincipal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).GetServicePrincipal(ctx, req.(*GetServicePrincipalRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DirectoryService_SetServicePrincipalDisabled_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetServicePrincipalDisabledRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).SetServicePrincipalDisabled(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_SetServicePrincipalDisabled_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).SetServicePrincipalDisabled(ctx, req.(*SetServicePrincipalDisabledRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DirectoryService_AddServicePrincipalKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddServicePrincipalKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).AddServicePrincipalKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_AddServicePrincipalKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).AddServicePrincipalKey(ctx, req.(*AddServicePrincipalKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DirectoryService_ListServicePrincipalCredentials_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListServicePrincipalCredentialsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).ListServicePrincipalCredentials(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_ListServicePrincipalCredentials_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).ListServicePrincipalCredentials(ctx, req.(*ListServicePrincipalCredentialsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DirectoryService_DeleteServicePrincipalCredential_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteServicePrincipalCredentialRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).DeleteServicePrincipalCredential(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_DeleteServicePrincipalCredential_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).DeleteServicePrincipalCredential(ctx, req.(*DeleteServicePrincipalCredentialRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -799,6 +1163,42 @@ func _DirectoryService_ListGroups_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DirectoryService_GetGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).GetGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_GetGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).GetGroup(ctx, req.(*GetGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DirectoryService_DeleteGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServiceServer).DeleteGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DirectoryService_DeleteGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServiceServer).DeleteGroup(ctx, req.(*DeleteGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _DirectoryService_AddGroupMember_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(AddGroupMemberRequest)
 	if err := dec(in); err != nil {
@@ -859,6 +1259,18 @@ var DirectoryService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _DirectoryService_SetUserDisabled_Handler,
 		},
 		{
+			MethodName: "DeleteUser",
+			Handler:    _DirectoryService_DeleteUser_Handler,
+		},
+		{
+			MethodName: "CreateUserCode",
+			Handler:    _DirectoryService_CreateUserCode_Handler,
+		},
+		{
+			MethodName: "RedeemUserCode",
+			Handler:    _DirectoryService_RedeemUserCode_Handler,
+		},
+		{
 			MethodName: "SetUserPassword",
 			Handler:    _DirectoryService_SetUserPassword_Handler,
 		},
@@ -869,6 +1281,26 @@ var DirectoryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListServicePrincipals",
 			Handler:    _DirectoryService_ListServicePrincipals_Handler,
+		},
+		{
+			MethodName: "GetServicePrincipal",
+			Handler:    _DirectoryService_GetServicePrincipal_Handler,
+		},
+		{
+			MethodName: "SetServicePrincipalDisabled",
+			Handler:    _DirectoryService_SetServicePrincipalDisabled_Handler,
+		},
+		{
+			MethodName: "AddServicePrincipalKey",
+			Handler:    _DirectoryService_AddServicePrincipalKey_Handler,
+		},
+		{
+			MethodName: "ListServicePrincipalCredentials",
+			Handler:    _DirectoryService_ListServicePrincipalCredentials_Handler,
+		},
+		{
+			MethodName: "DeleteServicePrincipalCredential",
+			Handler:    _DirectoryService_DeleteServicePrincipalCredential_Handler,
 		},
 		{
 			MethodName: "AddServicePrincipalSecret",
@@ -885,6 +1317,14 @@ var DirectoryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListGroups",
 			Handler:    _DirectoryService_ListGroups_Handler,
+		},
+		{
+			MethodName: "GetGroup",
+			Handler:    _DirectoryService_GetGroup_Handler,
+		},
+		{
+			MethodName: "DeleteGroup",
+			Handler:    _DirectoryService_DeleteGroup_Handler,
 		},
 		{
 			MethodName: "AddGroupMember",

@@ -565,7 +565,9 @@ type WatchSecurityResponse struct {
 	// Neither revocations nor groups: the sender is alive and at seq.
 	Heartbeat bool `protobuf:"varint,5,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// This message starts a full state: forget all earlier ones.
-	Reset_        bool `protobuf:"varint,6,opt,name=reset,proto3" json:"reset,omitempty"`
+	Reset_ bool `protobuf:"varint,6,opt,name=reset,proto3" json:"reset,omitempty"`
+	// The signing keys are others than before: fetch them again. Also after a reset.
+	KeysChanged   bool `protobuf:"varint,7,opt,name=keys_changed,json=keysChanged,proto3" json:"keys_changed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -642,7 +644,14 @@ func (x *WatchSecurityResponse) GetReset_() bool {
 	return false
 }
 
-// Revocation makes tokens invalid. Exactly one of jti, sid, run_uid and subject is set.
+func (x *WatchSecurityResponse) GetKeysChanged() bool {
+	if x != nil {
+		return x.KeysChanged
+	}
+	return false
+}
+
+// Revocation makes tokens invalid. Exactly one of jti, sid, run_uid, subject and key_id is set.
 type Revocation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// This token and its descendants.
@@ -655,7 +664,9 @@ type Revocation struct {
 	Subject     string                 `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
 	IssuedUntil *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=issued_until,json=issuedUntil,proto3" json:"issued_until,omitempty"`
 	// From then on all that it names has expired, and it can be forgotten.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Every token that this key has signed.
+	KeyId         string `protobuf:"bytes,7,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -732,6 +743,13 @@ func (x *Revocation) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Revocation) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
 // GroupMembers is the full membership of one group. A group without members was emptied or deleted.
 type GroupMembers struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -785,6 +803,105 @@ func (x *GroupMembers) GetMemberUids() []string {
 	return nil
 }
 
+type KeepAdministratorRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// uids of the users and groups to whom the installation would still be given.
+	PrincipalUids []string `protobuf:"bytes,1,rep,name=principal_uids,json=principalUids,proto3" json:"principal_uids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepAdministratorRequest) Reset() {
+	*x = KeepAdministratorRequest{}
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepAdministratorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepAdministratorRequest) ProtoMessage() {}
+
+func (x *KeepAdministratorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepAdministratorRequest.ProtoReflect.Descriptor instead.
+func (*KeepAdministratorRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *KeepAdministratorRequest) GetPrincipalUids() []string {
+	if x != nil {
+		return x.PrincipalUids
+	}
+	return nil
+}
+
+type KeepAdministratorResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which of principal_uids leads to the user that stays.
+	PrincipalUid string `protobuf:"bytes,1,opt,name=principal_uid,json=principalUid,proto3" json:"principal_uid,omitempty"`
+	// usr_…
+	UserUid       string `protobuf:"bytes,2,opt,name=user_uid,json=userUid,proto3" json:"user_uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepAdministratorResponse) Reset() {
+	*x = KeepAdministratorResponse{}
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepAdministratorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepAdministratorResponse) ProtoMessage() {}
+
+func (x *KeepAdministratorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepAdministratorResponse.ProtoReflect.Descriptor instead.
+func (*KeepAdministratorResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *KeepAdministratorResponse) GetPrincipalUid() string {
+	if x != nil {
+		return x.PrincipalUid
+	}
+	return ""
+}
+
+func (x *KeepAdministratorResponse) GetUserUid() string {
+	if x != nil {
+		return x.UserUid
+	}
+	return ""
+}
+
 type CreateManagedIdentityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WorkspaceUid  string                 `protobuf:"bytes,1,opt,name=workspace_uid,json=workspaceUid,proto3" json:"workspace_uid,omitempty"`
@@ -795,7 +912,7 @@ type CreateManagedIdentityRequest struct {
 
 func (x *CreateManagedIdentityRequest) Reset() {
 	*x = CreateManagedIdentityRequest{}
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +924,7 @@ func (x *CreateManagedIdentityRequest) String() string {
 func (*CreateManagedIdentityRequest) ProtoMessage() {}
 
 func (x *CreateManagedIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +937,7 @@ func (x *CreateManagedIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateManagedIdentityRequest.ProtoReflect.Descriptor instead.
 func (*CreateManagedIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateManagedIdentityRequest) GetWorkspaceUid() string {
@@ -851,7 +968,7 @@ type ManagedIdentity struct {
 
 func (x *ManagedIdentity) Reset() {
 	*x = ManagedIdentity{}
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[14]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +980,7 @@ func (x *ManagedIdentity) String() string {
 func (*ManagedIdentity) ProtoMessage() {}
 
 func (x *ManagedIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[14]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +993,7 @@ func (x *ManagedIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagedIdentity.ProtoReflect.Descriptor instead.
 func (*ManagedIdentity) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ManagedIdentity) GetName() string {
@@ -916,7 +1033,7 @@ type DeleteManagedIdentityRequest struct {
 
 func (x *DeleteManagedIdentityRequest) Reset() {
 	*x = DeleteManagedIdentityRequest{}
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[15]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1045,7 @@ func (x *DeleteManagedIdentityRequest) String() string {
 func (*DeleteManagedIdentityRequest) ProtoMessage() {}
 
 func (x *DeleteManagedIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[15]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1058,7 @@ func (x *DeleteManagedIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteManagedIdentityRequest.ProtoReflect.Descriptor instead.
 func (*DeleteManagedIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteManagedIdentityRequest) GetWorkspaceUid() string {
@@ -962,7 +1079,7 @@ type ResolvePrincipalsRequest struct {
 
 func (x *ResolvePrincipalsRequest) Reset() {
 	*x = ResolvePrincipalsRequest{}
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[16]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1091,7 @@ func (x *ResolvePrincipalsRequest) String() string {
 func (*ResolvePrincipalsRequest) ProtoMessage() {}
 
 func (x *ResolvePrincipalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[16]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1104,7 @@ func (x *ResolvePrincipalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolvePrincipalsRequest.ProtoReflect.Descriptor instead.
 func (*ResolvePrincipalsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResolvePrincipalsRequest) GetUids() []string {
@@ -1013,7 +1130,7 @@ type ResolvePrincipalsResponse struct {
 
 func (x *ResolvePrincipalsResponse) Reset() {
 	*x = ResolvePrincipalsResponse{}
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[17]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1142,7 @@ func (x *ResolvePrincipalsResponse) String() string {
 func (*ResolvePrincipalsResponse) ProtoMessage() {}
 
 func (x *ResolvePrincipalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[17]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1155,7 @@ func (x *ResolvePrincipalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolvePrincipalsResponse.ProtoReflect.Descriptor instead.
 func (*ResolvePrincipalsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResolvePrincipalsResponse) GetPrincipals() []*Principal {
@@ -1061,7 +1178,7 @@ type Principal struct {
 
 func (x *Principal) Reset() {
 	*x = Principal{}
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[18]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1190,7 @@ func (x *Principal) String() string {
 func (*Principal) ProtoMessage() {}
 
 func (x *Principal) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_token_proto_msgTypes[18]
+	mi := &file_redoubt_identity_v1_token_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1203,7 @@ func (x *Principal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Principal.ProtoReflect.Descriptor instead.
 func (*Principal) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_identity_v1_token_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Principal) GetName() string {
@@ -1164,14 +1281,15 @@ const file_redoubt_identity_v1_token_proto_rawDesc = "" +
 	"\arun_uid\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\xac\x02R\x06runUid\x12.\n" +
 	"\rworkspace_uid\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid\"\x16\n" +
-	"\x14WatchSecurityRequest\"\xf7\x01\n" +
+	"\x14WatchSecurityRequest\"\x9a\x02\n" +
 	"\x15WatchSecurityResponse\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12A\n" +
 	"\vrevocations\x18\x03 \x03(\v2\x1f.redoubt.identity.v1.RevocationR\vrevocations\x129\n" +
 	"\x06groups\x18\x04 \x03(\v2!.redoubt.identity.v1.GroupMembersR\x06groups\x12\x1c\n" +
 	"\theartbeat\x18\x05 \x01(\bR\theartbeat\x12\x14\n" +
-	"\x05reset\x18\x06 \x01(\bR\x05reset\"\xdf\x01\n" +
+	"\x05reset\x18\x06 \x01(\bR\x05reset\x12!\n" +
+	"\fkeys_changed\x18\a \x01(\bR\vkeysChanged\"\xf6\x01\n" +
 	"\n" +
 	"Revocation\x12\x10\n" +
 	"\x03jti\x18\x01 \x01(\tR\x03jti\x12\x10\n" +
@@ -1180,11 +1298,17 @@ const file_redoubt_identity_v1_token_proto_rawDesc = "" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12=\n" +
 	"\fissued_until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vissuedUntil\x12;\n" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"L\n" +
+	"expireTime\x12\x15\n" +
+	"\x06key_id\x18\a \x01(\tR\x05keyId\"L\n" +
 	"\fGroupMembers\x12\x1b\n" +
 	"\tgroup_uid\x18\x01 \x01(\tR\bgroupUid\x12\x1f\n" +
 	"\vmember_uids\x18\x02 \x03(\tR\n" +
-	"memberUids\"{\n" +
+	"memberUids\"L\n" +
+	"\x18KeepAdministratorRequest\x120\n" +
+	"\x0eprincipal_uids\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90NR\rprincipalUids\"[\n" +
+	"\x19KeepAdministratorResponse\x12#\n" +
+	"\rprincipal_uid\x18\x01 \x01(\tR\fprincipalUid\x12\x19\n" +
+	"\buser_uid\x18\x02 \x01(\tR\auserUid\"{\n" +
 	"\x1cCreateManagedIdentityRequest\x12.\n" +
 	"\rworkspace_uid\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid\x12+\n" +
 	"\fdisplay_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\vdisplayName\"\x7f\n" +
@@ -1220,10 +1344,11 @@ const file_redoubt_identity_v1_token_proto_rawDesc = "" +
 	"\x05ActAs\x12!.redoubt.identity.v1.ActAsRequest\x1a\".redoubt.identity.v1.TokenResponse\"\x0f\xb2\xe1\x18\v\"\acompute(\x01\x12t\n" +
 	"\vRevokeToken\x12'.redoubt.identity.v1.RevokeTokenRequest\x1a\x16.google.protobuf.Empty\"$\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/tokens:revoke\x12[\n" +
 	"\tRevokeRun\x12%.redoubt.identity.v1.RevokeRunRequest\x1a\x16.google.protobuf.Empty\"\x0f\xb2\xe1\x18\v\"\acompute(\x01\x12s\n" +
-	"\rWatchSecurity\x12).redoubt.identity.v1.WatchSecurityRequest\x1a*.redoubt.identity.v1.WatchSecurityResponse\"\t\xb2\xe1\x18\x05\"\x01*(\x020\x012\xab\x03\n" +
+	"\rWatchSecurity\x12).redoubt.identity.v1.WatchSecurityRequest\x1a*.redoubt.identity.v1.WatchSecurityResponse\"\t\xb2\xe1\x18\x05\"\x01*(\x020\x012\xb3\x04\n" +
 	"\x10PrincipalService\x12\x83\x01\n" +
 	"\x15CreateManagedIdentity\x121.redoubt.identity.v1.CreateManagedIdentityRequest\x1a$.redoubt.identity.v1.ManagedIdentity\"\x11\xb2\xe1\x18\r\"\tworkspace(\x01\x12u\n" +
-	"\x15DeleteManagedIdentity\x121.redoubt.identity.v1.DeleteManagedIdentityRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x01\x12\x99\x01\n" +
+	"\x15DeleteManagedIdentity\x121.redoubt.identity.v1.DeleteManagedIdentityRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x01\x12\x85\x01\n" +
+	"\x11KeepAdministrator\x12-.redoubt.identity.v1.KeepAdministratorRequest\x1a..redoubt.identity.v1.KeepAdministratorResponse\"\x11\xb2\xe1\x18\r\"\tworkspace(\x02\x12\x99\x01\n" +
 	"\x11ResolvePrincipals\x12-.redoubt.identity.v1.ResolvePrincipalsRequest\x1a..redoubt.identity.v1.ResolvePrincipalsResponse\"%\xb2\xe1\x18!\"\tworkspace\"\acompute\"\ttelemetry(\x02BBZ@github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1;identityv1b\x06proto3"
 
 var (
@@ -1238,7 +1363,7 @@ func file_redoubt_identity_v1_token_proto_rawDescGZIP() []byte {
 	return file_redoubt_identity_v1_token_proto_rawDescData
 }
 
-var file_redoubt_identity_v1_token_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_redoubt_identity_v1_token_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_redoubt_identity_v1_token_proto_goTypes = []any{
 	(*IssueTokenRequest)(nil),            // 0: redoubt.identity.v1.IssueTokenRequest
 	(*TokenResponse)(nil),                // 1: redoubt.identity.v1.TokenResponse
@@ -1253,26 +1378,28 @@ var file_redoubt_identity_v1_token_proto_goTypes = []any{
 	(*WatchSecurityResponse)(nil),        // 10: redoubt.identity.v1.WatchSecurityResponse
 	(*Revocation)(nil),                   // 11: redoubt.identity.v1.Revocation
 	(*GroupMembers)(nil),                 // 12: redoubt.identity.v1.GroupMembers
-	(*CreateManagedIdentityRequest)(nil), // 13: redoubt.identity.v1.CreateManagedIdentityRequest
-	(*ManagedIdentity)(nil),              // 14: redoubt.identity.v1.ManagedIdentity
-	(*DeleteManagedIdentityRequest)(nil), // 15: redoubt.identity.v1.DeleteManagedIdentityRequest
-	(*ResolvePrincipalsRequest)(nil),     // 16: redoubt.identity.v1.ResolvePrincipalsRequest
-	(*ResolvePrincipalsResponse)(nil),    // 17: redoubt.identity.v1.ResolvePrincipalsResponse
-	(*Principal)(nil),                    // 18: redoubt.identity.v1.Principal
-	(*timestamppb.Timestamp)(nil),        // 19: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),          // 20: google.protobuf.Duration
-	(PrincipalType)(0),                   // 21: redoubt.identity.v1.PrincipalType
-	(*emptypb.Empty)(nil),                // 22: google.protobuf.Empty
+	(*KeepAdministratorRequest)(nil),     // 13: redoubt.identity.v1.KeepAdministratorRequest
+	(*KeepAdministratorResponse)(nil),    // 14: redoubt.identity.v1.KeepAdministratorResponse
+	(*CreateManagedIdentityRequest)(nil), // 15: redoubt.identity.v1.CreateManagedIdentityRequest
+	(*ManagedIdentity)(nil),              // 16: redoubt.identity.v1.ManagedIdentity
+	(*DeleteManagedIdentityRequest)(nil), // 17: redoubt.identity.v1.DeleteManagedIdentityRequest
+	(*ResolvePrincipalsRequest)(nil),     // 18: redoubt.identity.v1.ResolvePrincipalsRequest
+	(*ResolvePrincipalsResponse)(nil),    // 19: redoubt.identity.v1.ResolvePrincipalsResponse
+	(*Principal)(nil),                    // 20: redoubt.identity.v1.Principal
+	(*timestamppb.Timestamp)(nil),        // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),          // 22: google.protobuf.Duration
+	(PrincipalType)(0),                   // 23: redoubt.identity.v1.PrincipalType
+	(*emptypb.Empty)(nil),                // 24: google.protobuf.Empty
 }
 var file_redoubt_identity_v1_token_proto_depIdxs = []int32{
-	19, // 0: redoubt.identity.v1.TokenResponse.expire_time:type_name -> google.protobuf.Timestamp
-	20, // 1: redoubt.identity.v1.TokenResponse.expires_in:type_name -> google.protobuf.Duration
+	21, // 0: redoubt.identity.v1.TokenResponse.expire_time:type_name -> google.protobuf.Timestamp
+	22, // 1: redoubt.identity.v1.TokenResponse.expires_in:type_name -> google.protobuf.Duration
 	11, // 2: redoubt.identity.v1.WatchSecurityResponse.revocations:type_name -> redoubt.identity.v1.Revocation
 	12, // 3: redoubt.identity.v1.WatchSecurityResponse.groups:type_name -> redoubt.identity.v1.GroupMembers
-	19, // 4: redoubt.identity.v1.Revocation.issued_until:type_name -> google.protobuf.Timestamp
-	19, // 5: redoubt.identity.v1.Revocation.expire_time:type_name -> google.protobuf.Timestamp
-	18, // 6: redoubt.identity.v1.ResolvePrincipalsResponse.principals:type_name -> redoubt.identity.v1.Principal
-	21, // 7: redoubt.identity.v1.Principal.type:type_name -> redoubt.identity.v1.PrincipalType
+	21, // 4: redoubt.identity.v1.Revocation.issued_until:type_name -> google.protobuf.Timestamp
+	21, // 5: redoubt.identity.v1.Revocation.expire_time:type_name -> google.protobuf.Timestamp
+	20, // 6: redoubt.identity.v1.ResolvePrincipalsResponse.principals:type_name -> redoubt.identity.v1.Principal
+	23, // 7: redoubt.identity.v1.Principal.type:type_name -> redoubt.identity.v1.PrincipalType
 	0,  // 8: redoubt.identity.v1.TokenService.IssueToken:input_type -> redoubt.identity.v1.IssueTokenRequest
 	2,  // 9: redoubt.identity.v1.TokenService.GetDiscovery:input_type -> redoubt.identity.v1.GetDiscoveryRequest
 	3,  // 10: redoubt.identity.v1.TokenService.GetKeys:input_type -> redoubt.identity.v1.GetKeysRequest
@@ -1281,22 +1408,24 @@ var file_redoubt_identity_v1_token_proto_depIdxs = []int32{
 	7,  // 13: redoubt.identity.v1.TokenService.RevokeToken:input_type -> redoubt.identity.v1.RevokeTokenRequest
 	8,  // 14: redoubt.identity.v1.TokenService.RevokeRun:input_type -> redoubt.identity.v1.RevokeRunRequest
 	9,  // 15: redoubt.identity.v1.TokenService.WatchSecurity:input_type -> redoubt.identity.v1.WatchSecurityRequest
-	13, // 16: redoubt.identity.v1.PrincipalService.CreateManagedIdentity:input_type -> redoubt.identity.v1.CreateManagedIdentityRequest
-	15, // 17: redoubt.identity.v1.PrincipalService.DeleteManagedIdentity:input_type -> redoubt.identity.v1.DeleteManagedIdentityRequest
-	16, // 18: redoubt.identity.v1.PrincipalService.ResolvePrincipals:input_type -> redoubt.identity.v1.ResolvePrincipalsRequest
-	1,  // 19: redoubt.identity.v1.TokenService.IssueToken:output_type -> redoubt.identity.v1.TokenResponse
-	4,  // 20: redoubt.identity.v1.TokenService.GetDiscovery:output_type -> redoubt.identity.v1.Document
-	4,  // 21: redoubt.identity.v1.TokenService.GetKeys:output_type -> redoubt.identity.v1.Document
-	1,  // 22: redoubt.identity.v1.TokenService.ExchangeToken:output_type -> redoubt.identity.v1.TokenResponse
-	1,  // 23: redoubt.identity.v1.TokenService.ActAs:output_type -> redoubt.identity.v1.TokenResponse
-	22, // 24: redoubt.identity.v1.TokenService.RevokeToken:output_type -> google.protobuf.Empty
-	22, // 25: redoubt.identity.v1.TokenService.RevokeRun:output_type -> google.protobuf.Empty
-	10, // 26: redoubt.identity.v1.TokenService.WatchSecurity:output_type -> redoubt.identity.v1.WatchSecurityResponse
-	14, // 27: redoubt.identity.v1.PrincipalService.CreateManagedIdentity:output_type -> redoubt.identity.v1.ManagedIdentity
-	22, // 28: redoubt.identity.v1.PrincipalService.DeleteManagedIdentity:output_type -> google.protobuf.Empty
-	17, // 29: redoubt.identity.v1.PrincipalService.ResolvePrincipals:output_type -> redoubt.identity.v1.ResolvePrincipalsResponse
-	19, // [19:30] is the sub-list for method output_type
-	8,  // [8:19] is the sub-list for method input_type
+	15, // 16: redoubt.identity.v1.PrincipalService.CreateManagedIdentity:input_type -> redoubt.identity.v1.CreateManagedIdentityRequest
+	17, // 17: redoubt.identity.v1.PrincipalService.DeleteManagedIdentity:input_type -> redoubt.identity.v1.DeleteManagedIdentityRequest
+	13, // 18: redoubt.identity.v1.PrincipalService.KeepAdministrator:input_type -> redoubt.identity.v1.KeepAdministratorRequest
+	18, // 19: redoubt.identity.v1.PrincipalService.ResolvePrincipals:input_type -> redoubt.identity.v1.ResolvePrincipalsRequest
+	1,  // 20: redoubt.identity.v1.TokenService.IssueToken:output_type -> redoubt.identity.v1.TokenResponse
+	4,  // 21: redoubt.identity.v1.TokenService.GetDiscovery:output_type -> redoubt.identity.v1.Document
+	4,  // 22: redoubt.identity.v1.TokenService.GetKeys:output_type -> redoubt.identity.v1.Document
+	1,  // 23: redoubt.identity.v1.TokenService.ExchangeToken:output_type -> redoubt.identity.v1.TokenResponse
+	1,  // 24: redoubt.identity.v1.TokenService.ActAs:output_type -> redoubt.identity.v1.TokenResponse
+	24, // 25: redoubt.identity.v1.TokenService.RevokeToken:output_type -> google.protobuf.Empty
+	24, // 26: redoubt.identity.v1.TokenService.RevokeRun:output_type -> google.protobuf.Empty
+	10, // 27: redoubt.identity.v1.TokenService.WatchSecurity:output_type -> redoubt.identity.v1.WatchSecurityResponse
+	16, // 28: redoubt.identity.v1.PrincipalService.CreateManagedIdentity:output_type -> redoubt.identity.v1.ManagedIdentity
+	24, // 29: redoubt.identity.v1.PrincipalService.DeleteManagedIdentity:output_type -> google.protobuf.Empty
+	14, // 30: redoubt.identity.v1.PrincipalService.KeepAdministrator:output_type -> redoubt.identity.v1.KeepAdministratorResponse
+	19, // 31: redoubt.identity.v1.PrincipalService.ResolvePrincipals:output_type -> redoubt.identity.v1.ResolvePrincipalsResponse
+	20, // [20:32] is the sub-list for method output_type
+	8,  // [8:20] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -1314,7 +1443,7 @@ func file_redoubt_identity_v1_token_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_identity_v1_token_proto_rawDesc), len(file_redoubt_identity_v1_token_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -424,6 +424,7 @@ var TokenService_ServiceDesc = grpc.ServiceDesc{
 const (
 	PrincipalService_CreateManagedIdentity_FullMethodName = "/redoubt.identity.v1.PrincipalService/CreateManagedIdentity"
 	PrincipalService_DeleteManagedIdentity_FullMethodName = "/redoubt.identity.v1.PrincipalService/DeleteManagedIdentity"
+	PrincipalService_KeepAdministrator_FullMethodName     = "/redoubt.identity.v1.PrincipalService/KeepAdministrator"
 	PrincipalService_ResolvePrincipals_FullMethodName     = "/redoubt.identity.v1.PrincipalService/ResolvePrincipals"
 )
 
@@ -437,6 +438,10 @@ type PrincipalServiceClient interface {
 	CreateManagedIdentity(ctx context.Context, in *CreateManagedIdentityRequest, opts ...grpc.CallOption) (*ManagedIdentity, error)
 	// DeleteManagedIdentity removes it; repeating it is fine.
 	DeleteManagedIdentity(ctx context.Context, in *DeleteManagedIdentityRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// KeepAdministrator is asked before an Owner of the installation is taken away: it finds an enabled user among those who are left, or
+	// in their groups, and for a minute nobody can disable or delete him, or take him out of what makes him one. Without one it is
+	// FAILED_PRECONDITION with AUTHZ_LAST_OWNER.
+	KeepAdministrator(ctx context.Context, in *KeepAdministratorRequest, opts ...grpc.CallOption) (*KeepAdministratorResponse, error)
 	// ResolvePrincipals gives names and types for uids, and uids for names; those that do not exist are left out.
 	ResolvePrincipals(ctx context.Context, in *ResolvePrincipalsRequest, opts ...grpc.CallOption) (*ResolvePrincipalsResponse, error)
 }
@@ -469,6 +474,16 @@ func (c *principalServiceClient) DeleteManagedIdentity(ctx context.Context, in *
 	return out, nil
 }
 
+func (c *principalServiceClient) KeepAdministrator(ctx context.Context, in *KeepAdministratorRequest, opts ...grpc.CallOption) (*KeepAdministratorResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(KeepAdministratorResponse)
+	err := c.cc.Invoke(ctx, PrincipalService_KeepAdministrator_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *principalServiceClient) ResolvePrincipals(ctx context.Context, in *ResolvePrincipalsRequest, opts ...grpc.CallOption) (*ResolvePrincipalsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ResolvePrincipalsResponse)
@@ -489,6 +504,10 @@ type PrincipalServiceServer interface {
 	CreateManagedIdentity(context.Context, *CreateManagedIdentityRequest) (*ManagedIdentity, error)
 	// DeleteManagedIdentity removes it; repeating it is fine.
 	DeleteManagedIdentity(context.Context, *DeleteManagedIdentityRequest) (*emptypb.Empty, error)
+	// KeepAdministrator is asked before an Owner of the installation is taken away: it finds an enabled user among those who are left, or
+	// in their groups, and for a minute nobody can disable or delete him, or take him out of what makes him one. Without one it is
+	// FAILED_PRECONDITION with AUTHZ_LAST_OWNER.
+	KeepAdministrator(context.Context, *KeepAdministratorRequest) (*KeepAdministratorResponse, error)
 	// ResolvePrincipals gives names and types for uids, and uids for names; those that do not exist are left out.
 	ResolvePrincipals(context.Context, *ResolvePrincipalsRequest) (*ResolvePrincipalsResponse, error)
 	mustEmbedUnimplementedPrincipalServiceServer()
@@ -506,6 +525,9 @@ func (UnimplementedPrincipalServiceServer) CreateManagedIdentity(context.Context
 }
 func (UnimplementedPrincipalServiceServer) DeleteManagedIdentity(context.Context, *DeleteManagedIdentityRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteManagedIdentity not implemented")
+}
+func (UnimplementedPrincipalServiceServer) KeepAdministrator(context.Context, *KeepAdministratorRequest) (*KeepAdministratorResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method KeepAdministrator not implemented")
 }
 func (UnimplementedPrincipalServiceServer) ResolvePrincipals(context.Context, *ResolvePrincipalsRequest) (*ResolvePrincipalsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResolvePrincipals not implemented")
@@ -567,6 +589,24 @@ func _PrincipalService_DeleteManagedIdentity_Handler(srv interface{}, ctx contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PrincipalService_KeepAdministrator_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(KeepAdministratorRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PrincipalServiceServer).KeepAdministrator(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PrincipalService_KeepAdministrator_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PrincipalServiceServer).KeepAdministrator(ctx, req.(*KeepAdministratorRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PrincipalService_ResolvePrincipals_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ResolvePrincipalsRequest)
 	if err := dec(in); err != nil {
@@ -599,6 +639,10 @@ var PrincipalService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteManagedIdentity",
 			Handler:    _PrincipalService_DeleteManagedIdentity_Handler,
+		},
+		{
+			MethodName: "KeepAdministrator",
+			Handler:    _PrincipalService_KeepAdministrator_Handler,
 		},
 		{
 			MethodName: "ResolvePrincipals",

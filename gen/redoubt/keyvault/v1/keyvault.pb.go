@@ -1389,7 +1389,7 @@ const file_redoubt_keyvault_v1_keyvault_proto_rawDesc = "" +
 	"\xbaH\az\x05\x10\x01\x18\x80 R\awrapped\"G\n" +
 	"\aDataKey\x12\"\n" +
 	"\tplaintext\x18\x01 \x01(\fB\x04\xb0\xe1\x18\x01R\tplaintext\x12\x18\n" +
-	"\awrapped\x18\x02 \x01(\fR\awrapped2\xc3\b\n" +
+	"\awrapped\x18\x02 \x01(\fR\awrapped2\xc8\b\n" +
 	"\rSecretService\x12\xcd\x01\n" +
 	"\tSetSecret\x12%.redoubt.keyvault.v1.SetSecretRequest\x1a\".redoubt.keyvault.v1.SecretVersion\"u\xb2\xe1\x18$\n" +
 	"\x16keyvault/secrets/write\x12\x06parent(\x018\x01\x82\xd3\xe4\x93\x02G:\x01*\"B/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/secrets\x12\xdd\x01\n" +
@@ -1398,9 +1398,9 @@ const file_redoubt_keyvault_v1_keyvault_proto_rawDesc = "" +
 	"\vListSecrets\x12'.redoubt.keyvault.v1.ListSecretsRequest\x1a(.redoubt.keyvault.v1.ListSecretsResponse\"o\xb2\xe1\x18!\n" +
 	"\x15keyvault/secrets/read\x12\x06parent(\x02\x82\xd3\xe4\x93\x02D\x12B/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/secrets\x12\xe7\x01\n" +
 	"\x11SetSecretDisabled\x12-.redoubt.keyvault.v1.SetSecretDisabledRequest\x1a\".redoubt.keyvault.v1.SecretVersion\"\x7f\xb2\xe1\x18\"\n" +
-	"\x16keyvault/secrets/write\x12\x04name(\x018\x01\x82\xd3\xe4\x93\x02S:\x01*\"N/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/secrets/*}:setDisabled\x12\xc3\x01\n" +
-	"\fDeleteSecret\x12(.redoubt.keyvault.v1.DeleteSecretRequest\x1a\x16.google.protobuf.Empty\"q\xb2\xe1\x18#\n" +
-	"\x17keyvault/secrets/delete\x12\x04name(\x018\x01\x82\xd3\xe4\x93\x02D*B/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/secrets/*}2\xd9\t\n" +
+	"\x16keyvault/secrets/write\x12\x04name(\x018\x01\x82\xd3\xe4\x93\x02S:\x01*\"N/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/secrets/*}:setDisabled\x12\xc8\x01\n" +
+	"\fDeleteSecret\x12(.redoubt.keyvault.v1.DeleteSecretRequest\x1a\x16.google.protobuf.Empty\"v\xb2\xe1\x18(\n" +
+	"\x17keyvault/secrets/delete\x12\x04name(\x018\x01p\x84\ax\x01\x82\xd3\xe4\x93\x02D*B/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/secrets/*}2\xd9\t\n" +
 	"\n" +
 	"KeyService\x12\xc2\x01\n" +
 	"\tCreateKey\x12%.redoubt.keyvault.v1.CreateKeyRequest\x1a\x1f.redoubt.keyvault.v1.KeyVersion\"m\xb2\xe1\x18\x1f\n" +

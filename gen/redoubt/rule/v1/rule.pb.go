@@ -113,7 +113,14 @@ type Rule struct {
 	// The longest time in seconds that a call may take. 0 is the service's default (30 s for unary calls, none for streams).
 	MaxSeconds uint32 `protobuf:"varint,12,opt,name=max_seconds,json=maxSeconds,proto3" json:"max_seconds,omitempty"`
 	// On a stream of requests: the first message carries the scope, later ones leave it empty or equal.
-	FirstMessage  bool `protobuf:"varint,13,opt,name=first_message,json=firstMessage,proto3" json:"first_message,omitempty"`
+	FirstMessage bool `protobuf:"varint,13,opt,name=first_message,json=firstMessage,proto3" json:"first_message,omitempty"`
+	// A user who has a second factor must have signed in within so many seconds; STEP_UP_REQUIRED otherwise. Who has none, where none is
+	// required, is not asked. 0 asks nobody. Needs an action.
+	StepUp uint32 `protobuf:"varint,14,opt,name=step_up,json=stepUp,proto3" json:"step_up,omitempty"`
+	// With step_up: service principals and managed identities, who cannot be asked, may call it. Without this they are refused.
+	StepUpPrograms bool `protobuf:"varint,15,opt,name=step_up_programs,json=stepUpPrograms,proto3" json:"step_up_programs,omitempty"`
+	// With step_up: the kinds of scope at which it asks, by name ("root", "subscription"). None means all.
+	StepUpAt      []string `protobuf:"bytes,16,rep,name=step_up_at,json=stepUpAt,proto3" json:"step_up_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -239,6 +246,27 @@ func (x *Rule) GetFirstMessage() bool {
 	return false
 }
 
+func (x *Rule) GetStepUp() uint32 {
+	if x != nil {
+		return x.StepUp
+	}
+	return 0
+}
+
+func (x *Rule) GetStepUpPrograms() bool {
+	if x != nil {
+		return x.StepUpPrograms
+	}
+	return false
+}
+
+func (x *Rule) GetStepUpAt() []string {
+	if x != nil {
+		return x.StepUpAt
+	}
+	return nil
+}
+
 // Use is a further resource of a request and the action that the caller needs on it. A field that is empty is not checked; a
 // repeated field is all or nothing.
 type Use struct {
@@ -356,7 +384,7 @@ var File_redoubt_rule_v1_rule_proto protoreflect.FileDescriptor
 
 const file_redoubt_rule_v1_rule_proto_rawDesc = "" +
 	"\n" +
-	"\x1aredoubt/rule/v1/rule.proto\x12\x0fredoubt.rule.v1\x1a google/protobuf/descriptor.proto\"\xfe\x02\n" +
+	"\x1aredoubt/rule/v1/rule.proto\x12\x0fredoubt.rule.v1\x1a google/protobuf/descriptor.proto\"\xdf\x03\n" +
 	"\x04Rule\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x14\n" +
 	"\x05scope\x18\x02 \x01(\tR\x05scope\x12(\n" +
@@ -372,7 +400,11 @@ const file_redoubt_rule_v1_rule_proto_rawDesc = "" +
 	"\x11max_request_bytes\x18\v \x01(\rR\x0fmaxRequestBytes\x12\x1f\n" +
 	"\vmax_seconds\x18\f \x01(\rR\n" +
 	"maxSeconds\x12#\n" +
-	"\rfirst_message\x18\r \x01(\bR\ffirstMessage\"G\n" +
+	"\rfirst_message\x18\r \x01(\bR\ffirstMessage\x12\x17\n" +
+	"\astep_up\x18\x0e \x01(\rR\x06stepUp\x12(\n" +
+	"\x10step_up_programs\x18\x0f \x01(\bR\x0estepUpPrograms\x12\x1c\n" +
+	"\n" +
+	"step_up_at\x18\x10 \x03(\tR\bstepUpAt\"G\n" +
 	"\x03Use\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x12\n" +

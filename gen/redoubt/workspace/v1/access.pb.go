@@ -1084,15 +1084,15 @@ const file_redoubt_workspace_v1_access_proto_rawDesc = "" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1b\n" +
 	"\tscope_uid\x18\x02 \x01(\tR\bscopeUid\x12\x12\n" +
 	"\x04role\x18\x03 \x01(\tR\x04role\x12#\n" +
-	"\rprincipal_uid\x18\x04 \x01(\tR\fprincipalUid2\xfa\x06\n" +
+	"\rprincipal_uid\x18\x04 \x01(\tR\fprincipalUid2\xb0\a\n" +
 	"\rAccessService\x12\x9f\x01\n" +
-	"\x13ListRoleDefinitions\x120.redoubt.workspace.v1.ListRoleDefinitionsRequest\x1a1.redoubt.workspace.v1.ListRoleDefinitionsResponse\"#\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/roleDefinitions\x12\xc1\x01\n" +
-	"\x14CreateRoleAssignment\x121.redoubt.workspace.v1.CreateRoleAssignmentRequest\x1a$.redoubt.workspace.v1.RoleAssignment\"P\xb2\xe1\x18.\n" +
-	"#authorization/roleAssignments/write\x12\x05scope(\x01\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/roleAssignments\x12\xc8\x01\n" +
+	"\x13ListRoleDefinitions\x120.redoubt.workspace.v1.ListRoleDefinitionsRequest\x1a1.redoubt.workspace.v1.ListRoleDefinitionsResponse\"#\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/roleDefinitions\x12\xdc\x01\n" +
+	"\x14CreateRoleAssignment\x121.redoubt.workspace.v1.CreateRoleAssignmentRequest\x1a$.redoubt.workspace.v1.RoleAssignment\"k\xb2\xe1\x18I\n" +
+	"#authorization/roleAssignments/write\x12\x05scope(\x01p\x84\ax\x01\x82\x01\x04root\x82\x01\fsubscription\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/roleAssignments\x12\xc8\x01\n" +
 	"\x13ListRoleAssignments\x120.redoubt.workspace.v1.ListRoleAssignmentsRequest\x1a1.redoubt.workspace.v1.ListRoleAssignmentsResponse\"L\xb2\xe1\x18-\n" +
-	"\"authorization/roleAssignments/read\x12\x05scope(\x02\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/roleAssignments\x12\xbb\x01\n" +
-	"\x14DeleteRoleAssignment\x121.redoubt.workspace.v1.DeleteRoleAssignmentRequest\x1a\x16.google.protobuf.Empty\"X\xb2\xe1\x18/\n" +
-	"$authorization/roleAssignments/delete\x12\x05scope(\x01\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/roleAssignments:delete\x12z\n" +
+	"\"authorization/roleAssignments/read\x12\x05scope(\x02\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/roleAssignments\x12\xd6\x01\n" +
+	"\x14DeleteRoleAssignment\x121.redoubt.workspace.v1.DeleteRoleAssignmentRequest\x1a\x16.google.protobuf.Empty\"s\xb2\xe1\x18J\n" +
+	"$authorization/roleAssignments/delete\x12\x05scope(\x01p\x84\ax\x01\x82\x01\x04root\x82\x01\fsubscription\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/roleAssignments:delete\x12z\n" +
 	"\aExplain\x12$.redoubt.workspace.v1.ExplainRequest\x1a%.redoubt.workspace.v1.ExplainResponse\"\"\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/access:explain2\x98\x02\n" +
 	"\x19AuthorizationStateService\x12\x84\x01\n" +
 	"\x12WatchAuthorization\x12/.redoubt.workspace.v1.WatchAuthorizationRequest\x1a0.redoubt.workspace.v1.WatchAuthorizationResponse\"\t\xb2\xe1\x18\x05\"\x01*(\x020\x01\x12t\n" +

@@ -238,6 +238,149 @@ func (x *UploadBlobResponse) GetSize() int64 {
 	return 0
 }
 
+type UploadBlobsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parent        string                 `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	Blobs         []*SmallBlob           `protobuf:"bytes,2,rep,name=blobs,proto3" json:"blobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadBlobsRequest) Reset() {
+	*x = UploadBlobsRequest{}
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadBlobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadBlobsRequest) ProtoMessage() {}
+
+func (x *UploadBlobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadBlobsRequest.ProtoReflect.Descriptor instead.
+func (*UploadBlobsRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *UploadBlobsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *UploadBlobsRequest) GetBlobs() []*SmallBlob {
+	if x != nil {
+		return x.Blobs
+	}
+	return nil
+}
+
+// SmallBlob is the whole content of a file.
+type SmallBlob struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256
+	Digest []byte `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// At most 64 KiB.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SmallBlob) Reset() {
+	*x = SmallBlob{}
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SmallBlob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SmallBlob) ProtoMessage() {}
+
+func (x *SmallBlob) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SmallBlob.ProtoReflect.Descriptor instead.
+func (*SmallBlob) Descriptor() ([]byte, []int) {
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SmallBlob) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *SmallBlob) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type UploadBlobsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadBlobsResponse) Reset() {
+	*x = UploadBlobsResponse{}
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadBlobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadBlobsResponse) ProtoMessage() {}
+
+func (x *UploadBlobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadBlobsResponse.ProtoReflect.Descriptor instead.
+func (*UploadBlobsResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{6}
+}
+
 type Snapshot struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// …/workspaces/{workspace}/snapshots/{snapshot}
@@ -255,7 +398,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[4]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -267,7 +410,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[4]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -280,7 +423,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{4}
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Snapshot) GetName() string {
@@ -339,7 +482,7 @@ type SnapshotEntry struct {
 
 func (x *SnapshotEntry) Reset() {
 	*x = SnapshotEntry{}
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[5]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -351,7 +494,7 @@ func (x *SnapshotEntry) String() string {
 func (*SnapshotEntry) ProtoMessage() {}
 
 func (x *SnapshotEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[5]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -364,7 +507,7 @@ func (x *SnapshotEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEntry.ProtoReflect.Descriptor instead.
 func (*SnapshotEntry) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{5}
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SnapshotEntry) GetPath() string {
@@ -405,7 +548,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[6]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +560,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[6]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +573,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateSnapshotRequest) GetParent() string {
@@ -456,7 +599,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[7]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +611,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[7]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +624,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -502,7 +645,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[8]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +657,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[8]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +670,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListSnapshotsRequest) GetParent() string {
@@ -562,7 +705,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[9]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +717,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[9]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +730,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -613,7 +756,7 @@ type DownloadSnapshotRequest struct {
 
 func (x *DownloadSnapshotRequest) Reset() {
 	*x = DownloadSnapshotRequest{}
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[10]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +768,7 @@ func (x *DownloadSnapshotRequest) String() string {
 func (*DownloadSnapshotRequest) ProtoMessage() {}
 
 func (x *DownloadSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[10]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +781,7 @@ func (x *DownloadSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DownloadSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DownloadSnapshotRequest) GetName() string {
@@ -650,16 +793,18 @@ func (x *DownloadSnapshotRequest) GetName() string {
 
 type DownloadSnapshotResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Set on the first message of each file.
-	Entry         *SnapshotEntry `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
-	Data          []byte         `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// Set on the first message of a file that comes in pieces.
+	Entry *SnapshotEntry `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Data  []byte         `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// Whole files, in a message that has neither entry nor data.
+	Files         []*SnapshotFile `protobuf:"bytes,3,rep,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DownloadSnapshotResponse) Reset() {
 	*x = DownloadSnapshotResponse{}
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[11]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +816,7 @@ func (x *DownloadSnapshotResponse) String() string {
 func (*DownloadSnapshotResponse) ProtoMessage() {}
 
 func (x *DownloadSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[11]
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +829,7 @@ func (x *DownloadSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DownloadSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DownloadSnapshotResponse) GetEntry() *SnapshotEntry {
@@ -695,6 +840,65 @@ func (x *DownloadSnapshotResponse) GetEntry() *SnapshotEntry {
 }
 
 func (x *DownloadSnapshotResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *DownloadSnapshotResponse) GetFiles() []*SnapshotFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+type SnapshotFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *SnapshotEntry         `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotFile) Reset() {
+	*x = SnapshotFile{}
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotFile) ProtoMessage() {}
+
+func (x *SnapshotFile) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_workspace_v1_snapshot_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotFile.ProtoReflect.Descriptor instead.
+func (*SnapshotFile) Descriptor() ([]byte, []int) {
+	return file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SnapshotFile) GetEntry() *SnapshotEntry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *SnapshotFile) GetData() []byte {
 	if x != nil {
 		return x.Data
 	}
@@ -718,7 +922,14 @@ const file_redoubt_workspace_v1_snapshot_proto_rawDesc = "" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x1d\n" +
 	"\x04data\x18\x04 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x10R\x04data\"(\n" +
 	"\x12UploadBlobResponse\x12\x12\n" +
-	"\x04size\x18\x01 \x01(\x03R\x04size\"\xec\x01\n" +
+	"\x04size\x18\x01 \x01(\x03R\x04size\"\x89\x01\n" +
+	"\x12UploadBlobsRequest\x12/\n" +
+	"\x06parent\x18\x01 \x01(\tB\x17\xbaH\ar\x05\x10\x01(\x80\x04\xba\xe1\x18\tworkspaceR\x06parent\x12B\n" +
+	"\x05blobs\x18\x02 \x03(\v2\x1f.redoubt.workspace.v1.SmallBlobB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\x05blobs\"K\n" +
+	"\tSmallBlob\x12\x1f\n" +
+	"\x06digest\x18\x01 \x01(\fB\a\xbaH\x04z\x02h R\x06digest\x12\x1d\n" +
+	"\x04data\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x04data\"\x15\n" +
+	"\x13UploadBlobsResponse\"\xec\x01\n" +
 	"\bSnapshot\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12=\n" +
@@ -752,19 +963,24 @@ const file_redoubt_workspace_v1_snapshot_proto_rawDesc = "" +
 	"\tsnapshots\x18\x01 \x03(\v2\x1e.redoubt.workspace.v1.SnapshotR\tsnapshots\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"E\n" +
 	"\x17DownloadSnapshotRequest\x12*\n" +
-	"\x04name\x18\x01 \x01(\tB\x16\xbaH\ar\x05\x10\x01(\x80\x05\xba\xe1\x18\bsnapshotR\x04name\"i\n" +
+	"\x04name\x18\x01 \x01(\tB\x16\xbaH\ar\x05\x10\x01(\x80\x05\xba\xe1\x18\bsnapshotR\x04name\"\xa3\x01\n" +
 	"\x18DownloadSnapshotResponse\x129\n" +
 	"\x05entry\x18\x01 \x01(\v2#.redoubt.workspace.v1.SnapshotEntryR\x05entry\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data2\xac\n" +
-	"\n" +
-	"\x0fSnapshotService\x12\x82\x02\n" +
-	"\x10FindMissingBlobs\x12-.redoubt.workspace.v1.FindMissingBlobsRequest\x1a..redoubt.workspace.v1.FindMissingBlobsResponse\"\x8e\x01\xb2\xe1\x18*\n" +
-	"\x19workspace/snapshots/write\x12\x06parent(\x02X\x80\x80\x80\x04\x82\xd3\xe4\x93\x02Z:\x01*\"U/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/snapshots:findMissingBlobs\x12\x8e\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x128\n" +
+	"\x05files\x18\x03 \x03(\v2\".redoubt.workspace.v1.SnapshotFileR\x05files\"]\n" +
+	"\fSnapshotFile\x129\n" +
+	"\x05entry\x18\x01 \x01(\v2#.redoubt.workspace.v1.SnapshotEntryR\x05entry\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data2\x9e\f\n" +
+	"\x0fSnapshotService\x12\x84\x02\n" +
+	"\x10FindMissingBlobs\x12-.redoubt.workspace.v1.FindMissingBlobsRequest\x1a..redoubt.workspace.v1.FindMissingBlobsResponse\"\x90\x01\xb2\xe1\x18,\n" +
+	"\x19workspace/snapshots/write\x12\x06parent(\x02X\x80\x80\x80\x04`<\x82\xd3\xe4\x93\x02Z:\x01*\"U/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/snapshots:findMissingBlobs\x12\x8e\x01\n" +
 	"\n" +
 	"UploadBlob\x12'.redoubt.workspace.v1.UploadBlobRequest\x1a(.redoubt.workspace.v1.UploadBlobResponse\"+\xb2\xe1\x18'\n" +
-	"\x19workspace/snapshots/write\x12\x06parent(\x03h\x01(\x01\x12\xdc\x01\n" +
-	"\x0eCreateSnapshot\x12+.redoubt.workspace.v1.CreateSnapshotRequest\x1a\x1e.redoubt.workspace.v1.Snapshot\"}\xb2\xe1\x18*\n" +
-	"\x19workspace/snapshots/write\x12\x06parent(\x01X\x80\x80\x80\x10\x82\xd3\xe4\x93\x02I:\x01*\"D/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/snapshots\x12\xcd\x01\n" +
+	"\x19workspace/snapshots/write\x12\x06parent(\x03h\x01(\x01\x12\xeb\x01\n" +
+	"\vUploadBlobs\x12(.redoubt.workspace.v1.UploadBlobsRequest\x1a).redoubt.workspace.v1.UploadBlobsResponse\"\x86\x01\xb2\xe1\x18'\n" +
+	"\x19workspace/snapshots/write\x12\x06parent(\x01`<\x82\xd3\xe4\x93\x02U:\x01*\"P/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/snapshots:uploadBlobs\x12\xde\x01\n" +
+	"\x0eCreateSnapshot\x12+.redoubt.workspace.v1.CreateSnapshotRequest\x1a\x1e.redoubt.workspace.v1.Snapshot\"\x7f\xb2\xe1\x18,\n" +
+	"\x19workspace/snapshots/write\x12\x06parent(\x01X\x80\x80\x80\x10`x\x82\xd3\xe4\x93\x02I:\x01*\"D/v1/{parent=subscriptions/*/resourceGroups/*/workspaces/*}/snapshots\x12\xcd\x01\n" +
 	"\vGetSnapshot\x12(.redoubt.workspace.v1.GetSnapshotRequest\x1a\x1e.redoubt.workspace.v1.Snapshot\"t\xb2\xe1\x18$\n" +
 	"\x18workspace/snapshots/read\x12\x04name(\x02@\x01\x82\xd3\xe4\x93\x02F\x12D/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/snapshots/*}\x12\xde\x01\n" +
 	"\rListSnapshots\x12*.redoubt.workspace.v1.ListSnapshotsRequest\x1a+.redoubt.workspace.v1.ListSnapshotsResponse\"t\xb2\xe1\x18$\n" +
@@ -784,45 +1000,54 @@ func file_redoubt_workspace_v1_snapshot_proto_rawDescGZIP() []byte {
 	return file_redoubt_workspace_v1_snapshot_proto_rawDescData
 }
 
-var file_redoubt_workspace_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_redoubt_workspace_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_redoubt_workspace_v1_snapshot_proto_goTypes = []any{
 	(*FindMissingBlobsRequest)(nil),  // 0: redoubt.workspace.v1.FindMissingBlobsRequest
 	(*FindMissingBlobsResponse)(nil), // 1: redoubt.workspace.v1.FindMissingBlobsResponse
 	(*UploadBlobRequest)(nil),        // 2: redoubt.workspace.v1.UploadBlobRequest
 	(*UploadBlobResponse)(nil),       // 3: redoubt.workspace.v1.UploadBlobResponse
-	(*Snapshot)(nil),                 // 4: redoubt.workspace.v1.Snapshot
-	(*SnapshotEntry)(nil),            // 5: redoubt.workspace.v1.SnapshotEntry
-	(*CreateSnapshotRequest)(nil),    // 6: redoubt.workspace.v1.CreateSnapshotRequest
-	(*GetSnapshotRequest)(nil),       // 7: redoubt.workspace.v1.GetSnapshotRequest
-	(*ListSnapshotsRequest)(nil),     // 8: redoubt.workspace.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),    // 9: redoubt.workspace.v1.ListSnapshotsResponse
-	(*DownloadSnapshotRequest)(nil),  // 10: redoubt.workspace.v1.DownloadSnapshotRequest
-	(*DownloadSnapshotResponse)(nil), // 11: redoubt.workspace.v1.DownloadSnapshotResponse
-	(*timestamppb.Timestamp)(nil),    // 12: google.protobuf.Timestamp
+	(*UploadBlobsRequest)(nil),       // 4: redoubt.workspace.v1.UploadBlobsRequest
+	(*SmallBlob)(nil),                // 5: redoubt.workspace.v1.SmallBlob
+	(*UploadBlobsResponse)(nil),      // 6: redoubt.workspace.v1.UploadBlobsResponse
+	(*Snapshot)(nil),                 // 7: redoubt.workspace.v1.Snapshot
+	(*SnapshotEntry)(nil),            // 8: redoubt.workspace.v1.SnapshotEntry
+	(*CreateSnapshotRequest)(nil),    // 9: redoubt.workspace.v1.CreateSnapshotRequest
+	(*GetSnapshotRequest)(nil),       // 10: redoubt.workspace.v1.GetSnapshotRequest
+	(*ListSnapshotsRequest)(nil),     // 11: redoubt.workspace.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),    // 12: redoubt.workspace.v1.ListSnapshotsResponse
+	(*DownloadSnapshotRequest)(nil),  // 13: redoubt.workspace.v1.DownloadSnapshotRequest
+	(*DownloadSnapshotResponse)(nil), // 14: redoubt.workspace.v1.DownloadSnapshotResponse
+	(*SnapshotFile)(nil),             // 15: redoubt.workspace.v1.SnapshotFile
+	(*timestamppb.Timestamp)(nil),    // 16: google.protobuf.Timestamp
 }
 var file_redoubt_workspace_v1_snapshot_proto_depIdxs = []int32{
-	5,  // 0: redoubt.workspace.v1.Snapshot.entries:type_name -> redoubt.workspace.v1.SnapshotEntry
-	12, // 1: redoubt.workspace.v1.Snapshot.create_time:type_name -> google.protobuf.Timestamp
-	5,  // 2: redoubt.workspace.v1.CreateSnapshotRequest.entries:type_name -> redoubt.workspace.v1.SnapshotEntry
-	4,  // 3: redoubt.workspace.v1.ListSnapshotsResponse.snapshots:type_name -> redoubt.workspace.v1.Snapshot
-	5,  // 4: redoubt.workspace.v1.DownloadSnapshotResponse.entry:type_name -> redoubt.workspace.v1.SnapshotEntry
-	0,  // 5: redoubt.workspace.v1.SnapshotService.FindMissingBlobs:input_type -> redoubt.workspace.v1.FindMissingBlobsRequest
-	2,  // 6: redoubt.workspace.v1.SnapshotService.UploadBlob:input_type -> redoubt.workspace.v1.UploadBlobRequest
-	6,  // 7: redoubt.workspace.v1.SnapshotService.CreateSnapshot:input_type -> redoubt.workspace.v1.CreateSnapshotRequest
-	7,  // 8: redoubt.workspace.v1.SnapshotService.GetSnapshot:input_type -> redoubt.workspace.v1.GetSnapshotRequest
-	8,  // 9: redoubt.workspace.v1.SnapshotService.ListSnapshots:input_type -> redoubt.workspace.v1.ListSnapshotsRequest
-	10, // 10: redoubt.workspace.v1.SnapshotService.DownloadSnapshot:input_type -> redoubt.workspace.v1.DownloadSnapshotRequest
-	1,  // 11: redoubt.workspace.v1.SnapshotService.FindMissingBlobs:output_type -> redoubt.workspace.v1.FindMissingBlobsResponse
-	3,  // 12: redoubt.workspace.v1.SnapshotService.UploadBlob:output_type -> redoubt.workspace.v1.UploadBlobResponse
-	4,  // 13: redoubt.workspace.v1.SnapshotService.CreateSnapshot:output_type -> redoubt.workspace.v1.Snapshot
-	4,  // 14: redoubt.workspace.v1.SnapshotService.GetSnapshot:output_type -> redoubt.workspace.v1.Snapshot
-	9,  // 15: redoubt.workspace.v1.SnapshotService.ListSnapshots:output_type -> redoubt.workspace.v1.ListSnapshotsResponse
-	11, // 16: redoubt.workspace.v1.SnapshotService.DownloadSnapshot:output_type -> redoubt.workspace.v1.DownloadSnapshotResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	5,  // 0: redoubt.workspace.v1.UploadBlobsRequest.blobs:type_name -> redoubt.workspace.v1.SmallBlob
+	8,  // 1: redoubt.workspace.v1.Snapshot.entries:type_name -> redoubt.workspace.v1.SnapshotEntry
+	16, // 2: redoubt.workspace.v1.Snapshot.create_time:type_name -> google.protobuf.Timestamp
+	8,  // 3: redoubt.workspace.v1.CreateSnapshotRequest.entries:type_name -> redoubt.workspace.v1.SnapshotEntry
+	7,  // 4: redoubt.workspace.v1.ListSnapshotsResponse.snapshots:type_name -> redoubt.workspace.v1.Snapshot
+	8,  // 5: redoubt.workspace.v1.DownloadSnapshotResponse.entry:type_name -> redoubt.workspace.v1.SnapshotEntry
+	15, // 6: redoubt.workspace.v1.DownloadSnapshotResponse.files:type_name -> redoubt.workspace.v1.SnapshotFile
+	8,  // 7: redoubt.workspace.v1.SnapshotFile.entry:type_name -> redoubt.workspace.v1.SnapshotEntry
+	0,  // 8: redoubt.workspace.v1.SnapshotService.FindMissingBlobs:input_type -> redoubt.workspace.v1.FindMissingBlobsRequest
+	2,  // 9: redoubt.workspace.v1.SnapshotService.UploadBlob:input_type -> redoubt.workspace.v1.UploadBlobRequest
+	4,  // 10: redoubt.workspace.v1.SnapshotService.UploadBlobs:input_type -> redoubt.workspace.v1.UploadBlobsRequest
+	9,  // 11: redoubt.workspace.v1.SnapshotService.CreateSnapshot:input_type -> redoubt.workspace.v1.CreateSnapshotRequest
+	10, // 12: redoubt.workspace.v1.SnapshotService.GetSnapshot:input_type -> redoubt.workspace.v1.GetSnapshotRequest
+	11, // 13: redoubt.workspace.v1.SnapshotService.ListSnapshots:input_type -> redoubt.workspace.v1.ListSnapshotsRequest
+	13, // 14: redoubt.workspace.v1.SnapshotService.DownloadSnapshot:input_type -> redoubt.workspace.v1.DownloadSnapshotRequest
+	1,  // 15: redoubt.workspace.v1.SnapshotService.FindMissingBlobs:output_type -> redoubt.workspace.v1.FindMissingBlobsResponse
+	3,  // 16: redoubt.workspace.v1.SnapshotService.UploadBlob:output_type -> redoubt.workspace.v1.UploadBlobResponse
+	6,  // 17: redoubt.workspace.v1.SnapshotService.UploadBlobs:output_type -> redoubt.workspace.v1.UploadBlobsResponse
+	7,  // 18: redoubt.workspace.v1.SnapshotService.CreateSnapshot:output_type -> redoubt.workspace.v1.Snapshot
+	7,  // 19: redoubt.workspace.v1.SnapshotService.GetSnapshot:output_type -> redoubt.workspace.v1.Snapshot
+	12, // 20: redoubt.workspace.v1.SnapshotService.ListSnapshots:output_type -> redoubt.workspace.v1.ListSnapshotsResponse
+	14, // 21: redoubt.workspace.v1.SnapshotService.DownloadSnapshot:output_type -> redoubt.workspace.v1.DownloadSnapshotResponse
+	15, // [15:22] is the sub-list for method output_type
+	8,  // [8:15] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_workspace_v1_snapshot_proto_init() }
@@ -836,7 +1061,7 @@ func file_redoubt_workspace_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_workspace_v1_snapshot_proto_rawDesc), len(file_redoubt_workspace_v1_snapshot_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

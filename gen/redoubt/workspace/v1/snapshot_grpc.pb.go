@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	SnapshotService_FindMissingBlobs_FullMethodName = "/redoubt.workspace.v1.SnapshotService/FindMissingBlobs"
 	SnapshotService_UploadBlob_FullMethodName       = "/redoubt.workspace.v1.SnapshotService/UploadBlob"
+	SnapshotService_UploadBlobs_FullMethodName      = "/redoubt.workspace.v1.SnapshotService/UploadBlobs"
 	SnapshotService_CreateSnapshot_FullMethodName   = "/redoubt.workspace.v1.SnapshotService/CreateSnapshot"
 	SnapshotService_GetSnapshot_FullMethodName      = "/redoubt.workspace.v1.SnapshotService/GetSnapshot"
 	SnapshotService_ListSnapshots_FullMethodName    = "/redoubt.workspace.v1.SnapshotService/ListSnapshots"
@@ -37,11 +38,13 @@ type SnapshotServiceClient interface {
 	FindMissingBlobs(ctx context.Context, in *FindMissingBlobsRequest, opts ...grpc.CallOption) (*FindMissingBlobsResponse, error)
 	// UploadBlob sends one file. The first message has parent, digest and size; the blob is stored when the content has the digest.
 	UploadBlob(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadBlobRequest, UploadBlobResponse], error)
+	// UploadBlobs sends many small files at once. All of them are stored when it returns, and it can be repeated; if it fails, some may be.
+	UploadBlobs(ctx context.Context, in *UploadBlobsRequest, opts ...grpc.CallOption) (*UploadBlobsResponse, error)
 	// CreateSnapshot puts uploaded blobs together. Its name is the digest of its entries, so the same tree gives the same snapshot.
 	CreateSnapshot(ctx context.Context, in *CreateSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error)
 	GetSnapshot(ctx context.Context, in *GetSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error)
 	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
-	// DownloadSnapshot streams every file, in the order of the entries.
+	// DownloadSnapshot streams every file, in the order of the entries: small ones whole, many to a message, others in pieces.
 	DownloadSnapshot(ctx context.Context, in *DownloadSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadSnapshotResponse], error)
 }
 
@@ -75,6 +78,16 @@ func (c *snapshotServiceClient) UploadBlob(ctx context.Context, opts ...grpc.Cal
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SnapshotService_UploadBlobClient = grpc.ClientStreamingClient[UploadBlobRequest, UploadBlobResponse]
+
+func (c *snapshotServiceClient) UploadBlobs(ctx context.Context, in *UploadBlobsRequest, opts ...grpc.CallOption) (*UploadBlobsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UploadBlobsResponse)
+	err := c.cc.Invoke(ctx, SnapshotService_UploadBlobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *snapshotServiceClient) CreateSnapshot(ctx context.Context, in *CreateSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -135,11 +148,13 @@ type SnapshotServiceServer interface {
 	FindMissingBlobs(context.Context, *FindMissingBlobsRequest) (*FindMissingBlobsResponse, error)
 	// UploadBlob sends one file. The first message has parent, digest and size; the blob is stored when the content has the digest.
 	UploadBlob(grpc.ClientStreamingServer[UploadBlobRequest, UploadBlobResponse]) error
+	// UploadBlobs sends many small files at once. All of them are stored when it returns, and it can be repeated; if it fails, some may be.
+	UploadBlobs(context.Context, *UploadBlobsRequest) (*UploadBlobsResponse, error)
 	// CreateSnapshot puts uploaded blobs together. Its name is the digest of its entries, so the same tree gives the same snapshot.
 	CreateSnapshot(context.Context, *CreateSnapshotRequest) (*Snapshot, error)
 	GetSnapshot(context.Context, *GetSnapshotRequest) (*Snapshot, error)
 	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
-	// DownloadSnapshot streams every file, in the order of the entries.
+	// DownloadSnapshot streams every file, in the order of the entries: small ones whole, many to a message, others in pieces.
 	DownloadSnapshot(*DownloadSnapshotRequest, grpc.ServerStreamingServer[DownloadSnapshotResponse]) error
 	mustEmbedUnimplementedSnapshotServiceServer()
 }
@@ -156,6 +171,9 @@ func (UnimplementedSnapshotServiceServer) FindMissingBlobs(context.Context, *Fin
 }
 func (UnimplementedSnapshotServiceServer) UploadBlob(grpc.ClientStreamingServer[UploadBlobRequest, UploadBlobResponse]) error {
 	return status.Error(codes.Unimplemented, "method UploadBlob not implemented")
+}
+func (UnimplementedSnapshotServiceServer) UploadBlobs(context.Context, *UploadBlobsRequest) (*UploadBlobsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UploadBlobs not implemented")
 }
 func (UnimplementedSnapshotServiceServer) CreateSnapshot(context.Context, *CreateSnapshotRequest) (*Snapshot, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateSnapshot not implemented")
@@ -214,6 +232,24 @@ func _SnapshotService_UploadBlob_Handler(srv interface{}, stream grpc.ServerStre
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SnapshotService_UploadBlobServer = grpc.ClientStreamingServer[UploadBlobRequest, UploadBlobResponse]
+
+func _SnapshotService_UploadBlobs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UploadBlobsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotServiceServer).UploadBlobs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SnapshotService_UploadBlobs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotServiceServer).UploadBlobs(ctx, req.(*UploadBlobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _SnapshotService_CreateSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateSnapshotRequest)
@@ -290,6 +326,10 @@ var SnapshotService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FindMissingBlobs",
 			Handler:    _SnapshotService_FindMissingBlobs_Handler,
+		},
+		{
+			MethodName: "UploadBlobs",
+			Handler:    _SnapshotService_UploadBlobs_Handler,
 		},
 		{
 			MethodName: "CreateSnapshot",

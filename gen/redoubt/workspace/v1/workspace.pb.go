@@ -1309,13 +1309,13 @@ const file_redoubt_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"c\n" +
 	"\x16DeleteWorkspaceRequest\x12+\n" +
 	"\x04name\x18\x01 \x01(\tB\x17\xbaH\ar\x05\x10\x01(\x80\x04\xba\xe1\x18\tworkspaceR\x04name\x12\x1c\n" +
-	"\x04etag\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04etag2\xde\x10\n" +
+	"\x04etag\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x04etag2\xe1\x10\n" +
 	"\x0fResourceService\x12\xaf\x01\n" +
 	"\x12CreateSubscription\x12/.redoubt.workspace.v1.CreateSubscriptionRequest\x1a\".redoubt.workspace.v1.Subscription\"D\xb2\xe1\x18$\n" +
 	"\x1dworkspace/subscriptions/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/subscriptions\x12\x97\x01\n" +
-	"\x11ListSubscriptions\x12..redoubt.workspace.v1.ListSubscriptionsRequest\x1a/.redoubt.workspace.v1.ListSubscriptionsResponse\"!\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/subscriptions\x12\xad\x01\n" +
-	"\x12DeleteSubscription\x12/.redoubt.workspace.v1.DeleteSubscriptionRequest\x1a\x16.google.protobuf.Empty\"N\xb2\xe1\x18(\n" +
-	"\x1eworkspace/subscriptions/delete\x12\x04name(\x01\x82\xd3\xe4\x93\x02\x1c*\x1a/v1/{name=subscriptions/*}\x12\xd2\x01\n" +
+	"\x11ListSubscriptions\x12..redoubt.workspace.v1.ListSubscriptionsRequest\x1a/.redoubt.workspace.v1.ListSubscriptionsResponse\"!\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/subscriptions\x12\xb0\x01\n" +
+	"\x12DeleteSubscription\x12/.redoubt.workspace.v1.DeleteSubscriptionRequest\x1a\x16.google.protobuf.Empty\"Q\xb2\xe1\x18+\n" +
+	"\x1eworkspace/subscriptions/delete\x12\x04name(\x01p\x84\a\x82\xd3\xe4\x93\x02\x1c*\x1a/v1/{name=subscriptions/*}\x12\xd2\x01\n" +
 	"\x13CreateResourceGroup\x120.redoubt.workspace.v1.CreateResourceGroupRequest\x1a#.redoubt.workspace.v1.ResourceGroup\"d\xb2\xe1\x18*\n" +
 	"\x1eworkspace/resourceGroups/write\x12\x06parent(\x01\x82\xd3\xe4\x93\x020:\x01*\"+/v1/{parent=subscriptions/*}/resourceGroups\x12\xd9\x01\n" +
 	"\x12ListResourceGroups\x12/.redoubt.workspace.v1.ListResourceGroupsRequest\x1a0.redoubt.workspace.v1.ListResourceGroupsResponse\"`\xb2\xe1\x18)\n" +
