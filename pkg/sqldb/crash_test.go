@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,6 +59,7 @@ func childConfig(path string) sqldb.Config {
 
 // writes inserts rows one by one and prints each that was acknowledged or refused.
 func writes(path string, n int) int {
+	runtime.LockOSThread() // strace counts the calls of each thread by itself
 	db, err := sqldb.Open(context.Background(), childConfig(path))
 	if err != nil {
 		fmt.Println("open", fault.Code(err))

@@ -25,6 +25,13 @@
 // commit was sent, nothing was changed. A commit of which the result was lost is reported as such: the caller must read
 // before it repeats.
 //
+// # Signals
+//
+// Instances of a service share a PostgreSQL schema. What one commits with Tx.Signal wakes those who wait on Signals in all of them:
+// in the process at once, elsewhere by NOTIFY, which a connection of its own hears. A signal says that there is something to
+// read and never what; it may come twice, and after a lost connection everybody is woken, since something may have been missed.
+// NOTIFY makes commits of one database wait for each other for a moment, so it is for what others must hear of, not for every row.
+//
 // # How it fails
 //
 // Driver errors become kinds of pkg/fault here, in words that hold no SQL, path or value; errors of a context keep what they

@@ -139,6 +139,7 @@ func (db *DB) runGroup(group []*member) error {
 
 func (db *DB) runMember(ctx context.Context, tx *Tx, m *member) error {
 	defer func() { m.panic = recover() }()
+	tx.signalled = 0
 	own := context.WithValue(context.WithoutCancel(m.ctx), inWrite{db}, true)
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc

@@ -33,6 +33,9 @@ func TestGroupSharesOneCommitAndKeepsErrorsApart(t *testing.T) {
 					signal := queuedContext{t.Context(), &queued, new(sync.Once)}
 					errs[i] = db.WriteGrouped(signal, func(ctx context.Context, tx *sqldb.Tx) error {
 						id := fmt.Sprint("n", i)
+						if err := tx.Signal(ctx, id); err != nil { // more in all than one transaction may
+							return err
+						}
 						switch i % 4 {
 						case 1: // what it did before its error is undone
 							_ = insert(ctx, tx, id)

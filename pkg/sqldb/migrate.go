@@ -45,13 +45,19 @@ func newest(p *goose.Provider) int64 {
 	return newest
 }
 
-// refuseNewer finds a database that a newer binary has migrated. It writes nothing.
-func refuseNewer(ctx context.Context, pool *sql.DB, dialect Dialect, sets []MigrationSet) error {
-	exists := "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = $1)"
-	if dialect == Postgres {
-		exists = "SELECT to_regclass($1) IS NOT NULL"
+// refuseNewer finds a database that a newer binary has migrated, or a restore left half done. It writes nothing.
+func refuseNewer(ctx context.Context, pool *sql.DB, dialect Dialect, c Config) error {
+	exists := existing(dialect)
+	if c.restore == nil {
+		var half bool
+		if err := pool.QueryRowContext(ctx, exists, mark).Scan(&half); err != nil {
+			return Fault(err)
+		}
+		if half {
+			return errRestoring()
+		}
 	}
-	for _, set := range sets {
+	for _, set := range c.Migrations {
 		p, err := provider(pool, dialect, set, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
@@ -75,14 +81,40 @@ func refuseNewer(ctx context.Context, pool *sql.DB, dialect Dialect, sets []Migr
 	return nil
 }
 
-// migrate brings every set to what this binary knows, each step in a transaction of its own.
-func migrate(ctx context.Context, pool *sql.DB, dialect Dialect, sets []MigrationSet, log *slog.Logger) error {
-	for _, set := range sets {
+// sources are the versions that this binary has files for, in order.
+func sources(set MigrationSet) ([]int64, error) {
+	p, err := provider(new(sql.DB), SQLite, set, slog.New(slog.DiscardHandler)) // only asked for its files
+	if err != nil {
+		return nil, err
+	}
+	out := []int64{0}
+	for _, s := range p.ListSources() {
+		out = append(out, s.Version)
+	}
+	return out, nil
+}
+
+// migrate brings every set to what this binary knows, or to what a backup has, each step in a transaction of its own.
+func migrate(ctx context.Context, pool *sql.DB, dialect Dialect, c Config, log *slog.Logger) error {
+	if c.restore != nil {
+		if err := clearFor(ctx, pool, dialect, log); err != nil {
+			return err
+		}
+	}
+	for _, set := range c.Migrations {
 		p, err := provider(pool, dialect, set, log)
 		if err != nil {
 			return err
 		}
-		results, err := p.Up(ctx)
+		up := p.Up
+		if c.restore != nil {
+			version, ok := c.restore.at[set.Name]
+			if !ok || version == 0 {
+				continue
+			}
+			up = func(ctx context.Context) ([]*goose.MigrationResult, error) { return p.UpTo(ctx, version) }
+		}
+		results, err := up(ctx)
 		if err != nil {
 			var partial *goose.PartialError
 			if errors.As(err, &partial) && partial.Failed != nil && partial.Failed.Source != nil {

@@ -3,8 +3,11 @@ package sqldb
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"database/sql"
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -41,8 +44,7 @@ func (db *DB) openPostgres(ctx context.Context, c Config) error {
 	bounded, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	if err := db.writer.PingContext(bounded); err != nil {
-		return fault.Wrap(err, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE,
-			"PostgreSQL at %s port %d does not let us in; the log says why", config.Host, config.Port)
+		return notLetIn(err, config)
 	}
 	if err := refuseUnsafe(bounded, db.writer); err != nil {
 		return err
@@ -58,6 +60,7 @@ func (db *DB) openPostgres(ctx context.Context, c Config) error {
 		return fault.FailedPrecondition("the PostgreSQL role has no schema to live in; name one in the configuration")
 	}
 	db.advise = advisory("writer", schema.String)
+	db.signals.prepare(config.Copy(), schema.String)
 
 	if err := db.migratePostgres(ctx, c, advisory("migrate", schema.String)); err != nil {
 		return err
@@ -66,6 +69,32 @@ func (db *DB) openPostgres(ctx context.Context, c Config) error {
 	reading.RuntimeParams["default_transaction_read_only"] = "on"
 	db.reader = connectPostgres(reading, readers())
 	return nil
+}
+
+// notLetIn says to the operator why the server cannot be used.
+func notLetIn(err error, c *pgx.ConnConfig) error {
+	var authority x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var certificate *tls.CertificateVerificationError
+	var refused *pgconn.PgError
+	var why string
+	switch {
+	case errors.As(err, &authority):
+		why = "its certificate is not from a root that is believed; name the right one with sslrootcert"
+	case errors.As(err, &host):
+		why = "its certificate is for another host; use the name that the certificate has"
+	case errors.As(err, &certificate):
+		why = "its certificate is not valid now, or not for a server"
+	case errors.As(err, &refused) && (refused.Code == "28P01" || refused.Code == "28000" && c.TLSConfig != nil):
+		why = "it does not take the role or its password"
+	case errors.As(err, &refused) && refused.Code == "28000":
+		why = "it does not take the role, or no connection without TLS; add sslmode=verify-full and sslrootcert to the connection string"
+	case errors.As(err, &refused) && refused.Code == "3D000":
+		why = "it has no database of that name"
+	default:
+		return fault.Wrap(err, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE, "PostgreSQL at %s port %d does not let us in; the log says why", c.Host, c.Port)
+	}
+	return fault.Wrap(err, codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED, "PostgreSQL at %s port %d cannot be used: %s", c.Host, c.Port, why)
 }
 
 func connectPostgres(config *pgx.ConnConfig, size int) *sql.DB {
@@ -111,6 +140,13 @@ func refuseUnsafe(ctx context.Context, pool *sql.DB) error {
 			return fault.FailedPrecondition("PostgreSQL has %s = %s, so it acknowledges changes that it can lose; switch it on", setting.name, value)
 		}
 	}
+	var idle string
+	if err := pool.QueryRowContext(ctx, "SELECT setting FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'").Scan(&idle); err != nil {
+		return Fault(err)
+	}
+	if idle != strconv.FormatInt(idleInTransaction.Milliseconds(), 10) { // ms
+		return fault.FailedPrecondition("PostgreSQL, or what stands before it, does not take idle_in_transaction_session_timeout = %v from us, so a process that stands still could commit at any time; let it pass", idleInTransaction)
+	}
 	var encoding string
 	if err := pool.QueryRowContext(ctx, "SHOW server_encoding").Scan(&encoding); err != nil {
 		return Fault(err)
@@ -133,7 +169,12 @@ func makeSchema(ctx context.Context, pool *sql.DB, schema string) error {
 	if exists {
 		return nil
 	}
-	if _, err := pool.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS "+pgx.Identifier{schema}.Sanitize()); err != nil {
+	_, err := pool.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS "+pgx.Identifier{schema}.Sanitize())
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) && refused.Code == "23505" {
+		return nil // unique_violation: another instance made it at the same moment, which IF NOT EXISTS does not wait for
+	}
+	if err != nil {
 		return fault.Wrap(err, codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED, "the PostgreSQL schema %s cannot be made; make it for the role", schema)
 	}
 	return nil
@@ -156,10 +197,10 @@ func (db *DB) migratePostgres(ctx context.Context, c Config, key int64) error {
 		defer cancel()
 		_, _ = holder.ExecContext(release, "SELECT pg_advisory_unlock($1)", key) // else the end of the session does
 	}()
-	if err := refuseNewer(ctx, db.writer, Postgres, c.Migrations); err != nil {
+	if err := refuseNewer(ctx, db.writer, Postgres, c); err != nil {
 		return err
 	}
-	return migrate(ctx, db.writer, Postgres, c.Migrations, db.log)
+	return migrate(ctx, db.writer, Postgres, c, db.log)
 }
 
 // advisory is the key of a lock of this schema; PostgreSQL keeps those of different databases apart.

@@ -82,7 +82,7 @@ func TestPostgresSettings(t *testing.T) {
 		if err := tx.QueryRowContext(ctx, "SELECT current_setting('idle_in_transaction_session_timeout'), current_setting('transaction_isolation')").Scan(&idle, &isolation); err != nil {
 			return err
 		}
-		if idle != "10s" || isolation != "read committed" {
+		if idle != "2s" || isolation != "read committed" {
 			t.Errorf("idle timeout %s, isolation %s", idle, isolation)
 		}
 		return nil

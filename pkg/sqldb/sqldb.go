@@ -65,6 +65,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Now is the clock that measures how long the writer is held; nil means time.Now.
 	Now func() time.Time
+
+	restore *restoring // set by Restore
 }
 
 const (
@@ -74,11 +76,15 @@ const (
 	commitTimeout = 30 * time.Second
 	// openTimeout bounds each step of Open that waits for the server.
 	openTimeout = 10 * time.Second
-	// idleInTransaction is after how long PostgreSQL ends a transaction whose process does not go on, and frees the writer.
-	idleInTransaction = 10 * time.Second
+	// idleInTransaction is after how long PostgreSQL ends a transaction whose process does not go on, and frees the writer. The fence
+	// counts on it: what a paused process was about to commit is over by then.
+	idleInTransaction = IdleInTransaction
 	// slowWrite is from when on a held writer is worth a line in the log.
 	slowWrite = time.Second
 )
+
+// IdleInTransaction is how long PostgreSQL lets a transaction stand whose process is silent. A server or pooler that does not is refused.
+const IdleInTransaction = 2 * time.Second
 
 var identifier = regexp.MustCompile(`^[a-z][a-z0-9_]{0,39}$`)
 
@@ -99,8 +105,14 @@ type DB struct {
 	once   sync.Once
 	broken atomic.Bool // an fsync failed
 
+	sets       []MigrationSet
+	snapshots  atomic.Int64 // that are open
+	scrubLater atomic.Bool
+
 	queueMu sync.Mutex
 	queue   []*member
+
+	signals signals
 }
 
 // Open opens the database, applies the migrations that are missing, and returns it ready to serve. Its errors are for the operator:
@@ -116,6 +128,8 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		now:     c.Now,
 		gate:    make(chan struct{}, 1),
 		closed:  make(chan struct{}),
+		sets:    c.Migrations,
+		signals: signals{waiting: make(map[string]map[chan struct{}]bool)},
 	}
 	if db.log == nil {
 		db.log = slog.New(slog.DiscardHandler)
@@ -165,6 +179,7 @@ func (db *DB) Close() error {
 	var err error
 	db.once.Do(func() {
 		close(db.closed)
+		db.signals.stop()
 		db.gate <- struct{}{} // never given back
 		err = db.release()
 	})
@@ -192,9 +207,13 @@ func (db *DB) release() error {
 }
 
 // Scrub takes what was deleted out of the write-ahead log, so that it is not left on disk until the log is used again. It is best
-// effort: a reader that holds an old snapshot keeps it. PostgreSQL has its own ways, and Scrub does nothing there.
+// effort: a reader that holds an old snapshot keeps it; while a backup reads, it is done after that. PostgreSQL has its own ways, and Scrub does nothing there.
 func (db *DB) Scrub(ctx context.Context) error {
 	if db.dialect != SQLite {
+		return nil
+	}
+	if db.snapshots.Load() > 0 { // SQLite would wait for it, and every writer with it
+		db.scrubLater.Store(true)
 		return nil
 	}
 	if err := db.enter(ctx); err != nil {

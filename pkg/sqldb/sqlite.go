@@ -54,7 +54,7 @@ func (db *DB) openSQLite(ctx context.Context, c Config) error {
 		return err
 	}
 	if file.exists && !file.hot {
-		if err := db.inspect(ctx, file, c.Migrations); err != nil {
+		if err := db.inspect(ctx, file, c); err != nil {
 			return err
 		}
 	}
@@ -77,7 +77,7 @@ func (db *DB) openSQLite(ctx context.Context, c Config) error {
 			return err
 		}
 	}
-	if err := migrate(ctx, db.writer, SQLite, c.Migrations, db.log); err != nil {
+	if err := migrate(ctx, db.writer, SQLite, c, db.log); err != nil {
 		return err
 	}
 	if db.reader, err = connectSQLite(file.uri(url.Values{"mode": {"ro"}}, "query_only(ON)"), readers()); err != nil {
@@ -204,7 +204,7 @@ func (f sqliteFile) header() error {
 }
 
 // inspect checks pages and schema versions on a connection that cannot write the file or its WAL.
-func (db *DB) inspect(ctx context.Context, f sqliteFile, sets []MigrationSet) error {
+func (db *DB) inspect(ctx context.Context, f sqliteFile, c Config) error {
 	// Without a WAL the file is all there is, and SQLite need not even make its shared memory.
 	options := url.Values{"mode": {"ro"}}
 	if !f.logged {
@@ -222,7 +222,7 @@ func (db *DB) inspect(ctx context.Context, f sqliteFile, sets []MigrationSet) er
 	} else {
 		db.log.InfoContext(ctx, "the database file is too large to check every page of it at start", "file", f.path, "bytes", f.size)
 	}
-	return refuseNewer(ctx, pool, SQLite, sets)
+	return refuseNewer(ctx, pool, SQLite, c)
 }
 
 func checkPages(ctx context.Context, pool *sql.DB, path string) error {

@@ -20,11 +20,18 @@ type DBTX interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
+// WriteFunc is DB.Write, or what does more before it lets a function write, such as a leader's.
+type WriteFunc func(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error
+
 // Tx is a transaction in progress. It cannot be committed by its user, and is dead once the function that got it has returned.
 // Its methods return the driver's errors; Fault maps them, and Write and Read map what the function returns.
 type Tx struct {
 	tx        *sql.Tx
+	dialect   Dialect
 	forUpdate string
+	db        *DB             // nil in a transaction that only reads
+	topics    map[string]bool // what is signalled after the commit
+	signalled int             // how many of them this transaction, or this member of a group, has added
 }
 
 var _ DBTX = (*Tx)(nil)
@@ -48,6 +55,9 @@ func (t *Tx) QueryContext(ctx context.Context, query string, args ...any) (*sql.
 func (t *Tx) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
 	return t.tx.QueryRowContext(ctx, query, args...)
 }
+
+// Dialect says which engine it runs on.
+func (t *Tx) Dialect() Dialect { return t.dialect }
 
 // ForUpdate is the suffix that locks the rows of a SELECT on an engine that has one: " FOR UPDATE" in a write transaction on
 // PostgreSQL, else "".
@@ -97,8 +107,7 @@ func (db *DB) Write(ctx context.Context, fn func(ctx context.Context, tx *Tx) er
 	if err := db.enter(ctx); err != nil {
 		return err
 	}
-	defer db.leave()
-	return db.transact(ctx, fn)
+	return db.answered(ctx, fn)
 }
 
 // transact runs one write transaction. The caller holds the gate.
@@ -122,7 +131,7 @@ func (db *DB) transact(ctx context.Context, fn func(ctx context.Context, tx *Tx)
 		return db.early(ctx, err)
 	}
 	defer func() { _ = sqlTx.Rollback() }() // does nothing after a commit
-	tx := &Tx{tx: sqlTx}
+	tx := &Tx{tx: sqlTx, dialect: db.dialect, db: db}
 	if db.dialect == Postgres {
 		tx.forUpdate = " FOR UPDATE"
 		if _, err := sqlTx.ExecContext(life, "SELECT pg_advisory_xact_lock($1)", db.advise); err != nil {
@@ -135,11 +144,11 @@ func (db *DB) transact(ctx context.Context, fn func(ctx context.Context, tx *Tx)
 	if !keep() { // ctx ended, and with it the transaction
 		return ctx.Err()
 	}
-	return db.commit(ctx, sqlTx, end)
+	return db.commit(ctx, sqlTx, tx.topics, end)
 }
 
 // commit passes Finish. What Finish says is not trusted where it contradicts what happened.
-func (db *DB) commit(ctx context.Context, sqlTx *sql.Tx, end func()) error {
+func (db *DB) commit(ctx context.Context, sqlTx *sql.Tx, topics map[string]bool, end func()) error {
 	var called atomic.Bool
 	var result error
 	err := db.finish(ctx, func() error {
@@ -149,6 +158,7 @@ func (db *DB) commit(ctx context.Context, sqlTx *sql.Tx, end func()) error {
 		timer := time.AfterFunc(commitTimeout, end)
 		defer timer.Stop()
 		result = db.observe(sqlTx.Commit(), true)
+		db.signalled(topics) // also after an error: of a commit whose result was lost, the database knows better
 		return result
 	})
 	switch {
@@ -204,7 +214,7 @@ func (db *DB) Read(ctx context.Context, fn func(ctx context.Context, tx *Tx) err
 		return db.early(ctx, err)
 	}
 	defer func() { _ = sqlTx.Rollback() }() // nothing to commit
-	if err := fn(ctx, &Tx{tx: sqlTx}); err != nil {
+	if err := fn(ctx, &Tx{tx: sqlTx, dialect: db.dialect}); err != nil {
 		return db.early(ctx, err)
 	}
 	return nil
