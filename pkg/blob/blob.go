@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gocloud.dev/blob"
+	"gocloud.dev/blob/driver"
 	"gocloud.dev/gcerrors"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -21,15 +22,30 @@ import (
 
 const (
 	// MaxName is the longest name in bytes.
-	MaxName = 512
+	MaxName     = 512
+	contentType = "application/octet-stream"
 	// MaxPart is the longest part of a name between two slashes, in bytes.
 	MaxPart = 200
 )
 
-// Config says where the blobs are.
+// Config says where the blobs are: in a folder, or in a bucket.
 type Config struct {
-	// Dir is the folder, made if only it is missing. Required.
+	// Dir is the folder, made if only it is missing. Required without URL.
 	Dir string
+
+	// URL is s3://bucket?endpoint=https://host:port&region=…&prefix=… (CheckURL); it takes the place of Dir.
+	URL string
+	// CredentialsFile is YAML with access_key_id, secret_access_key and, where it is wanted, session_token; only its owner may read it. It is
+	// read again within a minute when it changes. Required with URL.
+	CredentialsFile string
+	// RootFile holds the roots that are believed at the endpoint, as PEM; empty believes those of the system.
+	RootFile string
+	// Prefix is the part of the bucket, below the URL's own prefix, that this Store lives in; empty is all of it.
+	Prefix string
+	// StaleAfter is the age from which on an unfinished upload is nobody's, and Open removes it; 0 is a day.
+	StaleAfter time.Duration
+	// Now is the clock against which that age is told; nil means time.Now.
+	Now func() time.Time
 }
 
 // Info is what is known of a blob without reading it.
@@ -44,20 +60,37 @@ type Info struct {
 // Store keeps blobs. It is safe for concurrent use; of two Puts to one name the last to end wins.
 type Store struct {
 	bucket *blob.Bucket
-	folder *folder
+	driver storeDriver
 	once   sync.Once
 }
 
-// Open opens the folder and removes what unfinished writes have left. Its errors name the folder.
-func Open(_ context.Context, c Config) (*Store, error) {
-	if c.Dir == "" {
+// storeDriver is what serves a Store.
+type storeDriver interface {
+	driver.Bucket
+	// removeAll deletes every blob below a prefix.
+	removeAll(ctx context.Context, prefix string) error
+	// putAll stores every item, or fails; then some may be stored.
+	putAll(ctx context.Context, items []Item) error
+}
+
+// Open opens the folder or the bucket, and removes what unfinished writes have left. Its errors name the folder, or the bucket and its endpoint.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	var d storeDriver
+	var err error
+	switch {
+	case c.URL != "" && c.Dir != "":
+		return nil, fault.InvalidArgument("blobs are either in a folder or in a bucket; the configuration names both")
+	case c.URL != "":
+		d, err = openS3(ctx, c)
+	case c.Dir != "":
+		d, err = openFolder(c.Dir)
+	default:
 		return nil, fault.InvalidArgument("the folder for blobs is missing in the configuration")
 	}
-	f, err := openFolder(c.Dir)
 	if err != nil {
 		return nil, err
 	}
-	return &Store{bucket: blob.NewBucket(f), folder: f}, nil
+	return &Store{bucket: blob.NewBucket(d), driver: d}, nil
 }
 
 // Close gives the folder free. Reads in progress go on.
@@ -96,14 +129,14 @@ func badName() error {
 }
 
 // Put stores all of r under the name, in the place of what was there, and returns how many bytes that were. When it returns nil they are on
-// stable storage; otherwise nothing has changed, save where only the last step, bringing the rename to disk, failed.
+// stable storage (a bucket: its promise); otherwise nothing has changed, save where only the last step failed: bringing the rename to disk, or the answer of the bucket.
 func (s *Store) Put(ctx context.Context, name string, r io.Reader) (int64, error) {
 	if err := CheckName(name); err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	w, err := s.bucket.NewWriter(ctx, name, &blob.WriterOptions{ContentType: "application/octet-stream"})
+	w, err := s.bucket.NewWriter(ctx, name, &blob.WriterOptions{ContentType: contentType})
 	if err != nil {
 		return 0, mapped(ctx, err)
 	}
@@ -158,7 +191,21 @@ func (s *Store) GetRange(ctx context.Context, name string, offset, length int64)
 	if err != nil {
 		return nil, mapped(ctx, err)
 	}
-	return r, nil
+	return &blobContent{ReadCloser: r, ctx: ctx}, nil
+}
+
+// blobContent is a blob that is read. Its errors are faults.
+type blobContent struct {
+	io.ReadCloser
+	ctx context.Context //nolint:containedctx // that of the Get, which ends the reading
+}
+
+func (c *blobContent) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = mapped(c.ctx, err)
+	}
+	return n, err
 }
 
 // Stat is what is known of a blob.
@@ -202,7 +249,7 @@ func (s *Store) DeletePrefix(ctx context.Context, prefix string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return mapped(ctx, s.folder.removeAll(prefix))
+	return mapped(ctx, s.driver.removeAll(ctx, prefix))
 }
 
 // List yields the blobs whose names begin with prefix and a slash, or all for an empty prefix, ordered by name, byte by byte. It ends after the

@@ -1,25 +1,19 @@
 package blob
 
 import (
-	"bytes"
-	"context"
-	"errors"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"testing/iotest"
 
 	"gocloud.dev/blob/driver"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"pgregory.net/rapid"
 
-	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
@@ -91,162 +85,6 @@ func onDisk(t *testing.T, dir string) map[string]fs.FileMode {
 	}
 	return found
 }
-
-func TestPutGetDelete(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "blob"))
-	ctx := t.Context()
-	if ok, err := s.Exists(ctx, "a/b/c"); ok || err != nil {
-		t.Errorf("before: %v, %v", ok, err)
-	}
-	if _, err := s.Get(ctx, "a/b/c"); !fault.Is(err, codes.NotFound) {
-		t.Errorf("before: %v", err)
-	}
-	big := strings.Repeat("0123456789abcdef", 1<<16)
-	for _, content := range []string{"", "x", big, "shorter"} { // each in the place of the one before
-		put(t, s, "a/b/c", content)
-		if get(t, s, "a/b/c") != content {
-			t.Errorf("%d bytes came back changed", len(content))
-		}
-		info, err := s.Stat(ctx, "a/b/c")
-		if err != nil || info.Size != int64(len(content)) || info.Name != "a/b/c" || info.ModTime.IsZero() {
-			t.Errorf("Stat: %+v, %v", info, err)
-		}
-	}
-	for range 2 {
-		if err := s.Delete(ctx, "a/b/c"); err != nil {
-			t.Error(err)
-		}
-		if ok, err := s.Exists(ctx, "a/b/c"); ok || err != nil {
-			t.Errorf("after: %v, %v", ok, err)
-		}
-	}
-}
-
-func TestRanges(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "blob"))
-	put(t, s, "a", "0123456789")
-	for _, c := range []struct {
-		offset, length int64
-		want           string
-	}{{0, -1, "0123456789"}, {3, 4, "3456"}, {3, -1, "3456789"}, {8, 100, "89"}, {0, 0, ""}, {10, -1, ""}, {100, 5, ""}} {
-		r, err := s.GetRange(t.Context(), "a", c.offset, c.length)
-		if err != nil {
-			t.Errorf("%d+%d: %v", c.offset, c.length, err)
-			continue
-		}
-		if got, err := io.ReadAll(r); err != nil || string(got) != c.want {
-			t.Errorf("%d+%d: %q, %v", c.offset, c.length, got, err)
-		}
-		_ = r.Close()
-	}
-	if _, err := s.GetRange(t.Context(), "a", -1, 5); !fault.Is(err, codes.InvalidArgument) {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestReaderKeepsWhatItOpened(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "blob"))
-	put(t, s, "a", "old content")
-	r, err := s.Get(t.Context(), "a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = r.Close() }()
-	put(t, s, "a", "new")
-	if err := s.Delete(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := io.ReadAll(r); err != nil || string(got) != "old content" {
-		t.Errorf("got %q, %v", got, err)
-	}
-}
-
-func TestNames(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "blob"))
-	long := strings.Repeat("a", MaxPart)
-	for _, name := range []string{"a", "0", "a-b_c.d", "a/b/c", "_", "-", "a..b", "a.", long, long + "/" + long + "/" + strings.Repeat("b", MaxName-2*MaxPart-2)} {
-		put(t, s, name, name)
-		if get(t, s, name) != name {
-			t.Errorf("%q came back changed", name)
-		}
-		if err := s.Delete(t.Context(), name); err != nil {
-			t.Error(err)
-		}
-	}
-	before := onDisk(t, s.folder.root.Name())
-	for _, name := range []string{
-		"", "/", "/a", "a/", "a//b", ".", "..", "../a", "a/..", "a/../b", "a/./b", "./a", ".a", "a/.b", ".tmp", ".tmp/a", ".lock",
-		"A", "a b", "a\\b", "a\x00b", "a\nb", "ä", "a:b", "a*", "%2e%2e/a", "~", long + "a", long + "/" + long + "/" + long,
-	} {
-		for what, err := range map[string]error{
-			"Put":          second(s.Put(t.Context(), name, strings.NewReader("x"))),
-			"Get":          second(s.Get(t.Context(), name)),
-			"GetRange":     second(s.GetRange(t.Context(), name, 0, 1)),
-			"Stat":         second(s.Stat(t.Context(), name)),
-			"Exists":       second(s.Exists(t.Context(), name)),
-			"Delete":       s.Delete(t.Context(), name),
-			"DeletePrefix": s.DeletePrefix(t.Context(), name),
-		} {
-			if fault.ReasonOf(err) != faultv1.Reason_PATH_INVALID {
-				t.Errorf("%s(%q): %v", what, name, err)
-			}
-		}
-		for _, err := range s.List(t.Context(), name) {
-			if name != "" && fault.ReasonOf(err) != faultv1.Reason_PATH_INVALID {
-				t.Errorf("List(%q): %v", name, err)
-			}
-		}
-	}
-	if after := onDisk(t, s.folder.root.Name()); len(after) != len(before) {
-		t.Errorf("the folder holds %v, before %v", after, before)
-	}
-}
-
-func second[T any](_ T, err error) error { return err }
-
-func TestFailedPutChangesNothing(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "blob")
-	s := open(t, dir)
-	put(t, s, "a", "old")
-	mine := errors.New("mine")
-	for name, c := range map[string]struct {
-		reader func(cancel func()) io.Reader
-		want   error
-	}{
-		"the reader fails at once": {func(func()) io.Reader { return iotest.ErrReader(mine) }, mine},
-		"the reader fails later": {func(func()) io.Reader {
-			return io.MultiReader(bytes.NewReader(make([]byte, 1<<20)), iotest.ErrReader(mine))
-		}, mine},
-		"the caller goes away": {func(cancel func()) io.Reader {
-			return io.MultiReader(bytes.NewReader(make([]byte, 1<<20)), readerFunc(func() { cancel() }), bytes.NewReader(make([]byte, 1<<20)))
-		}, context.Canceled},
-		"the caller goes away at the end": {func(cancel func()) io.Reader {
-			return io.MultiReader(bytes.NewReader(make([]byte, 10)), readerFunc(func() { cancel() }))
-		}, context.Canceled},
-	} {
-		t.Run(name, func(t *testing.T) {
-			for _, target := range []string{"a", "new/b"} {
-				ctx, cancel := context.WithCancel(t.Context())
-				n, err := s.Put(ctx, target, c.reader(cancel))
-				cancel()
-				if n != 0 || err != c.want { //nolint:errorlint // the very error comes back
-					t.Errorf("%s: got %d, %v", target, n, err)
-				}
-			}
-			if get(t, s, "a") != "old" {
-				t.Error("the old content is gone")
-			}
-			if found := onDisk(t, dir); len(found) != 3 { // a, .lock, .tmp
-				t.Errorf("the folder holds %v", found)
-			}
-		})
-	}
-}
-
-// readerFunc does something and has no bytes.
-type readerFunc func()
-
-func (f readerFunc) Read([]byte) (int, error) { f(); return 0, io.EOF }
 
 func TestFilesArePrivate(t *testing.T) {
 	old := unix.Umask(0)
@@ -353,86 +191,6 @@ func TestLinksLeadNowhere(t *testing.T) {
 	}
 }
 
-func TestDeletePrefix(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "blob")
-	s := open(t, dir)
-	for _, name := range []string{"ws_1/a", "ws_1/b/c", "ws_1/b/d/e", "ws_10/a", "ws_1.x", "x/ws_1/a", "y/only/deep"} {
-		put(t, s, name, "x")
-	}
-	for _, c := range []struct {
-		prefix string
-		left   []string
-	}{
-		{"ws_1", []string{"ws_1.x", "ws_10/a", "x/ws_1/a", "y/only/deep"}},
-		{"ws_1", []string{"ws_1.x", "ws_10/a", "x/ws_1/a", "y/only/deep"}},
-		{"ws_1.x", []string{"ws_1.x", "ws_10/a", "x/ws_1/a", "y/only/deep"}}, // a blob of that name is not below it
-		{"y/only", []string{"ws_1.x", "ws_10/a", "x/ws_1/a"}},
-		{"nothing/here", []string{"ws_1.x", "ws_10/a", "x/ws_1/a"}},
-	} {
-		if err := s.DeletePrefix(t.Context(), c.prefix); err != nil {
-			t.Fatal(err)
-		}
-		if got := list(t, s, ""); !slices.Equal(got, c.left) {
-			t.Errorf("after %s: %v, want %v", c.prefix, got, c.left)
-		}
-	}
-	for _, name := range list(t, s, "") {
-		if err := s.Delete(t.Context(), name); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if found := onDisk(t, dir); len(found) != 2 {
-		t.Errorf("empty folders are left: %v", found)
-	}
-	put(t, s, "ws_1/a", "again")
-}
-
-// TestAFolderComesBackAfterItsLastBlobWent deletes the only folder in a folder, and puts into another one there.
-func TestAFolderComesBackAfterItsLastBlobWent(t *testing.T) {
-	s := open(t, t.TempDir())
-	for _, name := range []string{"a/b/c/one", "a/b/d/two", "a/e/three"} {
-		put(t, s, name, name)
-		if got := get(t, s, name); got != name {
-			t.Errorf("%s: %q", name, got)
-		}
-		prefix, _, _ := strings.Cut(name[2:], "/")
-		if err := s.DeletePrefix(t.Context(), "a/"+prefix); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put(t, s, "a/b/c/one", "again")
-	if err := s.Delete(t.Context(), "a/b/c/one"); err != nil {
-		t.Fatal(err)
-	}
-	put(t, s, "a/f/four", "four")
-	if got := list(t, s, ""); !slices.Equal(got, []string{"a/f/four"}) {
-		t.Errorf("%v", got)
-	}
-}
-
-func TestBlobAndFolderOfOneName(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "blob"))
-	put(t, s, "a", "x")
-	put(t, s, "b/c", "x")
-	for _, name := range []string{"a/b", "b"} {
-		if _, err := s.Put(t.Context(), name, strings.NewReader("y")); !fault.Is(err, codes.FailedPrecondition) {
-			t.Errorf("Put(%q): %v", name, err)
-		}
-		if ok, err := s.Exists(t.Context(), name); ok || err != nil {
-			t.Errorf("Exists(%q): %v, %v", name, ok, err)
-		}
-		if _, err := s.Get(t.Context(), name); !fault.Is(err, codes.NotFound) {
-			t.Errorf("Get(%q): %v", name, err)
-		}
-		if err := s.Delete(t.Context(), name); err != nil {
-			t.Errorf("Delete(%q): %v", name, err)
-		}
-	}
-	if get(t, s, "a") != "x" || get(t, s, "b/c") != "x" {
-		t.Error("what was there is gone")
-	}
-}
-
 func TestListInOrderAndInPages(t *testing.T) {
 	name := rapid.StringMatching(`[ab.\-]{0,2}[ab](/[ab\-]{1,2}){0,3}`).Filter(func(s string) bool { return CheckName(s) == nil })
 	dir := filepath.Join(t.TempDir(), "blob")
@@ -465,7 +223,7 @@ func TestListInOrderAndInPages(t *testing.T) {
 		}
 		var paged []string
 		for {
-			page, err := s.folder.ListPaged(t.Context(), options)
+			page, err := s.driver.ListPaged(t.Context(), options)
 			if err != nil || len(page.Objects) > options.PageSize {
 				r.Fatalf("%d of %d, %v", len(page.Objects), options.PageSize, err)
 			}
@@ -480,48 +238,4 @@ func TestListInOrderAndInPages(t *testing.T) {
 			r.Fatalf("in pages %v, want %v", paged, want)
 		}
 	})
-}
-
-// Deletions take empty folders away from under writes that are about to use them.
-func TestPutsAndDeletesSideBySide(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "blob"))
-	var wg sync.WaitGroup
-	for _, name := range []string{"d/e/a", "d/e/b", "d/e/c"} {
-		wg.Go(func() {
-			for range 100 {
-				if _, err := s.Put(context.Background(), name, strings.NewReader(name)); err != nil {
-					t.Errorf("put %s: %v", name, err)
-					return
-				}
-				if ok, err := s.Exists(context.Background(), name); !ok || err != nil {
-					t.Errorf("%s is gone though nobody deleted it: %v", name, err)
-				}
-				if err := s.Delete(context.Background(), name); err != nil {
-					t.Errorf("delete %s: %v", name, err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if found := onDisk(t, s.folder.root.Name()); len(found) != 2 {
-		t.Errorf("left: %v", found)
-	}
-}
-
-func TestClosed(t *testing.T) {
-	s, err := Open(t.Context(), Config{Dir: filepath.Join(t.TempDir(), "blob")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := s.Put(t.Context(), "a", strings.NewReader("x")); !fault.Is(err, codes.Unavailable) {
-		t.Errorf("got %v", err)
-	}
-	if _, err := s.Get(t.Context(), "a"); !fault.Is(err, codes.Unavailable) {
-		t.Errorf("got %v", err)
-	}
 }

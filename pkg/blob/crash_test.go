@@ -33,6 +33,10 @@ func TestMain(m *testing.M) {
 		os.Exit(puts(path, 1<<30))
 	case "few":
 		os.Exit(puts(path, 4))
+	case "batches":
+		os.Exit(putsAll(path, 1<<30))
+	case "batch":
+		os.Exit(putsAll(path, 2))
 	case "full":
 		os.Exit(fullDisk(path))
 	default:
@@ -73,10 +77,44 @@ func puts(dir string, n int) int {
 	return 0
 }
 
+// inBatch is how many blobs of putsAll go together.
+const inBatch = 10
+
+// putsAll is puts by batches.
+func putsAll(dir string, n int) int {
+	s, err := Open(context.Background(), Config{Dir: dir})
+	if err != nil {
+		fmt.Println("open", fault.Code(err))
+		return 0
+	}
+	fmt.Println("opened")
+	for b := range n {
+		items := make([]Item, inBatch)
+		for i := range items {
+			k := b*inBatch + i
+			items[i] = Item{fmt.Sprintf("d%d/n%d", k%3, k), content(k)}
+		}
+		what := "acknowledged"
+		if err := s.PutAll(context.Background(), items); err != nil {
+			what = "refused"
+		}
+		for i := range items {
+			fmt.Println(what, b*inBatch+i)
+		}
+	}
+	return 0
+}
+
 func TestKilledProcessLeavesWholeBlobsOnly(t *testing.T) {
+	for _, what := range []string{"endless", "batches"} {
+		t.Run(what, func(t *testing.T) { killed(t, what) })
+	}
+}
+
+func killed(t *testing.T, what string) {
 	for _, after := range []int{1, 20, 60} {
 		dir := filepath.Join(t.TempDir(), "blob")
-		cmd := child(t, "endless", dir)
+		cmd := child(t, what, dir)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -132,10 +170,35 @@ func strace(t *testing.T) string {
 
 // The order that makes an acknowledgement true: the bytes, then the name of a new folder, then the name of the blob.
 func TestOrderOfSyncs(t *testing.T) {
+	steps := traced(t, "few", 4)
+	first := []string{"write", "sync bytes", "make folder", "sync top", "rename", "sync folder", "acknowledge"}
+	again := []string{"write", "sync bytes", "rename", "sync folder", "acknowledge"} // the folder is known by now
+	if want := slices.Concat(first, first, first, again); !slices.Equal(steps, want) {
+		t.Errorf("got  %v\nwant %v", steps, want)
+	}
+}
+
+// Of a batch: the bytes of all, then the names, then each folder once, and only then the acknowledgement.
+func TestOrderOfSyncsOfBatch(t *testing.T) {
+	var steps []string // without who is first of those at the same time
+	for _, s := range traced(t, "batch", 2*inBatch) {
+		if s != "write" && s != "make folder" && s != "sync top" {
+			steps = append(steps, s)
+		}
+	}
+	one := slices.Concat(slices.Repeat([]string{"sync bytes"}, inBatch), slices.Repeat([]string{"rename"}, inBatch), slices.Repeat([]string{"sync folder"}, 3), slices.Repeat([]string{"acknowledge"}, inBatch))
+	if want := slices.Concat(one, one); !slices.Equal(steps, want) {
+		t.Errorf("got  %v\nwant %v", steps, want)
+	}
+}
+
+// traced runs a child and gives what it did to the disk, in order.
+func traced(t *testing.T, what string, acknowledged int) []string {
+	t.Helper()
 	dir := filepath.Join(t.TempDir(), "blob")
 	trace := filepath.Join(t.TempDir(), "trace")
-	cmd := child(t, "few", dir, strace(t), "-f", "-y", "-o", trace, "-e", "trace=fsync,fdatasync,mkdirat,renameat,renameat2,write")
-	if out, err := cmd.Output(); err != nil || bytes.Count(out, []byte("acknowledged")) != 4 {
+	cmd := child(t, what, dir, strace(t), "-f", "-y", "-o", trace, "-e", "trace=fsync,fdatasync,mkdirat,renameat,renameat2,write")
+	if out, err := cmd.Output(); err != nil || bytes.Count(out, []byte("acknowledged")) != acknowledged {
 		t.Fatalf("%s, %v", out, err)
 	}
 	text, err := os.ReadFile(trace)
@@ -176,20 +239,22 @@ func TestOrderOfSyncs(t *testing.T) {
 			steps = append(steps, "sync folder")
 		}
 	}
-	first := []string{"write", "sync bytes", "make folder", "sync top", "rename", "sync folder", "acknowledge"}
-	again := []string{"write", "sync bytes", "rename", "sync folder", "acknowledge"} // the folder is known by now
-	if want := slices.Concat(first, first, first, again); !slices.Equal(steps, want) {
-		t.Errorf("got  %v\nwant %v", steps, want)
-	}
+	return steps
 }
 
 // One fsync fails, and the next would succeed: from then on nothing may be acknowledged.
 func TestFailedSyncStopsPuts(t *testing.T) {
+	for what, nths := range map[string][]int{"few": {2, 3, 4, 5, 6, 8}, "batch": {2, 7, 12, 13, 18}} {
+		t.Run(what, func(t *testing.T) { failedSync(t, what, nths) })
+	}
+}
+
+func failedSync(t *testing.T, what string, nths []int) {
 	tracer := strace(t)
 	stopped := 0
-	for _, nth := range []int{2, 3, 4, 5, 6, 8} {
+	for _, nth := range nths {
 		dir := filepath.Join(t.TempDir(), "blob")
-		cmd := child(t, "few", dir, tracer, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync",
+		cmd := child(t, what, dir, tracer, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync",
 			"-e", fmt.Sprintf("inject=fsync,fdatasync:error=EIO:when=%d", nth))
 		out, err := cmd.Output()
 		if err != nil {
@@ -275,6 +340,15 @@ func fullDisk(dir string) int {
 	for info, err := range s.List(ctx, "") {
 		if err != nil || info.Name != "a" {
 			return fail("half written "+info.Name, err)
+		}
+	}
+	batch := []Item{{"a", bytes.Repeat([]byte("t"), 1000)}, {"new/b", make([]byte, 2<<20)}}
+	if err := s.PutAll(ctx, batch); fault.ReasonOf(err) != faultv1.Reason_STORAGE_FULL {
+		return fail("full by a batch", err)
+	}
+	for info, err := range s.List(ctx, "") {
+		if err != nil || info.Name != "a" || info.Size != 1000 {
+			return fail("half written by a batch: "+info.Name, err)
 		}
 	}
 	// Nothing of the failed ones takes space now.

@@ -117,13 +117,21 @@ func (f *folder) NewTypedWriter(ctx context.Context, name, _ string, options *dr
 	if f.broken.Load() {
 		return nil, errBroken()
 	}
-	// The random part is all that is needed: the folder is this process's alone.
+	file, from, err := f.temporary()
+	if err != nil {
+		return nil, err
+	}
+	return &writer{ctx: ctx, folder: f, file: file, from: from, name: name}, nil
+}
+
+// temporary makes a file for a write in progress. The random part is all that its name needs: the folder is this process's alone.
+func (f *folder) temporary() (*os.File, string, error) {
 	from := temporary + "/" + strings.ToLower(rand.Text())
 	file, err := f.root.OpenFile(from, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("make a temporary file: %w", hideNotExist(err))
+		return nil, "", fmt.Errorf("make a temporary file: %w", hideNotExist(err))
 	}
-	return &writer{ctx: ctx, folder: f, file: file, from: from, name: name}, nil
+	return file, from, nil
 }
 
 // hideNotExist keeps a store whose folder was taken away from looking like one without the blob.

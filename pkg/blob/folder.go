@@ -1,6 +1,7 @@
 package blob
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -31,6 +32,10 @@ type folder struct {
 	lock   *os.File
 	broken atomic.Bool // an fsync failed
 
+	// keeping is held for reading while something is deleted or replaced; whoever changes holding holds it alone.
+	keeping sync.RWMutex
+	holding bool // what is deleted or replaced is kept in heldDir
+
 	mu      sync.Mutex
 	durable map[string]bool // folders whose name is on stable storage; place forgets one that a deletion took away
 }
@@ -59,8 +64,10 @@ func openFolder(dir string) (_ *folder, err error) {
 		return nil, folderFault(dir, err)
 	}
 	// Nobody else writes here now, so whatever is left was never acknowledged.
-	if err := root.RemoveAll(temporary); err != nil {
-		return nil, folderFault(dir, err)
+	for _, left := range []string{temporary, heldDir} {
+		if err := root.RemoveAll(left); err != nil {
+			return nil, folderFault(dir, err)
+		}
 	}
 	if err := root.Mkdir(temporary, 0o700); err != nil {
 		return nil, folderFault(dir, err)
@@ -138,26 +145,27 @@ func errBroken() error {
 
 // place gives a finished temporary file its name, durably.
 func (f *folder) place(from, name string) error {
+	if err := f.rename(from, name); err != nil {
+		return err
+	}
+	return f.settle(path.Dir(name))
+}
+
+// rename gives a finished temporary file its name, in a folder whose own name is on disk; settle makes it durable.
+func (f *folder) rename(from, name string) error {
 	dir := path.Dir(name)
 	for attempt := 1; ; attempt++ {
 		err := f.ensure(dir) // fails, too, where a deletion has removed a folder above it
 		if err == nil {
-			err = f.root.Rename(from, name)
+			err = f.replace(from, name)
 		}
-		if errors.Is(err, fs.ErrNotExist) {
-			if attempt == placeAttempts {
-				return errors.New("the folder does not stay")
-			}
-			f.forget(dir) // a deletion has removed it
-			continue
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
-		if err == nil {
-			err = f.syncDir(dir)
-			if errors.Is(err, fs.ErrNotExist) {
-				err = nil // deleted by now, with its folder
-			}
+		if attempt == placeAttempts {
+			return errors.New("the folder does not stay")
 		}
-		return err
+		f.forget(dir) // a deletion has removed it
 	}
 }
 
@@ -201,12 +209,17 @@ func (f *folder) forget(dir string) {
 
 // remove deletes one file, and the folders that it leaves empty.
 func (f *folder) remove(name string) error {
+	f.keeping.RLock()
+	defer f.keeping.RUnlock()
 	info, err := f.root.Lstat(name)
 	if err != nil {
 		return err
 	}
 	if info.IsDir() {
 		return fs.ErrNotExist
+	}
+	if err := f.keep(name); err != nil {
+		return err
 	}
 	if err := f.root.Remove(name); err != nil {
 		return err
@@ -215,12 +228,17 @@ func (f *folder) remove(name string) error {
 }
 
 // removeAll deletes everything below a folder, and the folder.
-func (f *folder) removeAll(dir string) error {
+func (f *folder) removeAll(_ context.Context, dir string) error {
+	f.keeping.RLock()
+	defer f.keeping.RUnlock()
 	info, err := f.root.Lstat(dir)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
 		return nil // a blob of that very name is not below it
 	}
 	if err != nil {
+		return err
+	}
+	if err := f.keepAll(dir); err != nil {
 		return err
 	}
 	if err := f.root.RemoveAll(dir); err != nil {
