@@ -84,6 +84,12 @@ func (r *revocations) Revoked(sub, sid, jti, run string, anc []string, iat time.
 	return iat.Before(r.before)
 }
 
+func (r *revocations) KeyRevoked(kid string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.gone["key "+kid]
+}
+
 func (r *revocations) Epoch() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -13,6 +13,27 @@ const (
 	ManagedIdentity  = "managed_identity"
 )
 
+// How sure it is that the principal himself signed in (acr), and how he proved it (amr; RFC 8176, but for ByRecovery, which is ours).
+const (
+	// ACRPassword is a password alone, of a user of whom no factor is asked.
+	ACRPassword = "urn:redoubt:acr:password" //nolint:gosec // names a way to sign in
+	// ACRMFA is a password and a second factor.
+	ACRMFA = "urn:redoubt:acr:mfa"
+	// ACRHome is whatever a guest's own issuer asked of him.
+	ACRHome = "urn:redoubt:acr:home"
+
+	ByPassword = "pwd"
+	ByTOTP     = "otp"
+	ByWebAuthn = "pop"  // proof of possession of a key
+	ByRecovery = "rec"  // a recovery code
+	ByTwo      = "mfa"  // more than one of them
+	ByHome     = "home" // the issuer that a guest comes from
+
+	// The classes of who comes from elsewhere.
+	Guest    = "guest"
+	Consumer = "consumer"
+)
+
 // Bounds of what a token holds. A token past them is neither minted nor accepted.
 const (
 	MaxActorDepth = 4  // services that acted on the way
@@ -56,6 +77,9 @@ type Claims struct {
 	// are set, or none is. A run token is bound to a key or has an Actor.
 	Run, Workspace string
 	Actions        []string
+	// HomeIssuer and HomeSubject say who the subject is where he comes from, and HomeClass is Guest or Consumer. All three are set, or none
+	// is, and then he is of this installation.
+	HomeIssuer, HomeSubject, HomeClass string
 }
 
 // Actor is a service in the chain of delegation (RFC 8693, "act").
@@ -89,7 +113,7 @@ func (c *Claims) check() error {
 			return err
 		}
 	}
-	for _, s := range []string{c.SessionID, c.Scope, c.ACR, c.Run, c.Workspace} {
+	for _, s := range []string{c.SessionID, c.Scope, c.ACR, c.Run, c.Workspace, c.HomeIssuer, c.HomeSubject} {
 		if s != "" {
 			if err := checkText(s); err != nil {
 				return err
@@ -128,6 +152,12 @@ func (c *Claims) check() error {
 			}
 		}
 	}
+	switch home := c.HomeIssuer != ""; {
+	case home != (c.HomeSubject != "") || home != (c.HomeClass != ""):
+		return cause("a home has an issuer, a subject and a class")
+	case home && (c.PrincipalType != User || c.HomeClass != Guest && c.HomeClass != Consumer):
+		return cause("only users have a home, as guests or consumers")
+	}
 	if run := c.Run != ""; run != (c.Workspace != "") || run != (len(c.Actions) > 0) {
 		return cause("a run token names its run, its workspace and its actions")
 	}
@@ -158,6 +188,9 @@ type wire struct {
 	Run           string        `json:"run,omitempty"`
 	Workspace     string        `json:"ws,omitempty"`
 	Actions       []string      `json:"actions,omitempty"`
+	HomeIssuer    string        `json:"home_iss,omitempty"`
+	HomeSubject   string        `json:"home_sub,omitempty"`
+	HomeClass     string        `json:"home_class,omitempty"`
 }
 
 type confirmation struct {
@@ -186,6 +219,7 @@ func (c *Claims) encode() ([]byte, error) {
 		ClientID: c.ClientID, ID: c.ID, SessionID: c.SessionID, Scope: c.Scope,
 		IssuedAt: c.IssuedAt.Unix(), Expiry: c.Expiry.Unix(), Actor: wireActors(c.Actor),
 		Ancestors: c.Ancestors, AMR: c.AMR, ACR: c.ACR, Run: c.Run, Workspace: c.Workspace, Actions: c.Actions,
+		HomeIssuer: c.HomeIssuer, HomeSubject: c.HomeSubject, HomeClass: c.HomeClass,
 	}
 	if !c.AuthTime.IsZero() {
 		w.AuthTime = c.AuthTime.Unix()
@@ -213,6 +247,7 @@ func decode(payload []byte) (c *Claims, notBefore time.Time, err error) {
 		{"principal_type", &c.PrincipalType, true}, {"client_id", &c.ClientID, true}, {"jti", &c.ID, true},
 		{"sid", &c.SessionID, false}, {"scope", &c.Scope, false}, {"acr", &c.ACR, false},
 		{"run", &c.Run, false}, {"ws", &c.Workspace, false},
+		{"home_iss", &c.HomeIssuer, false}, {"home_sub", &c.HomeSubject, false}, {"home_class", &c.HomeClass, false},
 	} {
 		s, ok, err := m.text(f.name)
 		if err != nil {

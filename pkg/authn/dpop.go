@@ -102,17 +102,26 @@ type ProofConfig struct {
 	// MaxEntries bounds the replay cache, some 60 bytes each. When the keys that share a shard have used it up, their
 	// further proofs are refused until the window has passed. 0 means 262,144.
 	MaxEntries int
+	// Shared is what all instances of the service remember, where there can be several. Nil is this process alone.
+	Shared SharedProofs
 }
 
-// ProofChecker checks proofs of possession and remembers those that were used. The memory is this process's: a proof
-// from before it started is refused, and one that was used at another replica is not known here, so what must happen
-// once is guarded by its request id besides.
+// SharedProofs remembers proofs for several instances.
+type SharedProofs interface {
+	// First reports whether no instance has asked for this digest of a proof before. It may be forgotten after until. It takes a bounded
+	// time; where it cannot know, it returns an error.
+	First(digest []byte, until time.Time) (bool, error)
+}
+
+// ProofChecker checks proofs of possession and remembers those that were used. Its own memory is this process's: a proof
+// from before it started is refused, and one that was used at another instance is known where there is a shared one.
 type ProofChecker struct {
 	now    func() time.Time
 	window int64 // s; how old a proof may be
 	leeway int64 // s; how far ahead of this clock it may be dated
 	start  int64 // s
 	replay *replayCache
+	shared SharedProofs
 }
 
 // NewProofChecker makes a ProofChecker.
@@ -133,7 +142,7 @@ func NewProofChecker(cfg ProofConfig) (*ProofChecker, error) {
 	leeway := min(window, int64(MaxLeeway/time.Second))
 	return &ProofChecker{
 		now: cfg.Now, window: window, leeway: leeway, start: now,
-		replay: newReplayCache(cfg.MaxEntries, window, leeway, now),
+		replay: newReplayCache(cfg.MaxEntries, window, leeway, now), shared: cfg.Shared,
 	}, nil
 }
 
@@ -152,11 +161,15 @@ func (p *ProofChecker) Check(proof, htm, htu, accessToken, wantJKT string) error
 	if subtle.ConstantTimeCompare([]byte(jkt), []byte(wantJKT)) != 1 {
 		return badProof(cause("the proof is by another key"))
 	}
-	return p.once(jkt, id, iat, now)
+	if err := p.once(jkt, id, iat, now); err != nil {
+		return err
+	}
+	return p.everywhere(jkt, id, iat)
 }
 
 // Bind accepts a proof once that is sent where a token is asked for, so that it names no access token, and returns the
-// thumbprint of the key to bind the new token to.
+// thumbprint of the key to bind the new token to. Anybody can make such a proof, so it is remembered by this process alone: what it comes
+// with (a code, a secret) is what is good once.
 func (p *ProofChecker) Bind(proof, htm, htu string) (jkt string, err error) {
 	now := p.now().Unix()
 	jkt, id, iat, err := p.open(proof, htm, htu, "", now)
@@ -180,6 +193,25 @@ func (p *ProofChecker) once(jkt, id string, iat, now int64) error {
 	default: // replayForgotten
 		return badProof(cause("the proof is from before this clock jumped back"))
 	}
+}
+
+// sharedFor is how much longer than its window a proof is remembered for all: the clocks of instances may be apart.
+const sharedFor = 2 * MaxLeeway
+
+// everywhere is once of all instances.
+func (p *ProofChecker) everywhere(jkt, id string, iat int64) error {
+	if p.shared == nil {
+		return nil
+	}
+	digest := sha256.Sum256([]byte(jkt + "\x00" + id)) // a thumbprint holds no NUL
+	first, err := p.shared.First(digest[:], time.Unix(iat+p.window+p.leeway, 0).Add(sharedFor))
+	switch {
+	case err != nil:
+		return noProofMemory(err)
+	case !first:
+		return badProof(cause("the proof was used before, at another instance"))
+	}
+	return nil
 }
 
 // open checks all but the single use and the key that it should be.

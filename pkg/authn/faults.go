@@ -1,6 +1,8 @@
 package authn
 
 import (
+	"errors"
+
 	"google.golang.org/grpc/codes"
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
@@ -54,7 +56,30 @@ func noKeys(why error) error {
 		"this instance cannot reach the signing keys right now: try again")
 }
 
+func noProofMemory(why error) error {
+	return fault.Wrap(why, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE,
+		"this instance cannot tell right now whether the proof of possession was used at another one: try again with a new proof")
+}
+
 func replayFull() error {
 	return fault.New(codes.ResourceExhausted, faultv1.Reason_LIMIT_EXCEEDED,
 		"too many proofs of possession at once: try again in a moment")
+}
+
+// known is the refusal of a token that the issuer has signed, all the same.
+type known struct {
+	error
+	claims *Claims
+}
+
+func (k *known) Unwrap() error { return k.error }
+
+// BearerOf says for whom a token was made that Verify has refused with err: one of the issuer's, but over, revoked or for another audience. It
+// is nil where the token proves nothing. For the record alone: nothing is allowed by it.
+func BearerOf(err error) *Claims {
+	var k *known
+	if errors.As(err, &k) {
+		return k.claims
+	}
+	return nil
 }

@@ -242,6 +242,7 @@ func forgeries(t testing.TB, s *stand) []forgery {
 		{"sub a number", full("sub", 7), 0},
 		{"sub twice", raw(strings.Replace(body, `"sub"`, `"sub":"usr_root","sub"`, 1)), 0},
 		{"sub not UTF-8", raw(strings.Replace(body, "usr_abc", "usr_\xff", 1)), 0},
+		{"a member that nobody reads, not UTF-8", raw(strings.Replace(body, "{", "{\"x\":\"\xff\",", 1)), 0},
 		{"sub half a surrogate", raw(strings.Replace(body, "usr_abc", `usr_\ud800`, 1)), 0},
 		{"sub with a line break", raw(strings.Replace(body, "usr_abc", `usr\nabc`, 1)), 0},
 		{"client_id missing", full("client_id", nil), 0},

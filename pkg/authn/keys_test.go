@@ -251,6 +251,66 @@ func TestRemoteKeys(t *testing.T) {
 	}
 }
 
+// Whoever hears that the keys have changed fetches them at once, whatever was fetched a moment ago; a fetch that had begun before the change
+// does not count as one after it (A3).
+func TestRemoteKeysHearOfAChange(t *testing.T) {
+	a, b := &newKey(t).PublicKey, &newKey(t).PublicKey
+	i, c := &issuer{keys: map[string]*ecdsa.PublicKey{"a": a}}, newClock()
+	var epoch atomic.Uint64
+	r, err := NewRemoteKeys(RemoteKeysConfig{Fetch: i.fetch, Now: c.Now, Epoch: epoch.Load})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Key(bg(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	i.set(nil, map[string]*ecdsa.PublicKey{"b": b})
+	if _, err := r.Key(bg(), "b"); !errors.Is(err, ErrUnknownKey) {
+		t.Fatalf("%v: strangers make it fetch as often as they like", err)
+	}
+	epoch.Add(1)
+	if got, err := r.Key(bg(), "b"); err != nil || !got.Equal(b) {
+		t.Errorf("the new key: %v, %v", got, err)
+	}
+	if _, err := r.Key(bg(), "a"); !errors.Is(err, ErrUnknownKey) {
+		t.Errorf("the old key: %v", err)
+	}
+	if n := i.n.Load(); n != 2 {
+		t.Errorf("%d fetches, want 2", n)
+	}
+	epoch.Add(1)
+	i.set(errAway, nil)
+	if got, err := r.Key(bg(), "b"); err != nil || !got.Equal(b) {
+		t.Errorf("while the issuer is away: %v, %v", got, err)
+	}
+
+	// The set that is on its way is the old one.
+	slow := &issuer{keys: map[string]*ecdsa.PublicKey{"a": a}, hold: make(chan struct{})}
+	if r, err = NewRemoteKeys(RemoteKeysConfig{Fetch: func(ctx context.Context) ([]byte, error) {
+		out, err := RenderJWKS(slow.keys)
+		_, _ = slow.fetch(ctx)
+		return out, err
+	}, Now: c.Now, Epoch: epoch.Load}); err != nil {
+		t.Fatal(err)
+	}
+	first := make(chan error, 1)
+	go func() { _, err := r.Key(bg(), "a"); first <- err }()
+	for slow.n.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	epoch.Add(1)
+	slow.keys = map[string]*ecdsa.PublicKey{"b": b}
+	second := make(chan error, 1)
+	go func() { _, err := r.Key(bg(), "b"); second <- err }()
+	for range 2 {
+		slow.hold <- struct{}{}
+	}
+	if err := <-second; err != nil {
+		t.Errorf("the new key, asked for while the old set was on its way: %v", err)
+	}
+	<-first
+}
+
 // Many who need the same key at once cost one fetch, and a fetch that hangs ends by itself.
 func TestRemoteKeysShareAFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

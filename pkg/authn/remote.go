@@ -49,6 +49,9 @@ type RemoteKeysConfig struct {
 	MaxAge time.Duration
 	// Timeout bounds one fetch. 0 means 5 s.
 	Timeout time.Duration
+	// Epoch, if set, is another number after each change of the issuer's keys that this process has heard of: what was fetched before is
+	// old, and the next fetch does not wait for MinInterval. It takes no lock and no time.
+	Epoch func() uint64
 }
 
 // RemoteKeys is a KeySet that keeps the issuer's published keys. It holds no goroutine while it is not asked.
@@ -59,12 +62,14 @@ type RemoteKeys struct {
 	mu      sync.Mutex
 	flight  chan struct{} // closed when the fetch under way has ended; nil if there is none
 	started time.Time     // of the last fetch
+	at      uint64        // Epoch before the last fetch
 	failed  error         // why the last fetch failed, or nil
 }
 
 type keyState struct {
 	keys       map[string]*ecdsa.PublicKey
 	fetched    time.Time
+	epoch      uint64 // Config.Epoch before they were fetched
 	generation uint64
 }
 
@@ -86,6 +91,9 @@ func NewRemoteKeys(cfg RemoteKeysConfig) (*RemoteKeys, error) {
 			*d = standard
 		}
 	}
+	if cfg.Epoch == nil {
+		cfg.Epoch = func() uint64 { return 0 }
+	}
 	r := &RemoteKeys{cfg: cfg}
 	r.state.Store(&keyState{})
 	return r, nil
@@ -99,36 +107,43 @@ func (r *RemoteKeys) Key(ctx context.Context, kid string) (*ecdsa.PublicKey, err
 	if !validKeyID(kid) {
 		return nil, ErrUnknownKey
 	}
-	s := r.state.Load()
-	pub, known := s.keys[kid]
-	old := r.cfg.Now().Sub(s.fetched) >= r.cfg.MaxAge
-	if known && !old {
-		return pub, nil
-	}
-	done, failed := r.refresh(ctx)
-	if known && (done == nil || failed != nil) {
-		return pub, nil //nolint:nilerr // too early to ask again, or the issuer is away: what is known still counts
-	}
-	if done != nil {
-		select {
-		case <-done:
-		case <-ctx.Done():
-			if known {
-				return pub, nil
-			}
-			return nil, ctx.Err()
+	for again := false; ; again = true {
+		s := r.state.Load()
+		pub, known := s.keys[kid]
+		epoch := r.cfg.Epoch()
+		old := r.cfg.Now().Sub(s.fetched) >= r.cfg.MaxAge || s.epoch != epoch
+		if known && !old {
+			return pub, nil
 		}
-		r.mu.Lock()
-		failed = r.failed
-		r.mu.Unlock()
+		done, failed := r.refresh(ctx)
+		if known && (done == nil || failed != nil) {
+			return pub, nil //nolint:nilerr // too early to ask again, or the issuer is away: what is known still counts
+		}
+		if done != nil {
+			select {
+			case <-done:
+			case <-ctx.Done():
+				if known {
+					return pub, nil
+				}
+				return nil, ctx.Err()
+			}
+			r.mu.Lock()
+			failed = r.failed
+			r.mu.Unlock()
+		}
+		s = r.state.Load()
+		if pub, ok := s.keys[kid]; ok {
+			return pub, nil
+		}
+		if failed != nil {
+			return nil, failed
+		}
+		// A fetch that had begun before the keys changed knows nothing of the change.
+		if again || s.epoch == epoch {
+			return nil, ErrUnknownKey
+		}
 	}
-	if pub, ok := r.state.Load().keys[kid]; ok {
-		return pub, nil
-	}
-	if failed != nil {
-		return nil, failed
-	}
-	return nil, ErrUnknownKey
 }
 
 // refresh joins the fetch under way or starts one, and says how the one before ended. The channel is nil if it is too
@@ -139,18 +154,18 @@ func (r *RemoteKeys) refresh(ctx context.Context) (<-chan struct{}, error) {
 	if r.flight != nil {
 		return r.flight, r.failed
 	}
-	now := r.cfg.Now()
-	if since := now.Sub(r.started); !r.started.IsZero() && since >= 0 && since < r.cfg.MinInterval {
+	now, epoch := r.cfg.Now(), r.cfg.Epoch()
+	if since := now.Sub(r.started); !r.started.IsZero() && since >= 0 && since < r.cfg.MinInterval && epoch == r.at {
 		return nil, r.failed
 	}
 	done := make(chan struct{})
-	r.flight, r.started = done, now
+	r.flight, r.started, r.at = done, now, epoch
 	// The fetch serves all who wait, so it does not end with the call that began it.
-	go r.fetch(context.WithoutCancel(ctx), now, done)
+	go r.fetch(context.WithoutCancel(ctx), now, epoch, done)
 	return done, r.failed
 }
 
-func (r *RemoteKeys) fetch(ctx context.Context, now time.Time, done chan struct{}) {
+func (r *RemoteKeys) fetch(ctx context.Context, now time.Time, epoch uint64, done chan struct{}) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
 	var keys map[string]*ecdsa.PublicKey
@@ -162,7 +177,7 @@ func (r *RemoteKeys) fetch(ctx context.Context, now time.Time, done chan struct{
 	defer r.mu.Unlock()
 	if r.failed = err; err == nil {
 		old := r.state.Load()
-		next := &keyState{keys: keys, fetched: now, generation: old.generation}
+		next := &keyState{keys: keys, fetched: now, epoch: epoch, generation: old.generation}
 		if !maps.EqualFunc(keys, old.keys, func(a, b *ecdsa.PublicKey) bool { return a.Equal(b) }) {
 			next.generation++
 		}

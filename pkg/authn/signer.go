@@ -18,10 +18,11 @@ const (
 
 var onlyES256 = []jose.SignatureAlgorithm{jose.ES256}
 
-// Signer mints access tokens.
+// Signer mints access tokens and ID tokens.
 type Signer struct {
 	kid    string
 	signer jose.Signer
+	id     jose.Signer // of ID tokens
 }
 
 // NewSigner makes a Signer. kid is the id under which the public half is published; see Thumbprint.
@@ -32,13 +33,17 @@ func NewSigner(key *ecdsa.PrivateKey, kid string) (*Signer, error) {
 	if !validKeyID(kid) {
 		return nil, fmt.Errorf("authn: the key id is empty or malformed")
 	}
-	s, err := jose.NewSigner(
-		jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: kid}},
-		(&jose.SignerOptions{}).WithType(typeAccess))
-	if err != nil {
-		return nil, fmt.Errorf("authn: new signer: %w", err)
+	s := &Signer{kid: kid}
+	for typ, to := range map[jose.ContentType]*jose.Signer{typeAccess: &s.signer, typeID: &s.id} {
+		var err error
+		*to, err = jose.NewSigner(
+			jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: kid}},
+			(&jose.SignerOptions{}).WithType(typ))
+		if err != nil {
+			return nil, fmt.Errorf("authn: new signer: %w", err)
+		}
 	}
-	return &Signer{kid: kid, signer: s}, nil
+	return s, nil
 }
 
 // KeyID is the id of the key that signs.

@@ -24,6 +24,8 @@ type Revocations interface {
 	// Revoked reports whether a token with these properties is revoked by its subject, its session, its own id, its
 	// run, one of its ancestors, or because it was issued before some moment. Empty strings match nothing.
 	Revoked(sub, sid, jti, run string, ancestors []string, issuedAt time.Time) bool
+	// KeyRevoked reports whether everything that the key with this id has signed is revoked.
+	KeyRevoked(kid string) bool
 	// Epoch changes with every revocation. Once it has returned a value, Revoked answers from that state or a later one.
 	Epoch() uint64
 	// Fresh returns an error if the state may be behind what the mesh has agreed on; then nothing is accepted.
@@ -128,7 +130,7 @@ func (v *Verifier) Verify(ctx context.Context, token, audience string) (*Verifie
 		v.cache.put(&sum, e)
 	}
 	if !audienceIs(e.verified.Audience[0], audience) {
-		return nil, wrongAudience()
+		return nil, &known{wrongAudience(), &e.verified.Claims}
 	}
 	return e.verified, nil
 }
@@ -136,6 +138,10 @@ func (v *Verifier) Verify(ctx context.Context, token, audience string) (*Verifie
 // admit asks what can change during the life of a token: revocation, the issuer's keys, and the time.
 func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now int64) error {
 	if s := e.stamp.Load(); s == nil || *s != at {
+		// A revoked key counts for nothing, also where a cached key set still has it.
+		if v.cfg.Revocations.KeyRevoked(e.kid) {
+			return revoked()
+		}
 		key, err := v.cfg.Keys.Key(ctx, e.kid)
 		switch {
 		case errors.Is(err, ErrUnknownKey):
@@ -147,13 +153,13 @@ func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now int64) err
 		}
 		c := &e.verified.Claims
 		if v.cfg.Revocations.Revoked(c.Subject, c.SessionID, c.ID, c.Run, c.Ancestors, c.IssuedAt) {
-			return revoked()
+			return &known{revoked(), c}
 		}
 		fresh := at // so that at itself stays off the heap on a hit
 		e.stamp.Store(&fresh)
 	}
 	if now >= e.expiry {
-		return expired()
+		return &known{expired(), &e.verified.Claims}
 	}
 	if e.notBefore > now+v.leeway {
 		return invalid(cause("the token was issued in the future: this clock or the issuer's is wrong"))
@@ -171,6 +177,9 @@ func (v *Verifier) miss(ctx context.Context, token string, sum *digest) (*entry,
 	kid, err := parseHeader(header)
 	if err != nil {
 		return nil, invalid(err)
+	}
+	if v.cfg.Revocations.KeyRevoked(kid) {
+		return nil, revoked()
 	}
 	// The work serves all who wait, so it does not end with the call that began it.
 	shared := context.WithoutCancel(ctx)

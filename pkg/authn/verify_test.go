@@ -183,6 +183,20 @@ func TestVerifyRevoked(t *testing.T) {
 	}
 }
 
+// A revoked key counts for nothing, while the cached key set still has it and for tokens that were verified before (A3).
+func TestVerifyKeyRevoked(t *testing.T) {
+	s := newStand(t)
+	before, after := s.mint(t), s.mint(t, func(c *Claims) { c.ID = "tok_2" })
+	if _, err := s.verifier.Verify(bg(), before, testAud); err != nil {
+		t.Fatal(err)
+	}
+	s.rev.revoke("key " + testKid)
+	for _, token := range []string{before, after} {
+		_, err := s.verifier.Verify(bg(), token, testAud)
+		refused(t, err, faultv1.Reason_TOKEN_REVOKED)
+	}
+}
+
 // The cache asks for revocations once an epoch and not on every hit.
 func TestVerifyCacheAsksOncePerEpoch(t *testing.T) {
 	s := newStand(t)
@@ -461,5 +475,6 @@ func BenchmarkVerifyMiss(b *testing.B) {
 type quiet struct{}
 
 func (quiet) Revoked(string, string, string, string, []string, time.Time) bool { return false }
+func (quiet) KeyRevoked(string) bool                                           { return false }
 func (quiet) Epoch() uint64                                                    { return 1 }
 func (quiet) Fresh(time.Time) error                                            { return nil }

@@ -106,6 +106,7 @@ func (e *Engine) ApplyAuthorization(m *workspacev1.WatchAuthorizationResponse) e
 	next.authorization = true
 	e.publish(next)
 	e.seen.authorization.Store(&now)
+	e.applied(Workspace, m.GetSeq())
 	return nil
 }
 

@@ -126,6 +126,16 @@ func TestRolesAreALadder(t *testing.T) {
 	if ownerOnly < 12 {
 		t.Errorf("only %d actions were found that are the owner's alone", ownerOnly)
 	}
+	var hosts []string
+	for _, n := range needs {
+		if RoleAllows(roles[3], n.action, n.data) && !slices.Contains(hosts, n.action) {
+			hosts = append(hosts, n.action)
+		}
+	}
+	slices.Sort(hosts)
+	if want := []string{"compute/computes/claim", "compute/computes/read"}; !slices.Equal(hosts, want) {
+		t.Errorf("a host of agents has %q, wanted %q", hosts, want)
+	}
 	for _, n := range []need{{"compute/runs/execute", true}, {"telemetry/channelz/inspect", false}} {
 		if RoleAllows(contributor, n.action, n.data) {
 			t.Errorf("a contributor has %+v", n)

@@ -63,6 +63,8 @@ type Query struct {
 	Scope Scope
 	// Run is set when the caller has a run token; then only what it lists is allowed.
 	Run *Run
+	// Consumer says that the caller is of that trust class: nothing is open to him above workspaces, whatever roles say.
+	Consumer bool
 }
 
 // Decision is the answer to a Query. The zero value is a refusal.
@@ -98,6 +100,9 @@ func (e *Engine) Decide(q Query) Decision {
 	if !ok || !n.live && !n.selfCare(&q) {
 		return Decision{Reason: faultv1.Reason_RESOURCE_NOT_FOUND}
 	}
+	if q.Consumer && !consumers(n) {
+		return Decision{Reason: faultv1.Reason_AUTHZ_ACTION_MISSING, MayKnow: n == root}
+	}
 	if q.Run != nil {
 		return q.Run.decide(n, &q)
 	}
@@ -112,6 +117,15 @@ func (e *Engine) Decide(q Query) Decision {
 		}
 	}
 	return Decision{Reason: faultv1.Reason_AUTHZ_ACTION_MISSING, MayKnow: n == root || eff.reads(n, q.Action)}
+}
+
+// consumers reports whether anything at a node can be open to consumers: a workspace and what is in it.
+func consumers(n *node) bool {
+	switch n.name.Kind() {
+	case resource.KindUnknown, resource.KindRoot, resource.KindSubscription, resource.KindResourceGroup:
+		return false
+	}
+	return true
 }
 
 // at is the node of a scope, if it is one that Resolve could give now.

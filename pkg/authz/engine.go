@@ -27,7 +27,16 @@ type Config struct {
 	// is made, so that silence means that nothing changed. Workspace sets the first, identity the second. A full state must
 	// be applied all the same before anything is decided.
 	OwnAuthorization, OwnSecurity bool
+	// OnApplied is told up to which number of workspace's or of identity's changes decisions are made from now on; nil tells nobody. It
+	// must not wait, nor call the Engine.
+	OnApplied func(owner string, seq uint64)
 }
+
+// The owners of the two parts of the state.
+const (
+	Workspace = "workspace"
+	Identity  = "identity"
+)
 
 // Engine holds the authorization state of one service. Make it with New.
 type Engine struct {
@@ -59,6 +68,13 @@ func New(cfg Config) *Engine {
 // publish makes next the state that decisions are made with. The caller holds e.mu.
 func (e *Engine) publish(next *state) {
 	close(e.state.Swap(next).changed)
+}
+
+// applied tells up to where the state is. The caller holds e.mu.
+func (e *Engine) applied(owner string, seq uint64) {
+	if e.cfg.OnApplied != nil {
+		e.cfg.OnApplied(owner, seq)
+	}
 }
 
 // Version returns a number that is another one after every change of the state, and a channel that is closed when the next

@@ -39,6 +39,8 @@ func (e *Engine) Explain(q Query) Explanation {
 		x.Text = fmt.Sprintf("the run's token lists %s for %s", q.Action, q.Scope.Name)
 	case q.Run != nil:
 		x.Text = fmt.Sprintf("the run's token does not list %s for %s; a run has no roles", q.Action, q.Scope.Name)
+	case !x.Allowed && q.Consumer && !consumers(n):
+		x.Text = fmt.Sprintf("nothing is open to consumers at %s, whatever roles say", q.Scope.Name)
 	case !x.Allowed:
 		x.Text = fmt.Sprintf("no role assignment at %s or above it gives %s to this principal or to a group that it is in; somebody who may assign roles there can", n.name, kindOf(q))
 	case ok:

@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
 // pace is the wait before a stream is started again: first, doubled with each failure, last at most.
@@ -50,6 +52,10 @@ func follow(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationS
 	wg.Wait()
 }
 
+// acknowledgeTries is how often a message is acknowledged at most. Calls go to the instances of workspace in turn, and only the one that
+// sent the message knows the stream: the others answer NOT_FOUND.
+const acknowledgeTries = 8
+
 // acknowledging applies a message and tells the sender so, who may be waiting with a change. A sender that does not hear it waits
 // for a while and goes on.
 func acknowledging(ctx context.Context, e *Engine, workspace workspacev1.AuthorizationStateServiceClient) func(*workspacev1.WatchAuthorizationResponse) error {
@@ -59,7 +65,12 @@ func acknowledging(ctx context.Context, e *Engine, workspace workspacev1.Authori
 		}
 		ctx, cancel := context.WithTimeout(ctx, acknowledgeWithin)
 		defer cancel()
-		_, _ = workspace.AcknowledgeAuthorization(ctx, &workspacev1.AcknowledgeAuthorizationRequest{Stream: m.GetStream(), Seq: m.GetSeq()})
+		for range acknowledgeTries {
+			_, err := workspace.AcknowledgeAuthorization(ctx, &workspacev1.AcknowledgeAuthorizationRequest{Stream: m.GetStream(), Seq: m.GetSeq()})
+			if fault.Code(err) != codes.NotFound {
+				break
+			}
+		}
 		return nil
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
@@ -208,4 +209,31 @@ func TestFollow(t *testing.T) {
 // TestFollowNothing returns at once: a service may be the source of both.
 func TestFollowNothing(*testing.T) {
 	Follow(context.Background(), New(Config{}), nil, nil, slog.New(slog.NewTextHandler(io.Discard, nil)))
+}
+
+// elsewhere is a client of several instances, of which one knows the stream.
+type elsewhere struct {
+	workspacev1.AuthorizationStateServiceClient
+	strangers, asked int
+}
+
+func (e *elsewhere) AcknowledgeAuthorization(context.Context, *workspacev1.AcknowledgeAuthorizationRequest, ...grpc.CallOption) (*emptypb.Empty, error) {
+	if e.asked++; e.asked <= e.strangers {
+		return nil, status.Error(codes.NotFound, "there is no such stream of yours")
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// An acknowledgement goes on until it has found the instance that waits for it, and not for ever.
+func TestAcknowledgementFindsItsInstance(t *testing.T) {
+	for strangers, want := range map[int]int{0: 1, 3: 4, 100: acknowledgeTries} {
+		e := &elsewhere{strangers: strangers}
+		engine := New(Config{})
+		if err := acknowledging(t.Context(), engine, e)(&workspacev1.WatchAuthorizationResponse{Stream: "str_1", Seq: 5, Reset_: true, Complete: true, Roles: BuiltinRoles()}); err != nil {
+			t.Fatal(err)
+		}
+		if e.asked != want {
+			t.Errorf("%d strangers: asked %d times, want %d", strangers, e.asked, want)
+		}
+	}
 }

@@ -22,29 +22,34 @@ type revocation struct{ expire, until time.Time }
 
 // revoked holds the revocations that still matter, by what they name.
 type revoked struct {
-	tokens, sessions, runs, subjects *table[revocation]
-	epoch                            uint64
+	tokens, sessions, runs, subjects, keys *table[revocation]
+	epoch                                  uint64
+	// issuer is another number after each change of the keys that tokens are signed with.
+	issuer uint64
 }
 
 func newRevoked(seed maphash.Seed) revoked {
-	return revoked{empty[revocation](seed), empty[revocation](seed), empty[revocation](seed), empty[revocation](seed), 0}
+	return revoked{
+		tokens: empty[revocation](seed), sessions: empty[revocation](seed), runs: empty[revocation](seed), subjects: empty[revocation](seed),
+		keys: empty[revocation](seed),
+	}
 }
 
 type draftRevoked struct {
-	tokens, sessions, runs, subjects *edit[revocation]
-	epoch                            uint64
+	tokens, sessions, runs, subjects, keys *edit[revocation]
+	epoch, issuer                          uint64
 }
 
 func (r *revoked) edit() draftRevoked {
-	return draftRevoked{newEdit(r.tokens), newEdit(r.sessions), newEdit(r.runs), newEdit(r.subjects), r.epoch}
+	return draftRevoked{newEdit(r.tokens), newEdit(r.sessions), newEdit(r.runs), newEdit(r.subjects), newEdit(r.keys), r.epoch, r.issuer}
 }
 
 func (d *draftRevoked) done() revoked {
-	return revoked{d.tokens.done(), d.sessions.done(), d.runs.done(), d.subjects.done(), d.epoch}
+	return revoked{d.tokens.done(), d.sessions.done(), d.runs.done(), d.subjects.done(), d.keys.done(), d.epoch, d.issuer}
 }
 
 func (d *draftRevoked) all() []*edit[revocation] {
-	return []*edit[revocation]{d.tokens, d.sessions, d.runs, d.subjects}
+	return []*edit[revocation]{d.tokens, d.sessions, d.runs, d.subjects, d.keys}
 }
 
 // add takes a revocation in. One that is there already is only ever widened.
@@ -55,14 +60,14 @@ func (d *draftRevoked) add(r *identityv1.Revocation) error {
 	for _, c := range []struct {
 		key string
 		at  *edit[revocation]
-	}{{r.GetJti(), d.tokens}, {r.GetSid(), d.sessions}, {r.GetRunUid(), d.runs}, {r.GetSubject(), d.subjects}} {
+	}{{r.GetJti(), d.tokens}, {r.GetSid(), d.sessions}, {r.GetRunUid(), d.runs}, {r.GetSubject(), d.subjects}, {r.GetKeyId(), d.keys}} {
 		if c.key != "" {
 			at, key = c.at, c.key
 			set++
 		}
 	}
 	if set != 1 {
-		return errors.New("authz: a revocation names not exactly one of token, session, run and subject")
+		return errors.New("authz: a revocation names not exactly one of token, session, run, subject and key")
 	}
 	var n revocation
 	if r.GetExpireTime() != nil {
@@ -151,6 +156,7 @@ func (e *Engine) ApplySecurity(m *identityv1.WatchSecurityResponse) error {
 	next := d.done()
 	e.publish(next)
 	e.seen.security.Store(&now)
+	e.applied(Identity, m.GetSeq())
 	return nil
 }
 
@@ -160,6 +166,7 @@ func (d *draft) forgetSecurity() {
 		t.clear()
 	}
 	d.revoked.epoch++
+	d.revoked.issuer++ // whoever starts over may have missed a change of the keys
 	d.groups.clear()
 	for id, old := range d.from.who.all() {
 		if len(old.groups) > 0 {
@@ -171,6 +178,9 @@ func (d *draft) forgetSecurity() {
 
 func (d *draft) securityRecords(msgs []*identityv1.WatchSecurityResponse) error {
 	for _, m := range msgs {
+		if m.GetKeysChanged() {
+			d.revoked.issuer++
+		}
 		for _, r := range m.GetRevocations() {
 			if err := d.revoked.add(r); err != nil {
 				return err
@@ -243,6 +253,12 @@ func has(t *table[revocation], key string) bool {
 	_, ok := t.get(key)
 	return ok
 }
+
+// KeyRevoked reports whether everything that a key has signed is revoked. The empty id matches nothing.
+func (r Revocations) KeyRevoked(kid string) bool { return has(r.e.state.Load().revoked.keys, kid) }
+
+// KeysEpoch is another number after each change of the keys that tokens are signed with: then those that were fetched before are old.
+func (r Revocations) KeysEpoch() uint64 { return r.e.state.Load().revoked.issuer }
 
 // Epoch is another number after each revocation. Once it has returned one, Revoked answers from that state or a later one.
 func (r Revocations) Epoch() uint64 { return r.e.state.Load().revoked.epoch }

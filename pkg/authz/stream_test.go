@@ -169,6 +169,33 @@ func TestRevocations(t *testing.T) {
 	}
 }
 
+// What a key has signed is revoked by the key's name, and every change of keys is a reason to fetch them again (A3).
+func TestKeysAreRevoked(t *testing.T) {
+	f := engine(t)
+	r := f.Revocations()
+	epoch, keys := r.Epoch(), r.KeysEpoch()
+	f.secure(&identityv1.WatchSecurityResponse{KeysChanged: true})
+	if r.KeysEpoch() == keys || r.KeyRevoked("k1") || r.KeyRevoked("") {
+		t.Error("a change of keys without a revocation")
+	}
+	keys = r.KeysEpoch()
+	f.secure(&identityv1.WatchSecurityResponse{KeysChanged: true, Revocations: []*identityv1.Revocation{{KeyId: "k1", ExpireTime: timestamppb.New(f.clock.t.Add(time.Hour))}}})
+	if !r.KeyRevoked("k1") || r.KeyRevoked("K1") || r.KeyRevoked("k2") || r.KeyRevoked("") {
+		t.Error("not just k1 is revoked")
+	}
+	if r.Epoch() == epoch || r.KeysEpoch() == keys {
+		t.Error("nobody would ask again")
+	}
+	if r.Revoked("k1", "k1", "k1", "k1", []string{"k1"}, f.clock.t) {
+		t.Error("a key's name was taken for another's")
+	}
+	keys = r.KeysEpoch()
+	f.must(f.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: 900, Reset_: true, Complete: true}))
+	if r.KeysEpoch() == keys {
+		t.Error("who starts over has missed no change of keys")
+	}
+}
+
 func TestRevocationsAreWidenedAndForgotten(t *testing.T) {
 	f := engine(t)
 	r := f.Revocations()

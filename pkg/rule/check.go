@@ -16,12 +16,16 @@ var services = []string{"identity", "workspace", "keyvault", "compute", "inferen
 // maxRequest bounds what a rule may allow a request to have, in bytes.
 const maxRequest = 64 << 20
 
+// maxStepUp is the longest that a sign-in can be called fresh, in seconds.
+const maxStepUp = 3600
+
 // check finds all that is wrong with the method's rule, and fills the paths.
 func (m *Method) check(foreign bool) []error {
 	c := checker{m: m, r: m.Rule}
 	c.who()
 	c.records()
 	c.where()
+	c.stepsUp()
 	c.streams()
 	if !foreign {
 		c.complete()
@@ -133,6 +137,29 @@ func (c *checker) where() {
 			continue
 		}
 		c.m.uses = append(c.m.uses, use{p, u})
+	}
+}
+
+// stepsUp checks that a fresh sign-in is asked of somebody, and at places that there are.
+func (c *checker) stepsUp() {
+	r := c.r
+	switch {
+	case r.GetStepUp() == 0:
+		if r.GetStepUpPrograms() || len(r.GetStepUpAt()) > 0 {
+			c.say("sets step_up_programs or step_up_at without step_up")
+		}
+		return
+	case r.GetAction() == "":
+		c.say("sets step_up without an action")
+	case c.m.ClientStream || c.m.ServerStream:
+		c.say("sets step_up on a stream, which outlives any sign-in")
+	case r.GetStepUp() > maxStepUp:
+		c.say("step_up: %d is more than %d seconds", r.GetStepUp(), maxStepUp)
+	}
+	for _, at := range r.GetStepUpAt() {
+		if _, ok := resource.ParseKind(at); !ok {
+			c.say("step_up_at: %q is no kind of resource", at)
+		}
 	}
 }
 

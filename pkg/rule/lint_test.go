@@ -179,6 +179,15 @@ func TestBadRules(t *testing.T) {
 		{name: "run of a public method", rule: only(func(r *rulev1.Rule) { r.Public, r.Run = true, true }), change: bare, want: "sets run without"},
 		{name: "run of services", rule: only(func(r *rulev1.Rule) { r.Callers, r.Run = []string{"*"}, true }), change: bare, want: "sets run without"},
 		{name: "data without an action", rule: only(func(r *rulev1.Rule) { r.Self, r.Data = true, true }), change: bare, want: "sets data without"},
+		{name: "a fresh sign-in at two kinds of scope", rule: rule(func(r *rulev1.Rule) {
+			r.StepUp, r.StepUpPrograms, r.StepUpAt = 900, true, []string{"root", "workspace"}
+		})},
+		{name: "a fresh sign-in of nobody", rule: only(func(r *rulev1.Rule) { r.Self, r.StepUp = true, 900 }), change: bare, want: "sets step_up without an action"},
+		{name: "programs without a fresh sign-in", rule: rule(func(r *rulev1.Rule) { r.StepUpPrograms = true }), want: "without step_up"},
+		{name: "places without a fresh sign-in", rule: rule(func(r *rulev1.Rule) { r.StepUpAt = []string{"root"} }), want: "without step_up"},
+		{name: "a fresh sign-in nowhere", rule: rule(func(r *rulev1.Rule) { r.StepUp, r.StepUpAt = 900, []string{"installation"} }), want: "no kind of resource"},
+		{name: "a sign-in that is fresh for days", rule: rule(func(r *rulev1.Rule) { r.StepUp = 1 << 20 }), want: "is more than"},
+		{name: "a fresh sign-in on a stream", rule: rule(func(r *rulev1.Rule) { r.StepUp, r.FirstMessage = 900, true }), client: true, want: "sets step_up on a stream"},
 		{name: "requests without bound", rule: rule(func(r *rulev1.Rule) { r.MaxRequestBytes = 1 << 31 }), want: "max_request_bytes"},
 		{name: "a reference left out", rule: rule(func(r *rulev1.Rule) { r.Uses = r.Uses[1:] }), want: `field "names" of the request is a reference`},
 		{name: "a nested reference left out", rule: rule(func(r *rulev1.Rule) { r.Uses = append(r.Uses[:1:1], r.Uses[2]) }), want: `field "nested.deep" of the request is a reference`},

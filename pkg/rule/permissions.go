@@ -2,6 +2,7 @@ package rule
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -24,6 +25,10 @@ type Permission struct {
 	Callers []string
 	// Public needs nobody signed in, Self anybody. Run says that a run token can do.
 	Public, Self, Run bool
+	// StepUp is within how many seconds who has a second factor must have signed in, 0 for whenever; StepUpAt the kinds of scope at which
+	// that is so, none for all.
+	StepUp   int
+	StepUpAt []string
 	// Audit is "always", "denials" or "summary".
 	Audit string
 }
@@ -42,6 +47,7 @@ func (t *Table) Permissions() []Permission {
 		p := Permission{
 			Method: m.FullName, Action: r.GetAction(), Data: r.GetData(), Scope: r.GetScope(),
 			Callers: slices.Clone(r.GetCallers()), Public: r.GetPublic(), Self: r.GetSelf(), Run: r.GetRun(), Audit: audits[r.GetAudit()],
+			StepUp: int(r.GetStepUp()), StepUpAt: slices.Clone(r.GetStepUpAt()),
 		}
 		if r.GetScope() != "" {
 			p.ScopeKind = anyScope
@@ -133,6 +139,12 @@ func (p Permission) who() string {
 	}
 	if p.Run {
 		s += "<br>also a run, for itself"
+	}
+	if p.StepUp > 0 {
+		s += fmt.Sprintf("<br>with a second factor: signed in within %d s", p.StepUp)
+		if len(p.StepUpAt) > 0 {
+			s += ", at " + strings.Join(p.StepUpAt, " and ")
+		}
 	}
 	return s
 }

@@ -24,6 +24,7 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
+	maintenancev1 "github.com/redoubt-ml/redoubt/gen/redoubt/maintenance/v1"
 	rulev1 "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
@@ -40,6 +41,7 @@ var files = []protoreflect.FileDescriptor{
 	identityv1.File_redoubt_identity_v1_identity_proto, identityv1.File_redoubt_identity_v1_mesh_proto, identityv1.File_redoubt_identity_v1_token_proto,
 	inferencev1.File_redoubt_inference_v1_inference_proto,
 	keyvaultv1.File_redoubt_keyvault_v1_keyvault_proto,
+	maintenancev1.File_redoubt_maintenance_v1_backup_proto,
 	rulev1.File_redoubt_rule_v1_rule_proto,
 	telemetryv1.File_redoubt_telemetry_v1_telemetry_proto,
 	workspacev1.File_redoubt_workspace_v1_workspace_proto, workspacev1.File_redoubt_workspace_v1_access_proto, workspacev1.File_redoubt_workspace_v1_snapshot_proto,

@@ -31,6 +31,11 @@ type Method struct {
 	uses  []use
 }
 
+// HasField reports whether the request has a field of this name.
+func (m *Method) HasField(name string) bool {
+	return m.input.Fields().ByName(protoreflect.Name(name)) != nil
+}
+
 type use struct {
 	path
 	*rulev1.Use
