@@ -20,6 +20,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/seal"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
@@ -27,7 +28,7 @@ import (
 )
 
 func sets() []sqldb.MigrationSet {
-	return []sqldb.MigrationSet{envelope.Migrations(), audit.Migrations()}
+	return []sqldb.MigrationSet{envelope.Migrations(), audit.Migrations(), leader.Migrations()}
 }
 
 func newSeal(t testing.TB) *seal.Seal {
@@ -51,11 +52,47 @@ func newOutboxAt(t testing.TB, db *sqldb.DB, s *seal.Seal, now func() time.Time)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := audit.New(audit.Config{Service: "workspace", DB: db, Keys: keys, Now: now, FlushEvery: time.Hour})
+	return newOutboxOf(t, db, keys, elected{}, now)
+}
+
+func newOutboxOf(t testing.TB, db *sqldb.DB, keys *envelope.Keyring, e leader.Election, now func() time.Time) *audit.Outbox {
+	t.Helper()
+	l, err := leader.New(leader.Config{DB: db, Election: e, Holder: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := audit.New(audit.Config{Service: "workspace", DB: db, Keys: keys, Leader: l, Now: now, FlushEvery: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return o
+}
+
+// elected is an election that everybody wins, as those do who were paused and do not know that they lost.
+type elected struct{}
+
+func (elected) Campaign(ctx context.Context, _ string) (leader.Seat, error) {
+	return elected{}, ctx.Err()
+}
+func (elected) Origin() (uint64, int64)        { return 1, 1 }
+func (elected) Held(ctx context.Context) error { return ctx.Err() }
+func (elected) Lost() <-chan struct{}          { return nil }
+func (elected) Resign()                        {}
+
+// elections is elected once.
+type elections struct {
+	elected
+	n     int
+	again chan struct{} // closed when it campaigns for the second time
+}
+
+func (e *elections) Campaign(ctx context.Context, _ string) (leader.Seat, error) {
+	if e.n++; e.n == 1 {
+		return elected{}, nil
+	}
+	close(e.again)
+	<-ctx.Done()
+	return nil, ctx.Err()
 }
 
 func event(request string) *audit.Event {
@@ -582,4 +619,53 @@ func TestBatchesAreBounded(t *testing.T) {
 	if r.len() != n {
 		t.Errorf("%d events", r.len())
 	}
+}
+
+// Of two instances the one that claimed last relays: the other one, which believes that it leads, delivers doubles and removes nothing.
+func TestARelayOfYesterdayRemovesNothing(t *testing.T) {
+	c := sqldbtest.Postgres(t, sets()...)
+	s := newSeal(t)
+	da, db := sqldbtest.OpenConfig(t, c), sqldbtest.OpenConfig(t, c)
+	keys, err := envelope.New(envelope.Config{Source: envelope.SealSource(s, "workspace"), DB: da})
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := &elections{again: make(chan struct{})}
+	a, b := newOutboxOf(t, da, keys, over, nil), newOutbox(t, db, s)
+	for range 3 {
+		if err := a.Record(t.Context(), event("r")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old, stopOld := context.WithCancel(t.Context())
+	defer stopOld()
+	paused, on := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = a.Relay(old, func(_ context.Context, events []*audit.Event) (int64, error) {
+			close(paused) // it has read the events, and is stopped while telemetry takes them
+			<-on
+			return events[len(events)-1].GetSeq(), nil
+		})
+	}()
+	<-paused
+	held, stop := context.WithCancel(t.Context())
+	var once sync.Once
+	leads := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = b.Relay(held, func(context.Context, []*audit.Event) (int64, error) {
+			once.Do(func() { close(leads) })
+			return 0, errors.New("the receiver is away")
+		})
+	}()
+	<-leads
+	close(on)
+	<-over.again // its leadership has ended
+	if depth, err := b.Depth(t.Context()); err != nil || depth != 3 {
+		t.Errorf("%d events wait, %v: the relay of yesterday has removed some", depth, err)
+	}
+	stop()
+	<-ended
+	relayUntil(t, b, newReceiver(), 3)
 }

@@ -13,6 +13,8 @@
 //     one locked row. The order of the log is this number, never a clock.
 //   - An event leaves the outbox only after its receiver said that everything up to its number is stored. So it is delivered at
 //     least once and in order; the receiver removes doubles by service and number.
+//   - Of instances that share a database one relays (pkg/leader), and what was delivered is removed under its term: one that was
+//     replaced and does not know it may deliver again, and removes nothing.
 //   - What is stored is sealed under the service's own key and bound to service, number and uid: a row that was changed, moved
 //     or taken from another service's database does not open, and is not delivered.
 //

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"database/sql"
 	"embed"
 	"errors"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 )
@@ -48,6 +50,8 @@ type Config struct {
 	DB *sqldb.DB
 	// Keys are under the service's own seal. The outbox has the data key whose owner is Service.
 	Keys *envelope.Keyring
+	// Leader says which of the instances on DB relays. Nil only on SQLite, where one process has the database.
+	Leader *leader.Leader
 	// Now gives events without a time theirs; nil means time.Now.
 	Now func() time.Time
 	// Logger takes what an operator should know; nil discards.
@@ -209,6 +213,19 @@ func (o *Outbox) Depth(ctx context.Context) (int64, error) {
 	var n int64
 	err := o.cfg.DB.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM outbox").Scan(&n)
 	return n, sqldb.Fault(err)
+}
+
+// Waiting is the number of events that wait for delivery, and when the oldest of them was written; the zero time if none waits.
+func (o *Outbox) Waiting(ctx context.Context) (n int64, oldest time.Time, err error) {
+	var at sql.NullInt64
+	err = o.cfg.DB.Reader().QueryRowContext(ctx, "SELECT COUNT(*), MIN(create_time) FROM outbox").Scan(&n, &at)
+	if err != nil {
+		return 0, time.Time{}, sqldb.Fault(err)
+	}
+	if at.Valid {
+		oldest = time.UnixMicro(at.Int64)
+	}
+	return n, oldest, nil
 }
 
 // notify wakes the relay.

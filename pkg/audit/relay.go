@@ -12,6 +12,7 @@ import (
 
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 )
 
@@ -22,8 +23,9 @@ const (
 	MaxBatchBytes = 2 << 20
 
 	deliverTimeout = 30 * time.Second
-	// idle is how long Relay sleeps when nothing wakes it, for events of other instances on the same database.
-	idle = 2 * time.Second
+	// idle is how long Relay sleeps when nothing wakes it; shared is the same where other instances on the same database may have
+	// stored events.
+	idle, shared = 2 * time.Second, 500 * time.Millisecond
 	// linger is how long Relay lets events gather before it takes them, so that a stream of single ones costs few commits.
 	linger = 20 * time.Millisecond
 	// Waits double from the first to the last: for a transaction that has a number and is not committed yet, and for a
@@ -61,8 +63,12 @@ func To(client Ingester) Deliver {
 	}
 }
 
-// Relay delivers events until ctx ends, and writes the counts of Aggregate every FlushEvery and at the end. Several instances
-// on one database may relay at the same time; the receiver then sees doubles. It returns ctx's error.
+// Role is what the one instance that relays is elected for.
+const Role = "outbox"
+
+// Relay delivers events until ctx ends, while this instance leads; and writes the counts of Aggregate every FlushEvery and at the end, in
+// any case. A leader that does not know yet that it is one no more may deliver what another one delivers: the receiver removes
+// doubles. It removes nothing from the outbox. Relay returns ctx's error.
 func (o *Outbox) Relay(ctx context.Context, deliver Deliver) error {
 	flushed := make(chan struct{})
 	go func() {
@@ -71,11 +77,27 @@ func (o *Outbox) Relay(ctx context.Context, deliver Deliver) error {
 	}()
 	defer func() { <-flushed }()
 
+	switch {
+	case o.cfg.Leader != nil:
+		return o.cfg.Leader.Lead(ctx, Role, func(ctx context.Context, term *leader.Term) error {
+			return o.relay(ctx, deliver, term.WriteGrouped)
+		})
+	case o.cfg.DB.Dialect() == sqldb.SQLite:
+		return o.relay(ctx, deliver, o.cfg.DB.WriteGrouped)
+	default:
+		return fault.Internal(nil, "audit: instances that share a database need a Leader to relay")
+	}
+}
+
+func (o *Outbox) relay(ctx context.Context, deliver Deliver, write sqldb.WriteFunc) error {
 	var seen int64 // the highest number that was read
-	look, retry := firstLook, firstRetry
+	look, retry, rest := firstLook, firstRetry, idle
+	if o.cfg.DB.Dialect() != sqldb.SQLite {
+		rest = shared
+	}
 	for {
 		given := o.given.Load()
-		last, full, err := o.relayBatch(ctx, deliver)
+		last, full, err := o.relayBatch(ctx, deliver, write)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -94,7 +116,7 @@ func (o *Outbox) Relay(ctx context.Context, deliver Deliver) error {
 			wait(ctx, nil, look)
 			look *= 2
 		default: // nothing is there, or what was announced was rolled back
-			wait(ctx, o.wake, idle)
+			wait(ctx, o.wake, rest)
 			wait(ctx, nil, linger)
 			look = firstLook
 		}
@@ -114,7 +136,7 @@ func wait(ctx context.Context, wake <-chan struct{}, d time.Duration) {
 
 // relayBatch delivers the oldest events and removes those that are stored. It returns the last number that was read, 0 for none, and
 // whether there are likely more.
-func (o *Outbox) relayBatch(ctx context.Context, deliver Deliver) (last int64, full bool, err error) {
+func (o *Outbox) relayBatch(ctx context.Context, deliver Deliver, write sqldb.WriteFunc) (last int64, full bool, err error) {
 	// A damaged event holds up only what comes after it.
 	events, full, damaged := o.oldest(ctx)
 	if len(events) == 0 {
@@ -125,7 +147,7 @@ func (o *Outbox) relayBatch(ctx context.Context, deliver Deliver) (last int64, f
 	defer cancel()
 	stored, err := deliver(short, events)
 	if stored = min(stored, last); stored >= first { // what was not sent is not stored, whatever the receiver says
-		if e := o.remove(ctx, stored); e != nil {
+		if e := remove(ctx, write, stored); e != nil {
 			return last, full, e
 		}
 	} else if err == nil {
@@ -182,14 +204,6 @@ func (o *Outbox) open(ctx context.Context, seq int64, uid string, sealed []byte)
 		return nil, fault.Internal(err, "event %d of the outbox cannot be decoded", seq)
 	}
 	return ev, nil
-}
-
-// remove deletes what is stored.
-func (o *Outbox) remove(ctx context.Context, stored int64) error {
-	return o.cfg.DB.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		_, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE seq <= $1", stored)
-		return err
-	})
 }
 
 // flushLoop writes the counts now and then, and once more at the end.

@@ -18,21 +18,29 @@ import (
 // hold, and so does a visible text that turns out to be a URL with a password in it. v is a struct that Load accepts,
 // or a pointer to one.
 func Dump(v any) (string, error) {
+	n, err := dumpTree(v)
+	if err != nil {
+		return "", err
+	}
+	b, err := yaml.Marshal(n)
+	if err != nil {
+		return "", fmt.Errorf("config: dump: %w", err)
+	}
+	return string(b), nil
+}
+
+func dumpTree(v any) (*yaml.Node, error) {
 	r := reflect.ValueOf(v)
 	if r.Kind() == reflect.Pointer && !r.IsNil() {
 		r = r.Elem()
 	}
 	if !r.IsValid() || r.Kind() != reflect.Struct {
-		return "", fmt.Errorf("config: %T is not a struct", v)
+		return nil, fmt.Errorf("config: %T is not a struct", v)
 	}
 	if err := checkType(r.Type(), "", 0); err != nil {
-		return "", err
+		return nil, err
 	}
-	b, err := yaml.Marshal(dump(r, false))
-	if err != nil {
-		return "", fmt.Errorf("config: dump: %w", err)
-	}
-	return string(b), nil
+	return dump(r, false), nil
 }
 
 func dump(v reflect.Value, sensitive bool) *yaml.Node {

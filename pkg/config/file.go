@@ -53,6 +53,10 @@ func readFile(path string, limit int64, forbidden os.FileMode, owned bool) ([]by
 	return b, nil
 }
 
+// ReadSecret reads a secret from a file that its owner alone can read, who is this process's user or root: without the line break
+// that editors leave at its end, at most 64 KiB, and never empty.
+func ReadSecret(path string) (redact.Secret, error) { return readSecret(path) }
+
 // readSecret reads a secret without the line break that editors leave at its end.
 func readSecret(path string) (redact.Secret, error) {
 	b, err := readFile(path, maxSecret, 0o077, true)

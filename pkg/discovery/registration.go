@@ -18,6 +18,7 @@ import (
 type Registration struct {
 	r       *Registry
 	in      Instance
+	since   time.Time
 	cancel  context.CancelFunc
 	stopped chan struct{}
 
@@ -55,7 +56,7 @@ func (r *Registry) Announce(service, instance, addr string) (*Registration, erro
 	if r.ctx.Err() != nil {
 		return nil, fault.FailedPrecondition("the registry is closed")
 	}
-	g := &Registration{r: r, in: Instance{Service: service, Name: instance, Addr: addr}, stopped: make(chan struct{}), changed: make(chan struct{})}
+	g := &Registration{r: r, since: r.cfg.Now(), in: Instance{Service: service, Name: instance, Addr: addr}, stopped: make(chan struct{}), changed: make(chan struct{})}
 	var ctx context.Context
 	ctx, g.cancel = context.WithCancel(r.ctx)
 	go g.run(ctx)
@@ -130,7 +131,7 @@ func (g *Registration) hold(ctx context.Context) (held bool, err error) {
 	lease, err := g.put(ctx)
 	defer func() {
 		if lease != 0 && (!held || ctx.Err() != nil) { // one that was lost ends by itself
-			g.revoke(lease)
+			g.r.revokeLease(lease)
 		}
 	}()
 	if err != nil {
@@ -166,7 +167,7 @@ func (g *Registration) key() string { return g.r.target(g.in.Service) + "/" + g.
 func (g *Registration) put(ctx context.Context) (clientv3.LeaseID, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.r.cfg.DialTimeout)
 	defer cancel()
-	lease, err := g.r.client.Grant(ctx, max(1, int64((g.r.cfg.LeaseTTL+time.Second-1)/time.Second)))
+	lease, err := g.r.client.Grant(ctx, seconds(g.r.cfg.LeaseTTL))
 	if err != nil {
 		return 0, g.r.fault(ctx, err)
 	}
@@ -174,7 +175,7 @@ func (g *Registration) put(ctx context.Context) (clientv3.LeaseID, error) {
 	if err != nil {
 		return lease.ID, fault.Internal(err, "the naming of etcd could not be used")
 	}
-	if err := names.AddEndpoint(ctx, g.key(), endpoints.Endpoint{Addr: g.in.Addr}, clientv3.WithLease(lease.ID)); err != nil {
+	if err := names.AddEndpoint(ctx, g.key(), endpoints.Endpoint{Addr: g.in.Addr, Metadata: about{Version: g.r.cfg.Version, Since: g.since.Unix()}}, clientv3.WithLease(lease.ID)); err != nil {
 		return lease.ID, g.r.fault(ctx, err)
 	}
 	return lease.ID, nil
@@ -195,11 +196,4 @@ func (g *Registration) missing(ctx context.Context, lease clientv3.LeaseID) bool
 		g.r.cfg.Logger.Error("another process registers the same instance: give each its own name", "service", g.in.Service, "instance", g.in.Name)
 	}
 	return false
-}
-
-// revoke ends the lease, and with it the entry if that is still under it.
-func (g *Registration) revoke(lease clientv3.LeaseID) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(g.r.ctx), 2*time.Second)
-	defer cancel()
-	_, _ = g.r.client.Revoke(ctx, lease)
 }

@@ -13,16 +13,23 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
-// DefaultPrefix is where registrations stand in etcd.
-const DefaultPrefix = "redoubt/services"
+// DefaultPrefix is where registrations stand in etcd, DefaultElectionPrefix where elections do, DefaultOwnerPrefix where stores are claimed.
+const (
+	DefaultPrefix         = "redoubt/services"
+	DefaultElectionPrefix = "redoubt/elections"
+	DefaultOwnerPrefix    = "redoubt/owner"
+)
 
 // Config is what a Registry needs. Endpoints and TLS must be set.
 type Config struct {
@@ -33,8 +40,16 @@ type Config struct {
 	DialTimeout time.Duration // of one connection attempt; 5 s when 0
 	// LeaseTTL is how long a registration outlives its process, in whole seconds; 10 s when 0. etcd raises what is below 2 s.
 	LeaseTTL time.Duration
+	// ElectionPrefix is DefaultElectionPrefix when empty. ElectionTTL is how long an elected process that dies keeps its seat, in whole
+	// seconds; 5 s when 0.
+	ElectionPrefix string
+	ElectionTTL    time.Duration
+	// OwnerPrefix is DefaultOwnerPrefix when empty. A claim lives as long as a registration.
+	OwnerPrefix string
 	// Resync is how often everything is read again beside the watch; 30 s when 0.
 	Resync time.Duration
+	// Version of this process, for operators: it stands in its registrations.
+	Version string
 
 	Now    func() time.Time // time.Now when nil
 	Logger *slog.Logger     // silent when nil
@@ -93,6 +108,13 @@ func Open(cfg Config) (*Registry, error) {
 	}
 	cfg.DialTimeout = positive(cfg.DialTimeout, 5*time.Second)
 	cfg.LeaseTTL = positive(cfg.LeaseTTL, 10*time.Second)
+	if cfg.ElectionPrefix = strings.Trim(cfg.ElectionPrefix, "/"); cfg.ElectionPrefix == "" {
+		cfg.ElectionPrefix = DefaultElectionPrefix
+	}
+	if cfg.OwnerPrefix = strings.Trim(cfg.OwnerPrefix, "/"); cfg.OwnerPrefix == "" {
+		cfg.OwnerPrefix = DefaultOwnerPrefix
+	}
+	cfg.ElectionTTL = positive(cfg.ElectionTTL, 5*time.Second)
 	cfg.Resync = positive(cfg.Resync, 30*time.Second)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -136,10 +158,22 @@ func (r *Registry) Close() error {
 	return nil
 }
 
-// Check says whether etcd answers, with its quorum, within ctx; and if not, what is in the way.
+// Check says whether etcd answers, with its quorum, within ctx, and takes writes; and if not, what is in the way.
 func (r *Registry) Check(ctx context.Context) error {
-	_, err := r.client.Get(ctx, r.cfg.Prefix+"/", clientv3.WithLimit(1), clientv3.WithKeysOnly())
-	return r.fault(ctx, err)
+	if _, err := r.client.Get(ctx, r.cfg.Prefix+"/", clientv3.WithLimit(1), clientv3.WithKeysOnly()); err != nil {
+		return r.fault(ctx, err)
+	}
+	alarms, err := r.client.AlarmList(ctx)
+	if err != nil {
+		return r.fault(ctx, err)
+	}
+	for _, a := range alarms.Alarms {
+		if a.Alarm == etcdserverpb.AlarmType_NOSPACE {
+			return fault.New(codes.ResourceExhausted, faultv1.Reason_STORAGE_FULL,
+				"etcd has reached its quota and takes nothing new: what is registered stays, what starts is not found. Compact and defragment it, then disarm the alarm (etcdctl)")
+		}
+	}
+	return nil
 }
 
 // List reads all instances of all services from etcd, with its quorum.
@@ -219,6 +253,88 @@ func (r *Registry) parse(key, value []byte) (Instance, bool) {
 	return Instance{Service: service, Name: name, Addr: rec.Addr}, true
 }
 
+// Described is an instance with what operators want to know of it.
+type Described struct {
+	Instance
+	// Version of its binary, and when it registered for the first time; zero where the entry does not say.
+	Version string
+	Since   time.Time
+	// Lease is how long the entry still stands without a word from the instance; negative if it has no lease.
+	Lease time.Duration
+}
+
+// about is what a registration says of its process, as etcd's naming format has room for it.
+type about struct {
+	Version string `json:"version,omitempty"`
+	Since   int64  `json:"since,omitempty"` // seconds since 1970
+}
+
+// Describe reads all instances from etcd, with its quorum, and the state of their leases.
+func (r *Registry) Describe(ctx context.Context) ([]Described, error) {
+	resp, err := r.client.Get(ctx, r.cfg.Prefix+"/", clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+	if err != nil {
+		return nil, r.fault(ctx, err)
+	}
+	var out []Described
+	for _, kv := range resp.Kvs {
+		in, ok := r.parse(kv.Key, kv.Value)
+		if !ok {
+			continue
+		}
+		d := Described{Instance: in, Lease: -1}
+		var rec struct{ Metadata about }
+		if json.Unmarshal(kv.Value, &rec) == nil && rec.Metadata.Since > 0 {
+			d.Version, d.Since = rec.Metadata.Version, time.Unix(rec.Metadata.Since, 0)
+		}
+		if kv.Lease != 0 {
+			left, err := r.client.TimeToLive(ctx, clientv3.LeaseID(kv.Lease))
+			if err != nil {
+				return nil, r.fault(ctx, err)
+			}
+			if left.TTL < 0 {
+				continue // it has ended since
+			}
+			d.Lease = time.Duration(left.TTL) * time.Second
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// Member is one process of etcd.
+type Member struct {
+	Endpoint, Version string
+	Leader            bool
+	// Bytes of its database.
+	Bytes int64
+	// Alarms that it has raised: "NOSPACE" means that nothing new is written until its database is smaller, "CORRUPT" that it is damaged.
+	Alarms []string
+	// Err says why it does not answer; then nothing else is known.
+	Err error
+}
+
+// Members asks each configured endpoint of etcd by itself.
+func (r *Registry) Members(ctx context.Context) []Member {
+	alarms := make(map[uint64][]string)
+	if resp, err := r.client.AlarmList(ctx); err == nil {
+		for _, a := range resp.Alarms {
+			alarms[a.MemberID] = append(alarms[a.MemberID], a.Alarm.String())
+		}
+	}
+	var out []Member
+	for _, e := range r.cfg.Endpoints {
+		m := Member{Endpoint: e}
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		s, err := r.client.Status(ctx, e)
+		cancel()
+		if m.Err = r.fault(ctx, err); err == nil {
+			m.Version, m.Leader, m.Bytes, m.Alarms = s.Version, s.Leader == s.Header.MemberId, s.DbSize, alarms[s.Header.MemberId]
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
 func (r *Registry) target(service string) string { return r.cfg.Prefix + "/" + service }
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
@@ -229,6 +345,20 @@ func checkName(s string) error {
 	}
 	return nil
 }
+
+// checkElection accepts one name or two.
+func checkElection(s string) error {
+	first, second, two := strings.Cut(s, "/")
+	if err := checkName(first); err != nil || !two {
+		return err
+	}
+	return checkName(second)
+}
+
+// seconds is a time to live as etcd takes it.
+func seconds(d time.Duration) int64 { return max(1, int64((d+time.Second-1)/time.Second)) }
+
+func leaseName(id clientv3.LeaseID) string { return strconv.FormatInt(int64(id), 16) }
 
 func checkAddr(s string) error {
 	host, port, err := net.SplitHostPort(s)

@@ -6,7 +6,9 @@ import (
 	"database/sql"
 	"embed"
 	"errors"
+	"maps"
 	"regexp"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -289,5 +291,38 @@ func (k *Keyring) DestroyIn(ctx context.Context, tx *sqldb.Tx, owner string) err
 	_, err := tx.ExecContext(ctx, `INSERT INTO data_keys (owner, key_id, wrapped, created, destroyed) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (owner) DO UPDATE SET key_id = excluded.key_id, wrapped = excluded.wrapped, destroyed = excluded.destroyed`,
 		owner, []byte{}, []byte{}, now, now)
-	return sqldb.Fault(err)
+	if err != nil {
+		return sqldb.Fault(err)
+	}
+	return tx.Signal(ctx, destroyedTopic)
+}
+
+// destroyedTopic tells the other instances on the database that the key of an owner was destroyed.
+const destroyedTopic = "data-keys/destroyed"
+
+// Follow drops, until ctx ends, every key that is held whenever another instance has destroyed one, or may have: they are loaded again
+// when they are used. On SQLite, where one process has the database, there is nothing to follow.
+func (k *Keyring) Follow(ctx context.Context) {
+	if k.db.Dialect() == sqldb.SQLite {
+		return
+	}
+	destroyed, stop := k.db.Signals(destroyedTopic)
+	defer stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-destroyed:
+			k.forgetAll()
+		}
+	}
+}
+
+func (k *Keyring) forgetAll() {
+	k.mu.Lock()
+	owners := slices.Concat(slices.Collect(maps.Keys(k.keys)), slices.Collect(maps.Keys(k.inForce)), slices.Collect(maps.Keys(k.loading)))
+	k.mu.Unlock()
+	for _, owner := range owners {
+		k.Forget(owner)
+	}
 }

@@ -104,6 +104,9 @@ func NewTracing(ctx context.Context, cfg TraceConfig) (*Tracing, error) {
 // Provider is for libraries that want one. What they start is sampled by Ratio, whatever a remote parent asks for.
 func (t *Tracing) Provider() trace.TracerProvider { return t.provider }
 
+// Records reports whether anything is recorded at all. A nil Tracing records nothing.
+func (t *Tracing) Records() bool { return t != nil && t.sdk != nil }
+
 // Flush exports what was recorded so far.
 func (t *Tracing) Flush(ctx context.Context) error {
 	if t.sdk == nil {

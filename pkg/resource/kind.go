@@ -25,6 +25,8 @@ const (
 	KindModelVersion          // …/models/{model}/versions/{number or alias}
 	KindEndpoint              // …/workspaces/{workspace}/endpoints/{id}
 	KindDeployment            // …/endpoints/{endpoint}/deployments/{id}
+	KindApplication           // applications/{id}
+	KindIssuer                // issuers/{id}
 	kinds
 )
 
@@ -57,6 +59,8 @@ var shapes = [kinds]shape{
 	KindModelVersion:     {"model_version", "versions", KindModel, badVersionID},
 	KindEndpoint:         {"endpoint", "endpoints", KindWorkspace, badID},
 	KindDeployment:       {"deployment", "deployments", KindEndpoint, badID},
+	KindApplication:      {"application", "applications", KindRoot, badID},
+	KindIssuer:           {"issuer", "issuers", KindRoot, badID},
 }
 
 // String is the kind's name as the reference option of a request's field has it: "resource_group".

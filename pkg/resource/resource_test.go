@@ -35,6 +35,8 @@ func TestParse(t *testing.T) {
 		{"user", "users/ada", "ada", "/", "", KindUser},
 		{"group of people", "groups/staff", "staff", "/", "", KindGroup},
 		{"service principal", "servicePrincipals/ci", "ci", "/", "", KindServicePrincipal},
+		{"application", "applications/board", "board", "/", "", KindApplication},
+		{"issuer", "issuers/partner", "partner", "/", "", KindIssuer},
 		{"managed identity", "managedIdentities/mid_abcdefghijklmnopqrstuvwxyz", "mid_abcdefghijklmnopqrstuvwxyz", "/", "", KindManagedIdentity},
 	}
 	for _, c := range cases {

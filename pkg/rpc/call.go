@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -14,6 +16,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/fence"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
@@ -44,6 +47,8 @@ type Call struct {
 	// Uses are the further resources, in the order of the rule and of the message.
 	Uses []authz.Scope
 
+	suspect *authn.Claims // of a genuine token whose sender was refused: whose it is, for the record
+
 	m       *method
 	peer    svid.ID // of Peer, zero where that is none of ours
 	in      inbound
@@ -56,10 +61,19 @@ type Call struct {
 	details []string
 	denied  bool // refused by the engine, though it reads as absence
 	audited bool
+	entered bool   // counted among the principal's open calls
+	answer  error  // set by Refuse
 	who     string // set by Identify
 	whoType string
 	count   int64
 	digest  digester
+
+	view   atomic.Pointer[fence.View] // that the call was decided on; nil where it rests on none
+	asking sync.Mutex
+	asked  []question  // that were answered with yes; guarded by asking
+	crowd  bool        // there were more than are remembered; guarded by asking
+	held   []*holding  // guarded by asking
+	own    [2]question // what asked begins with, so that most calls need no more
 }
 
 type callKey struct{}
@@ -92,6 +106,10 @@ func (c *Call) Detail(key, value string) {
 // Identify tells the chain who the caller turned out to be, where the method is public: sign-in.
 func (c *Call) Identify(principal, principalType string) { c.who, c.whoType = principal, principalType }
 
+// Refuse tells the chain that the answer of this call is a refusal, though it is an answer: a page that a person reads. The call is recorded
+// and logged as if it had failed with err.
+func (c *Call) Refuse(err error) { c.answer = err }
+
 // Audit writes the record of this call inside the transaction of its change: both are stored, or neither. The details come in
 // pairs of key and value.
 func (c *Call) Audit(ctx context.Context, tx *sqldb.Tx, details ...string) error {
@@ -106,11 +124,9 @@ func (c *Call) Audit(ctx context.Context, tx *sqldb.Tx, details ...string) error
 	}
 	ev := c.record()
 	succeeded(ev)
-	if err := c.m.chain.cfg.Recorder.Append(ctx, tx, ev); err != nil {
-		return err
-	}
-	c.audited = true
-	return nil
+	var err error
+	c.audited, err = c.append(ctx, tx, ev)
+	return err
 }
 
 // May reports whether the caller may do something on a resource: for lists, which are filtered row by row.
@@ -119,8 +135,15 @@ func (c *Call) May(action string, data bool, name resource.Name) bool {
 		return false
 	}
 	scope, ok := c.m.chain.cfg.Engine.Resolve(name)
-	return ok && c.m.chain.cfg.Engine.Decide(authz.Query{Principal: c.Principal, Action: action, Data: data, Scope: scope, Run: c.run()}).Allowed
+	may := ok && c.m.chain.cfg.Engine.Decide(authz.Query{Principal: c.Principal, Action: action, Data: data, Scope: scope, Run: c.run(), Consumer: c.consumer()}).Allowed
+	if may {
+		c.remember(question{scope: scope, action: action, data: data})
+	}
+	return may
 }
+
+// consumer reports whether the caller is of that trust class.
+func (c *Call) consumer() bool { return c.Claims != nil && c.Claims.HomeClass == authn.Consumer }
 
 // run is the limit that a run token sets, or nil.
 func (c *Call) run() *authz.Run {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +16,8 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/edge"
+	"github.com/redoubt-ml/redoubt/pkg/fence"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
@@ -53,6 +56,8 @@ type Config struct {
 	Verifier Verifier
 	Proofs   *authn.ProofChecker
 	Engine   *authz.Engine
+	// Fence lets what was decided take effect, or not. Nil lets everything pass: for tests of one process.
+	Fence    *fence.Fence
 	Recorder Recorder
 	RED      *observe.RED
 	Tracing  *observe.Tracing
@@ -69,10 +74,20 @@ type Limits struct {
 	Timeout time.Duration
 	// PerAddress and PerPrincipal are calls a second, with twice that in a burst. Defaults 2,000 and 5,000.
 	PerAddress, PerPrincipal float64
+	// OpenPerPrincipal is how many calls one principal may have under way at a time, streams too. Default 1,024.
+	OpenPerPrincipal int
+	// ConnectionAge is when a connection is asked to go, give or take a tenth; calls on it then have half of that to end. Default 20 min.
+	ConnectionAge time.Duration
 	// LogReads is n: one of n successful reads is logged. Default 100; 1 logs all.
 	LogReads uint64
 	// Slow is the time from which a call is always logged. Default 1 s.
 	Slow time.Duration
+}
+
+// ConnectionLife is how long a connection stands at most.
+func (l Limits) ConnectionLife() time.Duration {
+	age := l.withDefaults().ConnectionAge
+	return age + age/10 + age/2
 }
 
 func (l Limits) withDefaults() Limits {
@@ -82,11 +97,17 @@ func (l Limits) withDefaults() Limits {
 	if l.Timeout == 0 {
 		l.Timeout = 30 * time.Second
 	}
+	if l.ConnectionAge == 0 {
+		l.ConnectionAge = 20 * time.Minute
+	}
 	if l.PerAddress == 0 {
 		l.PerAddress = 2000
 	}
 	if l.PerPrincipal == 0 {
 		l.PerPrincipal = 5000
+	}
+	if l.OpenPerPrincipal == 0 {
+		l.OpenPerPrincipal = 1024
 	}
 	if l.LogReads == 0 {
 		l.LogReads = 100
@@ -104,10 +125,17 @@ type Chain struct {
 	self      string // SPIFFE ID of this service, the audience of exchanged tokens
 	validate  protovalidate.Validator
 	links     []link
-	addresses *limiters
-	callers   *limiters
+	addresses *edge.Rates
+	callers   *edge.Rates
+	suspects  *edge.Rates
+	open      *edge.Open // calls under way, by principal
 	reads     counter
+	drained   context.Context // ends with Drain
+	drain     context.CancelFunc
 }
+
+// suspectRecords is how many refusals a second are recorded of those who hold one principal's token and may not use it; twice that in a burst.
+const suspectRecords = 10
 
 // link is one step that a call passes before its message is decoded.
 type link struct {
@@ -134,9 +162,12 @@ func NewChain(cfg Config) (*Chain, error) {
 	c := &Chain{
 		cfg: cfg, domain: "redoubt." + cfg.Installation, validate: v,
 		self:      "spiffe://" + cfg.TrustDomain + "/service/" + cfg.Service,
-		addresses: newLimiters(cfg.Limits.PerAddress, cfg.Now),
-		callers:   newLimiters(cfg.Limits.PerPrincipal, cfg.Now),
+		addresses: edge.NewRates(cfg.Limits.PerAddress),
+		callers:   edge.NewRates(cfg.Limits.PerPrincipal),
+		suspects:  edge.NewRates(suspectRecords),
+		open:      edge.NewOpen(math.MaxInt, cfg.Limits.OpenPerPrincipal),
 	}
+	c.drained, c.drain = context.WithCancel(context.Background())
 	// Log, fault mapping, recover and audit stand around the rest: Call.finish does them, so that a refusal by any link is recorded.
 	c.links = []link{
 		{"request id", (*Call).identify},

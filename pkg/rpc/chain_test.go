@@ -149,7 +149,7 @@ func TestFirstFaultWins(t *testing.T) {
 					ctx = t.Context()
 				}
 				if tc.limits.PerAddress > 0 { // bufconn has no address
-					l.chain.addresses.allow("127.0.0.1", l.now())
+					l.chain.addresses.Allow("127.0.0.1", l.now())
 					conn = l.as("agent/a1")
 				}
 				for range tc.warm {
@@ -414,17 +414,33 @@ func TestLimits(t *testing.T) {
 		refusedAs(t, call(owner), codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED)
 		ok(t, call(reader))
 	})
-	t.Run("bounded in number", func(t *testing.T) {
-		ls := newLimiters(0.001, nil)
-		now := time.Now()
-		for i := range 20 * limiterShardSize {
-			ls.allow("k"+string(rune(i)), now)
+	t.Run("open ones of a principal", func(t *testing.T) {
+		l := newLab(t, func(c *Config) { c.Limits.OpenPerPrincipal = 1 })
+		began, goOn := make(chan struct{}), make(chan struct{})
+		l.h.unary = func(context.Context) error {
+			began <- struct{}{}
+			<-goOn
+			return nil
 		}
-		for i := range ls.shards {
-			if n := len(ls.shards[i].m); n > limiterShardSize {
-				t.Fatalf("a shard has %d keys", n)
-			}
+		call := func(who string) error {
+			_, err := telemetryv1.NewMetricServiceClient(l.gateway()).GetRunData(bearer(t, l.token(who)), &telemetryv1.GetRunDataRequest{Run: run})
+			return err
 		}
+		first, other := make(chan error, 1), make(chan error, 1)
+		go func() { first <- call(owner) }()
+		<-began
+		err := call(owner)
+		refusedAs(t, err, codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED)
+		if fault.Describe(fault.FromStatus(err)).RetryAfter() <= 0 {
+			t.Error("it does not say when to come back")
+		}
+		go func() { other <- call(reader) }()
+		<-began
+		close(goOn)
+		ok(t, <-first)
+		ok(t, <-other)
+		go func() { <-began }()
+		ok(t, call(owner))
 	})
 }
 
@@ -613,6 +629,35 @@ func TestBoundTokens(t *testing.T) {
 				ok(t, err)
 			} else {
 				refusedAs(t, err, codes.Unauthenticated, faultv1.Reason_TOKEN_PROOF_INVALID)
+			}
+		})
+	}
+}
+
+// A proof is good once, so a call with one is not repeated by who forwards it: gRPC would put TOKEN_PROOF_INVALID in the place of an answer
+// that says to try again (A3, H3).
+func TestBoundCallsAreNotRepeated(t *testing.T) {
+	at := time.Now().Add(-time.Minute)
+	stale := authz.New(authz.Config{Now: func() time.Time { return at }})
+	key, err := authn.GenerateKey()
+	ok(t, err)
+	p, err := authn.NewProver(key, nil)
+	ok(t, err)
+	l := newLab(t, func(c *Config) { c.Engine = stale })
+	bound := l.token(owner, func(c *authn.Claims) { c.Confirmation = p.Thumbprint() })
+	for name, tc := range map[string]struct {
+		pairs []string
+		want  string
+	}{
+		"bound":  {[]string{"authorization", "DPoP " + bound, "dpop", proof(t, p, "POST", issuer+telemetryv1.MetricService_GetRunData_FullMethodName, bound)}, "-1"},
+		"bearer": {[]string{"authorization", "Bearer " + l.token(owner)}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var trailer metadata.MD
+			_, err := telemetryv1.NewMetricServiceClient(l.gateway()).GetRunData(metadata.AppendToOutgoingContext(t.Context(), tc.pairs...), &telemetryv1.GetRunDataRequest{Run: run}, grpc.Trailer(&trailer))
+			refusedAs(t, err, codes.Unavailable, faultv1.Reason_AUTHZ_STATE_STALE)
+			if got := strings.Join(trailer.Get("grpc-retry-pushback-ms"), ","); got != tc.want {
+				t.Errorf("the pushback is %q, want %q", got, tc.want)
 			}
 		})
 	}

@@ -2,8 +2,9 @@
 // with which services call each other.
 //
 // The links, in this order: request id, trace and metrics, log, fault mapping, recover, address limit, deadline, peer
-// identity, token, principal limit, validate, authorize, handler; the audit record stands around all of them. So a refusal by
-// any link is mapped, logged, counted and recorded. What needs only headers runs before the message is decoded.
+// identity, token, principal limit, validate, authorize (the right, then how fresh the sign-in is), handler; the audit record
+// stands around all of them. So a refusal by any link is mapped, logged, counted and recorded. What needs only headers runs
+// before the message is decoded.
 //
 // Trust boundary: everything before the handler. The peer's SPIFFE ID comes from the TLS handshake, the principal from a
 // token that this service verified itself; no header is believed but the client address that the gateway reports, and that

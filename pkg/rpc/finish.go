@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -29,28 +30,44 @@ func (c *Call) finish(err error) error {
 	if err != nil && errors.Is(err, io.EOF) {
 		err = fault.InvalidArgument("the stream ended before its first message")
 	}
+	if c.m.watch {
+		err = c.drainedFault(err)
+	}
 	if ctxErr := c.Context.Err(); err != nil && ctxErr != nil && fault.Code(err) == codes.Internal {
 		err = ctxErr // a driver's own word for a call that was given up
 	}
-	if e := c.settle(err); e != nil {
-		err = e
+	said := err // what is recorded
+	if said == nil {
+		said = c.answer
+	}
+	if e := c.settle(said); e != nil {
+		err, said = e, e
+	}
+	// Last of all, since the record may have taken its time. What a change did was let pass at its commit, and its answer tells of that.
+	if err == nil && c.m.single && !c.audited {
+		if err = c.effect(func() error { return nil }); err != nil {
+			err = cmp.Or(c.settle(err), err)
+		}
 	}
 	if c.cancel != nil {
 		c.cancel()
 	}
+	if c.entered {
+		c.m.chain.open.Leave(c.Principal)
+	}
 	took := c.m.chain.cfg.Now().Sub(c.start)
-	code := fault.Code(err)
+	code := fault.Code(said)
 	if c.m.observe != nil {
 		c.m.observe.Observe(code, took)
 	}
 	if c.span != nil {
-		if err != nil && c.span.IsRecording() {
+		if said != nil && c.span.IsRecording() {
 			c.span.SetStatus(otelcodes.Error, fault.CodeName(code))
-			c.span.SetAttributes(attribute.String("redoubt.reason", fault.ReasonOf(err).String()))
+			c.span.SetAttributes(attribute.String("redoubt.reason", fault.ReasonOf(said).String()))
 		}
 		c.span.End()
 	}
-	c.write(err, code, took)
+	c.write(said, code, took)
 	if err == nil {
 		return nil
 	}
@@ -85,7 +102,7 @@ func (c *Call) settle(err error) error {
 		ev.Result = telemetryv1.ActivityEvent_RESULT_FAILED
 		ev.Reason = fault.ReasonOf(err).String()
 	}
-	if err != nil && ev.Principal == "" && c.PeerService == "" || err != nil && ev.Principal == "" && c.PeerService == Gateway {
+	if err != nil && !c.named(ev) {
 		r.Aggregate(ev)
 		return nil
 	}
@@ -100,6 +117,18 @@ func (c *Call) settle(err error) error {
 		return fault.Wrap(errors.Join(e, err), codes.Unavailable, faultv1.Reason_AUDIT_UNAVAILABLE, "the record of this call could not be stored, so it has no answer; repeat it when the storage of %s is well again", c.m.chain.cfg.Service)
 	}
 	return nil
+}
+
+// named reports whether the refusal of a caller is recorded by itself. Those of strangers are counted. So are those of somebody who holds a
+// token and may not use it, where there are too many of them: that takes nothing from whose token it is, and fills no log.
+func (c *Call) named(ev *audit.Event) bool {
+	if c.PeerService != "" && c.PeerService != Gateway {
+		return true
+	}
+	if c.suspect != nil {
+		return c.m.chain.suspects.Allow(c.suspect.Subject+" "+c.suspect.Run, c.start) == 0
+	}
+	return ev.GetPrincipal() != ""
 }
 
 // refused reports whether err is a refusal, which the activity log keeps for every method.
@@ -138,17 +167,24 @@ func (c *Call) record() *audit.Event {
 			ev.Actors = append(ev.Actors, a.Subject)
 		}
 	}
+	if c.suspect != nil {
+		ev.Principal, ev.PrincipalType, ev.RunUid = c.suspect.Subject, c.suspect.PrincipalType, c.suspect.Run
+	}
 	if c.who != "" {
 		ev.Principal, ev.PrincipalType = c.who, c.whoType
 	}
 	if c.count > 0 {
 		ev.Count, ev.Digest = c.count, c.digest.sum()
 	}
-	if len(c.details) > 0 {
-		ev.Details = make(map[string]string, len(c.details)/2)
+	home := c.Claims != nil && c.Claims.HomeIssuer != ""
+	if len(c.details) > 0 || home {
+		ev.Details = make(map[string]string, len(c.details)/2+2)
 		for i := 0; i+1 < len(c.details); i += 2 {
 			ev.Details[c.details[i]] = c.details[i+1]
 		}
+	}
+	if home { // after the details, which must not say another
+		ev.Details["home_iss"], ev.Details["home_sub"] = c.Claims.HomeIssuer, c.Claims.HomeSubject
 	}
 	c.event = ev
 	return ev

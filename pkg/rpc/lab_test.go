@@ -40,6 +40,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/fence"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
@@ -61,7 +62,7 @@ const (
 // services are contracts of several services: one chain here has methods of every kind.
 var services = []string{
 	"redoubt.telemetry.v1.MetricService", "redoubt.telemetry.v1.IngestService", "redoubt.keyvault.v1.SecretService",
-	"redoubt.identity.v1.SignInService", "redoubt.identity.v1.TokenService", "redoubt.workspace.v1.SnapshotService", "grpc.health.v1.Health",
+	"redoubt.identity.v1.SignInService", "redoubt.identity.v1.TokenService", "redoubt.workspace.v1.SnapshotService", "redoubt.workspace.v1.AccessService", "redoubt.workspace.v1.ResourceService", "grpc.health.v1.Health",
 }
 
 // pki is made once: the keys and SVIDs of a mesh.
@@ -218,6 +219,8 @@ type handlers struct {
 	telemetryv1.UnimplementedMetricServiceServer
 	telemetryv1.UnimplementedIngestServiceServer
 	keyvaultv1.UnimplementedSecretServiceServer
+	workspacev1.UnimplementedResourceServiceServer
+	workspacev1.UnimplementedAccessServiceServer
 	identityv1.UnimplementedSignInServiceServer
 	identityv1.UnimplementedTokenServiceServer
 	workspacev1.UnimplementedSnapshotServiceServer
@@ -246,6 +249,15 @@ func (h *handlers) SetSecret(ctx context.Context, _ *keyvaultv1.SetSecretRequest
 }
 func (h *handlers) AccessSecret(ctx context.Context, _ *keyvaultv1.AccessSecretRequest) (*keyvaultv1.AccessSecretResponse, error) {
 	return &keyvaultv1.AccessSecretResponse{Value: []byte("the secret")}, h.do(ctx)
+}
+func (h *handlers) DeleteSecret(ctx context.Context, _ *keyvaultv1.DeleteSecretRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, h.do(ctx)
+}
+func (h *handlers) DeleteSubscription(ctx context.Context, _ *workspacev1.DeleteSubscriptionRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, h.do(ctx)
+}
+func (h *handlers) CreateRoleAssignment(ctx context.Context, _ *workspacev1.CreateRoleAssignmentRequest) (*workspacev1.RoleAssignment, error) {
+	return &workspacev1.RoleAssignment{}, h.do(ctx)
 }
 func (h *handlers) SignIn(ctx context.Context, _ *identityv1.SignInRequest) (*identityv1.SignInResponse, error) {
 	return &identityv1.SignInResponse{}, h.do(ctx)
@@ -311,6 +323,7 @@ type lab struct {
 	skew   atomic.Int64
 	conns  map[string]*grpc.ClientConn
 	logged *logs
+	fence  atomic.Pointer[fence.Fence] // that hears what the engine has; nil where there is none
 }
 
 func (l *lab) now() time.Time          { return time.Now().Add(time.Duration(l.skew.Load())) }
@@ -336,7 +349,11 @@ func (w *logs) String() string {
 func newLab(t *testing.T, change ...func(*Config)) *lab {
 	t.Helper()
 	l := &lab{t: t, h: &handlers{}, rec: &recorder{}, conns: make(map[string]*grpc.ClientConn), odd: bufconn.Listen(1 << 20), logged: &logs{}}
-	l.engine = authz.New(authz.Config{Now: l.now, OwnAuthorization: true, OwnSecurity: true})
+	l.engine = authz.New(authz.Config{Now: l.now, OwnAuthorization: true, OwnSecurity: true, OnApplied: func(owner string, seq uint64) {
+		if f := l.fence.Load(); f != nil {
+			f.Delivered(owner, seq)
+		}
+	}})
 	l.assign(&workspacev1.WatchAuthorizationResponse{
 		Reset_: true, Complete: true, Roles: authz.BuiltinRoles(),
 		Scopes: []*workspacev1.ScopeRecord{
@@ -389,6 +406,8 @@ func (l *lab) register(r grpc.ServiceRegistrar) {
 	telemetryv1.RegisterMetricServiceServer(r, l.h)
 	telemetryv1.RegisterIngestServiceServer(r, l.h)
 	keyvaultv1.RegisterSecretServiceServer(r, l.h)
+	workspacev1.RegisterAccessServiceServer(r, l.h)
+	workspacev1.RegisterResourceServiceServer(r, l.h)
 	identityv1.RegisterSignInServiceServer(r, l.h)
 	identityv1.RegisterTokenServiceServer(r, l.h)
 	workspacev1.RegisterSnapshotServiceServer(r, l.h)

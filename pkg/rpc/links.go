@@ -6,19 +6,23 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"buf.build/go/protovalidate"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/edge"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
@@ -49,8 +53,12 @@ func (c *Call) address() string {
 	return ""
 }
 
+// TraceHeader is the metadata key in which the gateway says which trace a call belongs to, where it records any. It is believed from no one
+// else; the caller's own traceparent stands beside it.
+const TraceHeader = "x-redoubt-traceparent"
+
 // traced starts a span where the call is sampled, and carries the trace on where it is not. A service of the mesh is followed
-// in its decision; a stranger's traceparent is only linked to.
+// in its decision, the gateway by its own header; a stranger's traceparent is only linked to.
 func (c *Call) traced() error {
 	t := c.m.chain.cfg.Tracing
 	if t == nil {
@@ -61,6 +69,11 @@ func (c *Call) traced() error {
 		parent = v[0]
 	}
 	in := t.Accept(parent, c.peer.Kind == svid.KindService && c.peer.Name != Gateway)
+	if c.peer.Kind == svid.KindService && c.peer.Name == Gateway {
+		if v := metadata.ValueFromIncomingContext(c.Context, TraceHeader); len(v) == 1 {
+			in.Parent = t.Accept(v[0], true).Parent
+		}
+	}
 	c.traceID = in.Parent.TraceID().String()
 	if c.RequestID == "" {
 		c.RequestID = c.traceID
@@ -84,13 +97,13 @@ func (c *Call) limitAddress() error {
 	if c.Address == "" {
 		return nil
 	}
-	from := network(c.Address)
-	if wait := c.m.chain.addresses.allow(from, c.start); wait > 0 {
+	from := edge.Network(c.Address)
+	if wait := c.m.chain.addresses.Allow(from, c.start); wait > 0 {
 		return limited("address", wait)
 	}
 	// A public method has no principal: its own rate holds for the address.
 	if r := c.Method.Rule.GetRate(); r > 0 && c.Method.Rule.GetPublic() {
-		if wait := c.m.chain.addresses.allowRate(c.m.key+" "+from, float64(r), c.start); wait > 0 {
+		if wait := c.m.chain.addresses.AllowAt(c.m.key+" "+from, float64(r), c.start); wait > 0 {
 			return limited("address", wait)
 		}
 	}
@@ -146,6 +159,9 @@ func (c *Call) authenticate() error {
 		return nil
 	}
 	cfg := &c.m.chain.cfg
+	if err := c.look(); err != nil { // before anything is decided
+		return err
+	}
 	scheme, token := c.bearer()
 	if token == "" {
 		return fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_MISSING, "sign in first: this method needs a token in the metadata key authorization")
@@ -158,8 +174,10 @@ func (c *Call) authenticate() error {
 	}
 	v, err := cfg.Verifier.Verify(c.Context, token, audience)
 	if err != nil {
+		c.suspect = authn.BearerOf(err)
 		return err
 	}
+	c.suspect = &v.Claims // until he has shown that it is his
 	if forwarded && (v.Actor == nil || v.Actor.Subject != c.Peer) {
 		return fault.New(codes.Unauthenticated, faultv1.Reason_PEER_MAY_NOT_FORWARD, "the token was not exchanged by the service that sends it")
 	}
@@ -175,7 +193,7 @@ func (c *Call) authenticate() error {
 	} else if scheme == "dpop" {
 		return fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_INVALID, "the token is not bound to a key; send it as Bearer")
 	}
-	c.Claims, c.Principal, c.token = &v.Claims, v.Subject, token
+	c.Claims, c.Principal, c.token, c.suspect = &v.Claims, v.Subject, token, nil
 	if v.Run != "" && !c.Method.Rule.GetRun() {
 		return fault.New(codes.PermissionDenied, faultv1.Reason_AUTHZ_OUTSIDE_RUN, "a run's token opens only what its run needs").With("run", v.Run)
 	}
@@ -188,6 +206,9 @@ func (c *Call) proof(scheme, token, jkt string) error {
 	if scheme != "dpop" || len(proof) != 1 {
 		return fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_PROOF_INVALID, "this token is bound to a key: send it as DPoP with one proof in the metadata key dpop")
 	}
+	// A proof is good once. Whoever forwards this call must not repeat it by himself: the repetition would be refused, in place of the
+	// answer that the sender can do something with. This is how a server says so to gRPC's own repeats.
+	_ = grpc.SetTrailer(c.Context, metadata.Pairs("grpc-retry-pushback-ms", "-1")) // fails where there is no transport
 	return c.m.chain.cfg.Proofs.Check(proof[0], "POST", c.m.chain.cfg.PublicURL+c.Method.FullName, token, jkt)
 }
 
@@ -214,14 +235,18 @@ func (c *Call) limitPrincipal() error {
 	if c.Principal == "" {
 		return nil
 	}
-	if wait := c.m.chain.callers.allow(c.Principal, c.start); wait > 0 {
+	if wait := c.m.chain.callers.Allow(c.Principal, c.start); wait > 0 {
 		return limited("principal", wait)
 	}
 	if r := c.Method.Rule.GetRate(); r > 0 {
-		if wait := c.m.chain.callers.allowRate(c.m.key+" "+c.Principal, float64(r), c.start); wait > 0 {
+		if wait := c.m.chain.callers.AllowAt(c.m.key+" "+c.Principal, float64(r), c.start); wait > 0 {
 			return limited("principal", wait)
 		}
 	}
+	if !c.m.chain.open.Enter(c.Principal) {
+		return fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many calls of this principal are under way; end some, or wait").Retry(time.Second)
+	}
+	c.entered = true
 	return nil
 }
 
@@ -262,7 +287,7 @@ func (c *Call) authorize(msg proto.Message) error {
 	if err != nil {
 		return err
 	}
-	c.Uses = c.Uses[:0]
+	c.Uses, c.asked = c.Uses[:0], c.own[:0]
 	if c.Scope, err = c.decide(scope, r.GetAction(), r.GetData()); err != nil {
 		return err
 	}
@@ -277,6 +302,31 @@ func (c *Call) authorize(msg proto.Message) error {
 		}
 		c.Uses = append(c.Uses, s)
 	}
+	return c.stepUp()
+}
+
+// stepUp asks for a fresh sign-in of who has a second factor, where the rule does and everything else allows the call.
+func (c *Call) stepUp() error {
+	r := c.Method.Rule
+	if r.GetStepUp() == 0 || len(r.GetStepUpAt()) > 0 && !slices.Contains(r.GetStepUpAt(), c.Scope.Name.Kind().String()) {
+		return nil
+	}
+	need := func(format string, args ...any) error {
+		return fault.New(codes.Unauthenticated, faultv1.Reason_STEP_UP_REQUIRED, format, args...).
+			With("max_age", strconv.Itoa(int(r.GetStepUp()))).With("acr_values", authn.ACRMFA)
+	}
+	switch claims := c.Claims; {
+	case claims.PrincipalType != authn.User && r.GetStepUpPrograms():
+		return nil
+	case claims.PrincipalType != authn.User:
+		return fault.New(codes.PermissionDenied, faultv1.Reason_STEP_UP_REQUIRED, "this is done by people alone: a program cannot be asked for a second factor")
+	case claims.AuthTime.IsZero() || claims.Run != "":
+		return need("this is done by people who sign in, and not by what works for them; sign in with `redoubt login` and repeat it")
+	case claims.ACR == authn.ACRPassword: // of a user of whom no factor is asked
+		return nil
+	case claims.ACR != authn.ACRMFA || c.start.Sub(claims.AuthTime) > time.Duration(r.GetStepUp())*time.Second:
+		return need("this needs a sign-in of the last %v: sign in again with `redoubt login` and repeat it", time.Duration(r.GetStepUp())*time.Second)
+	}
 	return nil
 }
 
@@ -287,9 +337,10 @@ func (c *Call) decide(n resource.Name, action string, data bool) (authz.Scope, e
 	if !known {
 		return authz.Scope{Name: n}, NotFound(name)
 	}
-	d := e.Decide(authz.Query{Principal: c.Principal, Action: action, Data: data, Scope: scope, Run: c.run()})
+	d := e.Decide(authz.Query{Principal: c.Principal, Action: action, Data: data, Scope: scope, Run: c.run(), Consumer: c.consumer()})
 	switch {
 	case d.Allowed:
+		c.remember(question{scope: scope, action: action, data: data})
 		return scope, nil
 	case !d.MayKnow:
 		c.hidden(scope)

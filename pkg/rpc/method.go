@@ -28,7 +28,9 @@ type method struct {
 	summary  bool          // AUDIT_SUMMARY of a stream
 	joined   bool          // AUDIT_SUMMARY of unary calls
 	internal bool          // callers
-	foreign  bool          // a contract of others: health, reflection
+	foreign  bool          // a contract of others that asks for no caller: health, reflection
+	watch    bool          // ended by Drain
+	single   bool          // unary
 	key      string        // of the limiter, where the rule sets a rate
 }
 
@@ -41,10 +43,11 @@ func (c *Chain) method(service, name string) (*method, error) {
 	m := &method{
 		Method: r, chain: c, log: c.cfg.Logger.With("method", full),
 		most: c.cfg.Limits.MaxRequestBytes, key: full,
-		always:   r.Rule.GetAudit() == rulev1.Audit_AUDIT_ALWAYS,
-		internal: len(r.Rule.GetCallers()) > 0, foreign: !strings.HasPrefix(full, "/redoubt."),
+		always: r.Rule.GetAudit() == rulev1.Audit_AUDIT_ALWAYS,
+		watch:  Watch(r), internal: len(r.Rule.GetCallers()) > 0, foreign: r.Rule.GetPublic() && !strings.HasPrefix(full, "/redoubt."),
 	}
 	unary := !r.ClientStream && !r.ServerStream
+	m.single = unary
 	m.summary, m.joined = !unary && r.Rule.GetAudit() == rulev1.Audit_AUDIT_SUMMARY, unary && r.Rule.GetAudit() == rulev1.Audit_AUDIT_SUMMARY
 	if n := r.Rule.GetMaxRequestBytes(); n > 0 {
 		m.most = int(n)
@@ -134,7 +137,9 @@ func (m *method) unary(next grpc.MethodHandler) grpc.MethodHandler {
 // stream puts the same chain in front of a stream.
 func (m *method) stream(next grpc.StreamHandler) grpc.StreamHandler {
 	return func(srv any, ss grpc.ServerStream) (err error) {
-		c := m.open(ss.Context())
+		ctx, end := m.draining(ss.Context())
+		defer end()
+		c := m.open(ctx)
 		defer func() {
 			if p := recover(); p != nil {
 				err = c.panicked(p)

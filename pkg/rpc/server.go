@@ -22,11 +22,13 @@ func (c *Chain) NewServer(creds credentials.TransportCredentials, services ...st
 		grpc.Creds(creds),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(c.MaxRequestBytes(services...)+maxMessage),
-		grpc.MaxConcurrentStreams(1024),
+		// One connection carries all that the gateway passes on to this process: more than it has calls open (4,000), so that no stranger's
+		// calls make others wait.
+		grpc.MaxConcurrentStreams(8192),
 		grpc.MaxHeaderListSize(64<<10),
 		grpc.ConnectionTimeout(10*time.Second),
 		// A peer proves itself at the handshake: a connection must not outlive what it proved by long.
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionAge: 20 * time.Minute, MaxConnectionAgeGrace: 10 * time.Minute}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionAge: c.cfg.Limits.ConnectionAge, MaxConnectionAgeGrace: c.cfg.Limits.ConnectionAge / 2}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.NumStreamWorkers(64),
 		grpc.WaitForHandlers(true),

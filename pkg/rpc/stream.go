@@ -2,15 +2,14 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
-	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
-	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/fence"
 )
 
 // guarded is a stream whose messages are judged one by one: the first as a unary request would be, later ones for size and
@@ -82,7 +81,7 @@ func (g *guarded) judge(msg proto.Message) error {
 	if err := g.sameScope(msg); err != nil {
 		return err
 	}
-	return g.call.still()
+	return g.call.again()
 }
 
 // SendMsg implements grpc.ServerStream. Nothing is sent before the first message was admitted.
@@ -93,10 +92,69 @@ func (g *guarded) SendMsg(v any) error {
 	if !g.admitted.Load() {
 		return g.bar(fault.InvalidArgument("the stream was to be answered before its first message"))
 	}
-	if err := g.call.still(); err != nil {
+	if err := g.call.again(); err != nil {
 		return g.bar(err)
 	}
-	return g.ServerStream.SendMsg(v)
+	if g.call.view.Load() == nil {
+		return g.ServerStream.SendMsg(v)
+	}
+	return g.send(v)
+}
+
+// send has a message pass the fence. While the reader is slow the caller's right is looked at again with each change of the security
+// state: a change neither waits for him, nor does he get what was decided before it.
+func (g *guarded) send(m any) error {
+	f := g.call.m.chain.cfg.Fence
+	view, err := g.enter()
+	if err != nil {
+		return g.bar(err)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				sent <- g.call.panicked(p)
+			}
+		}()
+		sent <- g.ServerStream.SendMsg(m)
+	}()
+	for {
+		select {
+		case err := <-sent:
+			f.Leave(view)
+			g.call.forget()
+			return err
+		case <-view.Superseded():
+		}
+		if err = g.call.again(); err == nil {
+			var next *fence.View
+			if next, err = g.enter(); err == nil {
+				f.Leave(view)
+				view = next
+				continue
+			}
+		}
+		go func() { late := <-sent; f.Leave(view); _ = late }() // the message ends with the stream, which the handler ends now
+		return g.bar(err)
+	}
+}
+
+// enter opens a section on the view that the call is decided on, after deciding again as often as it has to.
+func (g *guarded) enter() (*fence.View, error) {
+	for range decideAgain {
+		view := g.call.view.Load()
+		err := g.call.m.chain.cfg.Fence.Enter(view)
+		if err == nil {
+			return view, nil
+		}
+		if !errors.Is(err, fence.ErrStale) {
+			return nil, err
+		}
+		if err := g.call.again(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, tooFast()
 }
 
 // sameScope refuses a later message that names a resource other than the one that was authorized.
@@ -110,42 +168,6 @@ func (g *guarded) sameScope(msg proto.Message) error {
 	}
 	if name != g.call.Scope.Name.String() {
 		return fault.InvalidArgument("only the first message of a stream names the resource").Field(g.call.Method.Rule.GetScope(), "leave it empty, or equal to that of the first message")
-	}
-	return nil
-}
-
-// still reports whether the caller of an open stream may go on: his token has neither ended nor been revoked, and he still has
-// the right that the stream was opened with.
-func (c *Call) still() error {
-	if c.Claims == nil {
-		return nil
-	}
-	cfg := &c.m.chain.cfg
-	audience := cfg.Issuer
-	if c.PeerService != "" && c.PeerService != Gateway {
-		audience = c.m.chain.self
-	}
-	if _, err := cfg.Verifier.Verify(c.Context, c.token, audience); err != nil {
-		return err
-	}
-	r := c.Method.Rule
-	if r.GetSelf() {
-		return nil
-	}
-	if err := cfg.Engine.Fresh(cfg.Now()); err != nil {
-		return err
-	}
-	// The scope is found anew: a resource that is gone has no uid to be authorized on.
-	scope, ok := cfg.Engine.Resolve(c.Scope.Name)
-	if !ok || scope.UID != c.Scope.UID {
-		return NotFound(c.Scope.Name.String())
-	}
-	if d := cfg.Engine.Decide(authz.Query{Principal: c.Principal, Action: r.GetAction(), Data: r.GetData(), Scope: scope, Run: c.run()}); !d.Allowed {
-		reason := d.Reason
-		if reason == faultv1.Reason_REASON_UNSPECIFIED {
-			reason = faultv1.Reason_AUTHZ_ACTION_MISSING
-		}
-		return fault.New(codes.PermissionDenied, reason, "the right that this stream was opened with is gone: %s", r.GetAction()).With("action", r.GetAction()).With("scope", c.Scope.Name.String())
 	}
 	return nil
 }

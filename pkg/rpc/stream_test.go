@@ -13,6 +13,7 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
 
@@ -235,4 +236,33 @@ func TestClientStreams(t *testing.T) {
 	refusedAs(t, send(owner, ws, ws2), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID)
 	refusedAs(t, send(owner, ""), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID)
 	refusedAs(t, send(owner), codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID)
+}
+
+// Drain ends watches, with a hint to come back, and nothing else: what writes goes on.
+func TestDrainEndsWatchesAlone(t *testing.T) {
+	l := newLab(t)
+	began := make(chan struct{}, 2)
+	l.h.watch = func(_ *telemetryv1.WatchMetricsRequest, s grpc.ServerStreamingServer[telemetryv1.WatchMetricsResponse]) error {
+		began <- struct{}{}
+		<-s.Context().Done()
+		return s.Context().Err()
+	}
+	client := telemetryv1.NewMetricServiceClient(l.gateway())
+	watch := func() error {
+		s, err := client.WatchMetrics(bearer(t, l.token(owner)), &telemetryv1.WatchMetricsRequest{Run: run})
+		ok(t, err)
+		_, err = s.Recv()
+		return err
+	}
+	first := make(chan error, 1)
+	go func() { first <- watch() }()
+	<-began
+	writing := l.open()
+	l.chain.Drain()
+	for name, err := range map[string]error{"one that is open": <-first, "one that is begun later": watch()} {
+		if f := fault.Describe(fault.FromStatus(err)); fault.Code(err) != codes.Unavailable || f.RetryAfter() <= 0 {
+			t.Errorf("%s: %v, retry after %v", name, err, f.RetryAfter())
+		}
+	}
+	ok(t, exchange(writing, &telemetryv1.LogRunDataRequest{}))
 }

@@ -81,7 +81,7 @@ func NewAuthority(td spiffeid.TrustDomain, now time.Time, life time.Duration) (*
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-		MaxPathLenZero:        true,
+		MaxPathLen:            1, // for Endorse
 		URIs:                  []*url.URL{td.ID().URL()},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -147,6 +147,40 @@ func (a *Authority) Marshal() (State, error) {
 		s.Trusted = append(s.Trusted, c.Raw)
 	}
 	return s, nil
+}
+
+// Endorse certifies the key of another root of the same trust domain until the time until: a chain of a leaf and this certificate leads
+// who knows only this authority's root to that one. It is for clients that are given a file once, such as a command line; Verify, by which
+// the mesh judges, does not follow it.
+func (a *Authority) Endorse(other *x509.Certificate, now, until time.Time) ([]byte, error) {
+	if _, err := parseRoot(a.td, other.Raw); err != nil {
+		return nil, fault.InvalidArgument("only a root of %s is endorsed", a.td)
+	}
+	for _, end := range []time.Time{a.root.NotAfter, other.NotAfter} {
+		if until.After(end) {
+			until = end
+		}
+	}
+	if !until.After(now) {
+		return nil, fault.FailedPrecondition("one of the roots has ended")
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: serial, RawSubject: other.RawSubject, NotBefore: now.Add(-Backdate), NotAfter: until, KeyUsage: x509.KeyUsageCertSign,
+		BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true, URIs: other.URIs,
+	}, a.root, other.PublicKey, a.key)
+	if err != nil {
+		return nil, fault.Internal(err, "a root could not be endorsed")
+	}
+	return der, nil
+}
+
+// endorsement reports whether c is what Endorse makes: an authority below another one that says it is the trust domain itself.
+func endorsement(c *x509.Certificate, td string) bool {
+	return c.IsCA && len(c.URIs) == 1 && c.URIs[0].String() == td && c.CheckSignatureFrom(c) != nil
 }
 
 // WithTrusted returns an Authority that signs with the same root and whose bundle has extra besides. Rotation is: trust the

@@ -2,6 +2,7 @@ package svid
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
@@ -50,6 +51,8 @@ type creds struct {
 	timeout time.Duration
 	onError func(error)
 	wrap    func(credentials.TLSInfo) (credentials.AuthInfo, error)
+	stand   *conns // that are closed when their root goes; nil keeps none
+	judge   func(chain []*x509.Certificate) error
 }
 
 func (c *creds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -57,17 +60,32 @@ func (c *creds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, e
 	if err := raw.SetDeadline(time.Now().Add(c.timeout)); err != nil {
 		return nil, nil, c.failed(err)
 	}
-	return c.finish(c.TransportCredentials.ServerHandshake(raw))
+	raw, kept := c.keep(raw)
+	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+	return c.finish(kept, conn, info, err)
 }
 
 func (c *creds) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	return c.finish(c.TransportCredentials.ClientHandshake(ctx, authority, raw))
+	raw, kept := c.keep(raw)
+	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	return c.finish(kept, conn, info, err)
 }
 
-func (c *creds) finish(conn net.Conn, info credentials.AuthInfo, err error) (net.Conn, credentials.AuthInfo, error) {
+func (c *creds) keep(raw net.Conn) (net.Conn, *conn) {
+	if c.stand == nil {
+		return raw, nil
+	}
+	kept := c.stand.add(raw)
+	return kept, kept
+}
+
+func (c *creds) finish(kept *conn, conn net.Conn, info credentials.AuthInfo, err error) (net.Conn, credentials.AuthInfo, error) {
 	if err != nil {
+		if kept != nil {
+			_ = kept.Close()
+		}
 		return nil, nil, c.failed(err)
 	}
 	t, ok := info.(credentials.TLSInfo)
@@ -76,6 +94,11 @@ func (c *creds) finish(conn net.Conn, info credentials.AuthInfo, err error) (net
 		return nil, nil, c.failed(fmt.Errorf("svid: unexpected %T from the TLS credentials", info))
 	}
 	own, err := c.wrap(t)
+	if err == nil && kept != nil {
+		// Noted first and judged again then: a root that goes in between is seen by one of the two.
+		c.stand.shown(kept, t.State.PeerCertificates)
+		err = c.judge(t.State.PeerCertificates)
+	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, nil, c.failed(err)

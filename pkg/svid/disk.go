@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,8 @@ import (
 const (
 	keyFile  = "key.pem"
 	svidFile = "svid.pem"
+	leftFile = "left.pins" // a pin a line
+	maxLeft  = 256
 
 	pemKey    = "PRIVATE KEY"
 	pemCert   = "CERTIFICATE"
@@ -201,6 +204,26 @@ func loadSVID(dir string) (*SVID, error) {
 		return nil, damaged("the stored SVID is damaged")
 	}
 	return s, nil
+}
+
+// storeLeft writes the pins of roots that are not believed any more; nothing for none.
+func storeLeft(dir string, pins []string) error {
+	if len(pins) == 0 {
+		return nil
+	}
+	path, text := filepath.Join(dir, leftFile), []byte(strings.Join(pins, "\n")+"\n")
+	if old, err := readPrivate(path); err == nil && bytes.Equal(old, text) {
+		return nil
+	}
+	return WritePrivate(path, text)
+}
+
+func loadLeft(dir string) ([]string, error) {
+	raw, err := readPrivate(filepath.Join(dir, leftFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return strings.Fields(string(raw)), err
 }
 
 func parseCerts(ders [][]byte) ([]*x509.Certificate, error) {

@@ -56,6 +56,8 @@ type Enrolment struct {
 	// Roots are believed beside the pins: the last bundle that a Keeper has seen, so that a rotation of the root while the
 	// workload slept changes nothing. May be nil.
 	Roots []*x509.Certificate
+	// Left are pins of roots that this workload has seen leave its bundle (Keeper.Left): they are not believed, also where Pins has them.
+	Left []string
 	// Server is the ID that the other side must have, and fixes the trust domain: /service/identity.
 	Server spiffeid.ID
 	// Key is the workload's own, pinned by the server.
@@ -97,22 +99,27 @@ func EnrolClientTLS(e Enrolment) (*tls.Config, error) {
 }
 
 func (e Enrolment) verifyServer(presented []*x509.Certificate, now time.Time) error {
-	roots := append([]*x509.Certificate(nil), e.Roots...)
+	var pinned []*x509.Certificate
 	chain := make([]*x509.Certificate, 0, len(presented))
 	for i, c := range presented {
 		if i > 0 && isRoot(c) { // the server sends its roots along, and they are believed only if pinned
 			if e.pinned(c) {
-				roots = append(roots, c)
+				pinned = append(pinned, c)
 			}
 			continue
 		}
 		chain = append(chain, c)
 	}
-	if len(roots) == 0 {
-		return untrusted(nil, "the server's root is not the pinned one: check the join token and the address")
+	td := e.Server.TrustDomain()
+	var id spiffeid.ID
+	err := error(untrusted(nil, "the server's root is not the pinned one: check the join token and the address"))
+	if len(e.Roots) > 0 {
+		id, err = Verify(chain, td, x509bundle.FromX509Authorities(td, e.Roots), x509.ExtKeyUsageServerAuth, now)
 	}
-	bundle := x509bundle.FromX509Authorities(e.Server.TrustDomain(), roots)
-	id, err := Verify(chain, e.Server.TrustDomain(), bundle, x509.ExtKeyUsageServerAuth, now)
+	if err != nil && len(pinned) > 0 {
+		// Who has a pin and no bundle believes the pinned root's word for its successor.
+		id, err = verify(chain, td, x509bundle.FromX509Authorities(td, pinned), x509.ExtKeyUsageServerAuth, now)
+	}
 	if err != nil {
 		return err
 	}
@@ -123,9 +130,13 @@ func (e Enrolment) verifyServer(presented []*x509.Certificate, now time.Time) er
 }
 
 func (e Enrolment) pinned(c *x509.Certificate) bool {
-	pin, ok := []byte(Pin(c)), 0
-	for _, p := range e.Pins {
-		ok |= subtle.ConstantTimeCompare(pin, []byte(p))
+	return named(Pin(c), e.Pins) && !named(Pin(c), e.Left)
+}
+
+func named(pin string, among []string) bool {
+	ok := 0
+	for _, p := range among {
+		ok |= subtle.ConstantTimeCompare([]byte(pin), []byte(p))
 	}
 	return ok == 1
 }

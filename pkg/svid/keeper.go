@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,16 @@ type SVID struct {
 
 // NotAfter is when the SVID ends.
 func (s *SVID) NotAfter() time.Time { return s.Chain[0].NotAfter }
+
+// Issuer is the pin of the root that has signed the leaf, "" if none of the bundle has.
+func (s *SVID) Issuer() string {
+	for _, root := range s.Bundle {
+		if s.Chain[0].CheckSignatureFrom(root) == nil {
+			return Pin(root)
+		}
+	}
+	return ""
+}
 
 // IssueFunc asks the authority for an SVID: csrDER is signed by key, which the authority has pinned. chain and bundle are
 // DER. It must return when ctx ends. Whatever it returns is checked before it is used.
@@ -70,6 +81,7 @@ type Keeper struct {
 	mu      sync.Mutex
 	svid    *SVID               // last good one, perhaps ended
 	bundle  []*x509.Certificate // of the last good one, kept when it could not be
+	left    []string            // pins of roots that were in it once
 	lastErr error
 	changed chan struct{} // closed and replaced with each change of svid or lastErr
 }
@@ -106,6 +118,9 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 		return nil, fault.Internal(err, "the certificate request could not be made")
 	}
 	k := &Keeper{cfg: cfg, key: key, csr: csr, kick: make(chan struct{}, 1), changed: make(chan struct{})}
+	if k.left, err = loadLeft(cfg.Dir); err != nil {
+		return nil, err
+	}
 	stored, err := loadSVID(cfg.Dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // first start
@@ -138,6 +153,26 @@ func (k *Keeper) Bundle() []*x509.Certificate {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.bundle
+}
+
+// Left are the pins of roots that were in the bundle once and are not any more: an enrolment does not believe them, whoever pins them.
+func (k *Keeper) Left() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.left)
+}
+
+// gone gives the pins that left names when next follows on the bundle of the moment.
+func (k *Keeper) gone(next []*x509.Certificate) []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	left := slices.Clone(k.left)
+	for _, old := range k.bundle {
+		if !slices.ContainsFunc(next, old.Equal) && !slices.Contains(left, Pin(old)) {
+			left = append(left, Pin(old))
+		}
+	}
+	return left[max(0, len(left)-maxLeft):]
 }
 
 // Current is the SVID of the moment, or UNAVAILABLE when there is no valid one.
@@ -300,12 +335,17 @@ func (k *Keeper) renew(ctx context.Context) error {
 	if err := s.check(k.cfg.ID, &k.key.PublicKey, k.cfg.Now()); err != nil {
 		return err
 	}
-	// A failure to store is not one to serve: the next start will simply have to ask.
+	left := k.gone(s.Bundle)
+	// A failure to store is not one to serve: the next start will simply have to ask. What has left is stored first: were it forgotten, a
+	// pin of it would be believed again.
+	if err := storeLeft(k.cfg.Dir, left); err != nil {
+		k.cfg.Logger.Error("the roots that are not believed any more could not be stored", "error", err)
+	}
 	if err := storeSVID(k.cfg.Dir, s); err != nil {
 		k.cfg.Logger.Error("the SVID could not be stored", "error", err)
 	}
 	k.mu.Lock()
-	k.svid, k.bundle, k.lastErr = s, s.Bundle, nil
+	k.svid, k.bundle, k.left, k.lastErr = s, s.Bundle, left, nil
 	close(k.changed)
 	k.changed = make(chan struct{})
 	k.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -34,8 +35,12 @@ type SourceConfig struct {
 // Source gives a service its side of mutual TLS: its own SVID and the roots, always those of the moment. It is safe for
 // concurrent use. Close it last, after the servers and connections that use it.
 type Source struct {
-	cfg SourceConfig
-	x   *workloadapi.X509Source
+	cfg   SourceConfig
+	x     *workloadapi.X509Source
+	stand conns
+	stop  chan struct{}
+	once  sync.Once
+	swept sync.WaitGroup
 }
 
 // NewSource waits until the Workload API has given a first SVID, or ctx ends.
@@ -59,16 +64,35 @@ func NewSource(ctx context.Context, cfg SourceConfig) (*Source, error) {
 		return nil, fault.Wrap(err, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE,
 			"the Workload API has given no SVID: see that the workload is enrolled")
 	}
-	s := &Source{cfg: cfg, x: x}
+	s := &Source{cfg: cfg, x: x, stop: make(chan struct{})}
 	if own, err := x.GetX509SVID(); err != nil || !own.ID.MemberOf(cfg.TrustDomain) {
 		_ = x.Close()
 		return nil, fault.FailedPrecondition("the Workload API's SVID is not of trust domain %s: correct mesh.trust_domain", cfg.TrustDomain)
 	}
+	s.swept.Go(s.sweep)
 	return s, nil
 }
 
+// sweep closes what hangs on a root that has left the bundle.
+func (s *Source) sweep() {
+	for {
+		select {
+		case <-s.x.Updated():
+			if n := s.stand.sweep(s.cfg.TrustDomain, s.x, s.cfg.Now()); n > 0 {
+				s.cfg.Logger.Warn("connections were closed whose root is not believed any more", "connections", n)
+			}
+		case <-s.stop:
+			return
+		}
+	}
+}
+
 // Close ends the connection to the Workload API. Handshakes fail afterwards.
-func (s *Source) Close() error { return s.x.Close() }
+func (s *Source) Close() error {
+	s.once.Do(func() { close(s.stop) })
+	s.swept.Wait()
+	return s.x.Close()
+}
 
 // ID is the identity that this side shows, or the zero ID after Close.
 func (s *Source) ID() spiffeid.ID {
@@ -127,6 +151,22 @@ func (s *Source) ServerTLS(allow Authorize) *tls.Config {
 	c := s.tls(allow, x509.ExtKeyUsageClientAuth)
 	c.ClientAuth = tls.RequireAnyClientCert
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.certificate() }
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		kept := s.stand.kept(hello.Conn)
+		if kept == nil {
+			return nil, nil //nolint:nilnil // what crypto/tls takes for "this one"
+		}
+		mine := c.Clone()
+		mine.VerifyConnection = func(cs tls.ConnectionState) error {
+			if err := c.VerifyConnection(cs); err != nil {
+				return err
+			}
+			// Noted first and judged again then: a root that goes in between is seen by one of the two.
+			s.stand.shown(kept, cs.PeerCertificates)
+			return s.judge(cs.PeerCertificates)
+		}
+		return mine, nil
+	}
 	return c
 }
 
@@ -203,7 +243,13 @@ func all(first Authorize, rest []Authorize) Authorize {
 }
 
 func (s *Source) credentials(c *tls.Config) credentials.TransportCredentials {
-	return &creds{TransportCredentials: credentials.NewTLS(c), timeout: handshakeTimeout, onError: s.cfg.OnHandshakeError, wrap: peerOf}
+	return &creds{TransportCredentials: credentials.NewTLS(c), timeout: handshakeTimeout, onError: s.cfg.OnHandshakeError, wrap: peerOf, stand: &s.stand, judge: s.judge}
+}
+
+// judge is whether a chain still leads to a root of the bundle.
+func (s *Source) judge(chain []*x509.Certificate) error {
+	_, err := Verify(chain, s.cfg.TrustDomain, s.x, x509.ExtKeyUsageAny, s.cfg.Now())
+	return err
 }
 
 // workloadBackoff is short: the socket is on this machine.

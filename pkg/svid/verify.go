@@ -19,7 +19,14 @@ const maxChain = 4
 
 // Verify checks an X.509-SVID by the rules of the standard at the time now: one SPIFFE ID, of the trust domain td, in a leaf
 // that is no authority, with a chain to one of bundle's roots, meant for usage (ExtKeyUsageAny: not looked at).
+//
+// What Endorse makes is no part of such a chain: a root is believed because it stands in the bundle, and not for another root's word, which
+// would outlive its place there.
 func Verify(chain []*x509.Certificate, td spiffeid.TrustDomain, bundle x509bundle.Source, usage x509.ExtKeyUsage, now time.Time) (spiffeid.ID, error) {
+	return verify(slices.DeleteFunc(slices.Clone(chain), func(c *x509.Certificate) bool { return endorsement(c, td.IDString()) }), td, bundle, usage, now)
+}
+
+func verify(chain []*x509.Certificate, td spiffeid.TrustDomain, bundle x509bundle.Source, usage x509.ExtKeyUsage, now time.Time) (spiffeid.ID, error) {
 	if len(chain) == 0 || len(chain) > maxChain {
 		return spiffeid.ID{}, untrusted(nil, "an SVID has a chain of 1 to %d certificates", maxChain)
 	}
