@@ -20,6 +20,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/blob"
+	"github.com/redoubt-ml/redoubt/pkg/edge"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
@@ -66,6 +67,9 @@ type Config struct {
 	// they are set, as PEM, read again when they change.
 	Certificate              func() (*tls.Certificate, error)
 	CertificateFile, KeyFile string
+	// Edge bounds the connections of the scoring listener; OnRefused is told of those that got no further, for a counter; nil tells nobody.
+	Edge      edge.Limits
+	OnRefused func(edge.Refusal)
 	// MeshTLS is the server side of the mesh's mutual TLS, for the replica listener; TrustDomain is the mesh's.
 	MeshTLS     func(svid.Authorize) *tls.Config
 	TrustDomain string
@@ -126,7 +130,7 @@ func New(cfg Config) (*Service, error) {
 	}
 	if s.serving, err = serving.New(serving.Config{
 		Certificate: cfg.Certificate, CertificateFile: cfg.CertificateFile, KeyFile: cfg.KeyFile, MeshTLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain,
-		Installation: cfg.TrustDomain, Log: s.requests, OnUnknown: cfg.OnUnknownEndpoint, Now: cfg.Now, Logger: cfg.Logger,
+		Edge: cfg.Edge, OnRefused: cfg.OnRefused, Installation: cfg.TrustDomain, Log: s.requests, OnUnknown: cfg.OnUnknownEndpoint, Now: cfg.Now, Logger: cfg.Logger,
 	}); err != nil {
 		return nil, errors.Join(err, s.requests.Close())
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
@@ -62,7 +63,7 @@ type lab struct {
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	l := &lab{t: t, uids: map[string]string{"/": ""}, users: map[string]string{"owner": "usr_owner", "reader": "usr_reader", "two": "usr_two", "nobody": "usr_nobody"}}
-	l.db = sqldbtest.Open(t, envelope.Migrations(), audit.Migrations(), keyvault.Migrations())
+	l.db = sqldbtest.Open(t, envelope.Migrations(), leader.Migrations(), audit.Migrations(), keyvault.Migrations())
 	sl, err := seal.OpenFile(filepath.Join(t.TempDir(), "seal.key"), true)
 	must(t, err)
 	own, err := envelope.New(envelope.Config{Source: envelope.SealSource(sl, "keyvault"), DB: l.db})
@@ -126,7 +127,7 @@ func (l *lab) Verify(_ context.Context, token, audience string) (*authn.Verified
 	if !ok || audience != issuer {
 		return nil, fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_INVALID, "not one of ours")
 	}
-	return &authn.Verified{Claims: authn.Claims{Subject: uid, PrincipalType: "User"}}, nil
+	return &authn.Verified{Claims: authn.Claims{Subject: uid, PrincipalType: authn.User, AuthTime: time.Now(), ACR: authn.ACRPassword}}, nil
 }
 
 // dial connects as a service of the mesh.

@@ -14,7 +14,7 @@ const (
 	feedBuffer = 512
 	// feedBatch is how many events are read at once.
 	feedBatch = 200
-	// feedPoll is how often the log is looked at without being woken, for what another instance has stored.
+	// feedPoll is how often the log is looked at without being woken.
 	feedPoll = time.Second
 )
 
@@ -74,11 +74,14 @@ func (f *feed) unsubscribe(sub *subscriber) {
 func (f *feed) run(ctx context.Context) {
 	tick := time.NewTicker(feedPoll)
 	defer tick.Stop()
+	stored, stop := f.store.Signals()
+	defer stop()
 	for {
 		for f.step(ctx) && ctx.Err() == nil {
 		}
 		select {
 		case <-f.wake:
+		case <-stored:
 		case <-tick.C:
 		case <-ctx.Done():
 			return

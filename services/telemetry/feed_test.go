@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/seal"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb/sqldbtest"
 	"github.com/redoubt-ml/redoubt/services/telemetry/internal/store"
@@ -17,7 +18,7 @@ import (
 
 // TestAWatchBeginsWhereItWasOpened: events that another watch still waits for are not a later one's.
 func TestAWatchBeginsWhereItWasOpened(t *testing.T) {
-	db := sqldbtest.Open(t, envelope.Migrations(), Migrations())
+	db := sqldbtest.Open(t, envelope.Migrations(), leader.Migrations(), Migrations())
 	s, err := seal.OpenFile(filepath.Join(t.TempDir(), "seal.key"), true)
 	if err != nil {
 		t.Fatal(err)

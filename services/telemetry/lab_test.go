@@ -29,6 +29,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 	"github.com/redoubt-ml/redoubt/pkg/seal"
@@ -126,7 +127,7 @@ func (i *inference) DescribeEndpoint(_ context.Context, in *inferencev1.Describe
 }
 
 func sets() []sqldb.MigrationSet {
-	return []sqldb.MigrationSet{envelope.Migrations(), audit.Migrations(), telemetry.Migrations()}
+	return []sqldb.MigrationSet{envelope.Migrations(), leader.Migrations(), audit.Migrations(), telemetry.Migrations()}
 }
 
 func newLab(t testing.TB) *lab {

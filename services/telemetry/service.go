@@ -16,6 +16,7 @@ import (
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/telemetry/internal/history"
 	"github.com/redoubt-ml/redoubt/services/telemetry/internal/requests"
@@ -42,6 +43,8 @@ type Config struct {
 	Own *envelope.Keyring
 	// Keys has the workspaces' data keys, wrapped by keyvault, and keeps them in DB.
 	Keys *envelope.Keyring
+	// Leader says which instance does what one alone must do. Nil only on SQLite, where one process has the database.
+	Leader *leader.Leader
 	// Runs says which run a name means.
 	Runs Runs
 	// Endpoints says which endpoint a name means.
@@ -115,13 +118,18 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	var err error
+	if cfg.Leader == nil {
+		if cfg.Leader, err = leader.New(leader.Config{DB: cfg.DB, Holder: "telemetry", Now: cfg.Now, Logger: cfg.Logger}); err != nil {
+			return nil, err
+		}
+	}
 	s := &Service{cfg: cfg, activity: store.New(cfg.DB, cfg.Own), stop: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
 	if err := s.activity.Ready(ctx); err != nil {
 		return nil, err
 	}
-	var err error
 	if s.requests, err = requests.New(requests.Config{DB: cfg.DB, Keys: cfg.Keys, Retention: cfg.RequestRetention, Now: cfg.Now, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
@@ -150,20 +158,29 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 // forgetEvery is how often old batch ids and old requests are removed.
 const forgetEvery = time.Hour
 
-// Run feeds the watches of the activity and tidies up, until ctx ends. Then open streams end too.
+// Run feeds the watches of the activity, and in one of the instances tidies up, until ctx ends. Then open streams end too.
 func (s *Service) Run(ctx context.Context) error {
 	defer s.endStreams()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.feed.run(ctx) })
+	return s.cfg.Leader.Lead(ctx, "tidy", s.tidy)
+}
+
+// tidy removes what is over, while this instance leads.
+func (s *Service) tidy(ctx context.Context, term *leader.Term) error {
 	tick := time.NewTicker(forgetEvery)
 	defer tick.Stop()
 	for {
-		err := s.history.Each(func(h *history.Store) error { return h.Forget(ctx) })
+		write := sqldb.WriteFunc(term.Write)
+		if s.cfg.History != s.cfg.DB {
+			write = s.cfg.History.Write // a database of its own has no terms: what is over is over, whoever removes it
+		}
+		err := s.history.Each(func(h *history.Store) error { return h.Forget(ctx, write) })
 		if err != nil && ctx.Err() == nil {
 			s.cfg.Logger.WarnContext(ctx, "old batch ids could not be removed; they are tried again", "error", err)
 		}
-		if err := s.requests.Sweep(ctx); err != nil && ctx.Err() == nil {
+		if err := s.requests.Sweep(ctx, term.Write); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.WarnContext(ctx, "old requests could not be removed; they are tried again", "error", err)
 		}
 		select {

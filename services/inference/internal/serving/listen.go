@@ -8,7 +8,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/front"
+	"github.com/redoubt-ml/redoubt/pkg/edge"
 )
 
 const (
@@ -29,17 +29,18 @@ func (s *Server) Serve(ctx context.Context, scoring, replicas net.Listener) erro
 	defer cancel()
 	pooled := make(chan error, 1)
 	go func() { pooled <- s.pool.Serve(both, replicas) }()
+	conf := edge.TLS(edge.Mesh(s.cfg.Certificate), s.cfg.Now, "h2", "http/1.1")
 	srv := &http.Server{
-		Handler: s, TLSConfig: front.TLS(s.cfg.Certificate, s.cfg.Now), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		Handler: s, TLSConfig: conf, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		DisableGeneralOptionsHandler: true, ErrorLog: slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: 64 << 10, MaxReceiveBufferPerConnection: 4 << 20, MaxReceiveBufferPerStream: 1 << 20,
-			SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: s.cfg.WriteTimeout,
+			SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: s.cfg.Edge.WriteTimeout,
 		},
 	}
-	bound := front.Bound(scoring, s.cfg.MaxConnections, s.cfg.MaxConnectionsPerAddress, s.cfg.WriteTimeout)
+	outside := edge.Listen(scoring, edge.Config{TLS: conf, Limits: s.cfg.Edge, Refused: s.cfg.OnRefused, Logger: s.cfg.Logger})
 	served := make(chan error, 1)
-	go func() { served <- srv.ServeTLS(bound, "", "") }()
+	go func() { served <- srv.Serve(outside) }()
 	select {
 	case <-ctx.Done():
 	case err := <-served:

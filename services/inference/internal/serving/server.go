@@ -9,10 +9,10 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/redoubt-ml/redoubt/pkg/edge"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/flow"
-	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/front"
 	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/pool"
 )
 
@@ -53,14 +53,14 @@ type Config struct {
 
 	// MaxInFlightBytes bounds the bodies that are in memory at a time. Default 512 MiB.
 	MaxInFlightBytes int64
-	// MaxConnections of the scoring listener, and of one address. Defaults 8,192 and half of MaxConnections.
-	MaxConnections, MaxConnectionsPerAddress int
+	// Edge bounds the connections of the scoring listener.
+	Edge edge.Limits
+	// OnRefused is told of connections that got no further; nil tells nobody. It must not block.
+	OnRefused func(edge.Refusal)
 	// MaxMirrored is how many copies for mirrors may be under way; others are not made. Default 32.
 	MaxMirrored int
 	// BodyGrace is how long a body may take besides a second for each 256 KiB of it. Default 10 s.
 	BodyGrace time.Duration
-	// WriteTimeout is how long a client may leave what it is sent unread. Default 30 s.
-	WriteTimeout time.Duration
 	// NoWorkerGrace is how long requests wait for a deployment that has just lost its last worker. Default 2 s.
 	NoWorkerGrace time.Duration
 
@@ -87,20 +87,14 @@ func New(cfg Config) (*Server, error) {
 	if cfg.MaxInFlightBytes == 0 {
 		cfg.MaxInFlightBytes = 512 << 20
 	}
-	if cfg.MaxConnections == 0 {
-		cfg.MaxConnections = 8192
-	}
-	if cfg.MaxConnectionsPerAddress == 0 {
-		cfg.MaxConnectionsPerAddress = max(cfg.MaxConnections/2, 1)
-	}
 	if cfg.MaxMirrored == 0 {
 		cfg.MaxMirrored = 32
 	}
 	if cfg.BodyGrace == 0 {
 		cfg.BodyGrace = 10 * time.Second
 	}
-	if cfg.WriteTimeout == 0 {
-		cfg.WriteTimeout = 30 * time.Second
+	if cfg.Edge.WriteTimeout == 0 {
+		cfg.Edge.WriteTimeout = 30 * time.Second
 	}
 	if cfg.IntN == nil {
 		cfg.IntN = rand.IntN
@@ -122,7 +116,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.CertificateFile != "" {
 		var err error
-		if cfg.Certificate, err = front.Files(cfg.CertificateFile, cfg.KeyFile, cfg.Now, cfg.Logger); err != nil {
+		if cfg.Certificate, err = edge.Files("the scoring listener", cfg.CertificateFile, cfg.KeyFile, cfg.Now, cfg.Logger); err != nil {
 			return nil, err
 		}
 	}

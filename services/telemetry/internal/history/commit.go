@@ -245,7 +245,7 @@ func (w *work) apply(ctx context.Context, p *pending) error {
 	}
 	var id mac
 	var content []byte
-	if p.batch.ID != "" {
+	if batchID(p.batch) != "" {
 		id, content = p.box.batchMAC(p.batch.ID), p.box.contentMAC(p.batch)
 		stored, known, err := run.stored(ctx, w.q, id)
 		switch {
@@ -286,7 +286,7 @@ func (w *work) apply(ctx context.Context, p *pending) error {
 		run.row.TextBytes += t.size()
 		old.known, old.dirty, old.Text = true, true, t
 	}
-	if p.batch.ID != "" {
+	if batchID(p.batch) != "" {
 		run.batch[id] = content
 	}
 	run.dirty = true

@@ -246,7 +246,7 @@ func TestARepeatedBatchIsStoredOnce(t *testing.T) {
 		l.log(runA, &history.Batch{ID: "empty"})    // nothing, under an id
 		l.log(runA, &history.Batch{ID: "empty"})    //
 		l.clock.Add(history.BatchMemory.Microseconds() + 1)
-		if err := l.Forget(t.Context()); err != nil {
+		if err := l.Forget(t.Context(), l.db.Write); err != nil {
 			t.Fatal(err)
 		}
 		if n := l.count("SELECT COUNT(*) FROM run_batch"); n != 0 {

@@ -218,11 +218,11 @@ func removeRun(ctx context.Context, q *db.Queries, run string) error {
 }
 
 // Forget removes the ids of batches that are older than BatchMemory, some thousands at once.
-func (s *Store) Forget(ctx context.Context) error {
+func (s *Store) Forget(ctx context.Context, write sqldb.WriteFunc) error {
 	const most = 5000
 	for {
 		var gone int64
-		err := s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		err := write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 			var err error
 			gone, err = db.New(tx).ForgetBatches(ctx, db.ForgetBatchesParams{Before: s.cfg.Now().Add(-BatchMemory).UnixMicro(), Most: most})
 			return err

@@ -368,14 +368,14 @@ func checkSweep(t *testing.T, l *lab) {
 	_, err := l.Ingest(t.Context(), "old", []*telemetryv1.SequencedRequest{{Seq: 1, Request: request(endB, 1, 1)}}, 5)
 	must(t, err)
 	l.clock.Store(base.Add(35 * 24 * time.Hour).UnixMicro())
-	must(t, l.Sweep(t.Context()))
+	must(t, l.Sweep(t.Context(), l.db.Write))
 	got := l.list(endA, requests.Everything(), 100)
 	if len(got) != 250 || got[249] != "r000050" {
 		t.Errorf("%d are left, the oldest is %s", len(got), got[len(got)-1])
 	}
 	l.ingest(request(endA, 301, 40*day))
 	l.clock.Store(base.Add(100 * 24 * time.Hour).UnixMicro())
-	must(t, l.Sweep(t.Context()))
+	must(t, l.Sweep(t.Context(), l.db.Write))
 	if n := l.count("SELECT COUNT(*) FROM request_chunk"); n != 0 {
 		t.Errorf("%d chunks are left", n)
 	}

@@ -88,17 +88,17 @@ func (s *Store) Dropped(ctx context.Context) (n int64, err error) {
 }
 
 // Sweep removes requests that are older than they are kept, and sources that have long been silent.
-func (s *Store) Sweep(ctx context.Context) error {
+func (s *Store) Sweep(ctx context.Context, write sqldb.WriteFunc) error {
 	now := s.cfg.Now()
 	before := minuteOf(now.Add(-s.cfg.Retention).UnixMicro())
-	err := s.removeAll(ctx, func(ctx context.Context, q *db.Queries) (int64, error) {
+	err := s.removeAll(ctx, write, func(ctx context.Context, q *db.Queries) (int64, error) {
 		return q.DeleteOldChunks(ctx, db.DeleteOldChunksParams{Before: before, Most: deleteChunks})
 	})
 	if err != nil {
 		return err
 	}
 	silent := now.Add(-max(sourceMemory, s.cfg.Retention)).UnixMicro()
-	return s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+	return write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		lost, err := q.SumOldDropped(ctx, silent)
 		if err != nil {
@@ -121,16 +121,16 @@ func (s *Store) Purge(ctx context.Context, workspaceUID string) error {
 	if err != nil {
 		return err
 	}
-	return s.removeAll(ctx, func(ctx context.Context, q *db.Queries) (int64, error) {
+	return s.removeAll(ctx, s.cfg.DB.Write, func(ctx context.Context, q *db.Queries) (int64, error) {
 		return q.DeleteChunksOfWorkspace(ctx, db.DeleteChunksOfWorkspaceParams{WorkspaceUID: workspaceUID, Most: deleteChunks})
 	})
 }
 
 // removeAll repeats a removal of at most deleteChunks chunks, each in a transaction of its own, until nothing is left.
-func (s *Store) removeAll(ctx context.Context, remove func(ctx context.Context, q *db.Queries) (int64, error)) error {
+func (s *Store) removeAll(ctx context.Context, write sqldb.WriteFunc, remove func(ctx context.Context, q *db.Queries) (int64, error)) error {
 	for {
 		var gone int64
-		err := s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) (err error) {
+		err := write(ctx, func(ctx context.Context, tx *sqldb.Tx) (err error) {
 			gone, err = remove(ctx, db.New(tx))
 			return err
 		})

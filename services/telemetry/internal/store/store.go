@@ -63,6 +63,12 @@ func (s *Store) Ready(ctx context.Context) error {
 	return err
 }
 
+// topic is signalled with each batch of events that is stored.
+const topic = "activity"
+
+// Signals gives a channel that receives after events were stored, by whichever instance, and a function that ends it.
+func (s *Store) Signals() (stored <-chan struct{}, stop func()) { return s.db.Signals(topic) }
+
 // Newest is the position of the newest event, 0 for an empty log.
 func (s *Store) Newest(ctx context.Context) (int64, error) {
 	position, err := db.New(s.db.Reader()).NewestPosition(ctx)
@@ -106,9 +112,9 @@ func (s *Store) Ingest(ctx context.Context, service string, events []*Event) (in
 		if err := sameAsStored(ctx, q, service, first, stored, rows); err != nil {
 			return err
 		}
-		fresh := rows[min(stored+1-first, int64(len(rows))):]
-		if len(fresh) == 0 {
-			return nil
+		fresh, err := s.fresh(ctx, events, rows, stored)
+		if err != nil || len(fresh) == 0 {
+			return err
 		}
 		position, err := q.TakePositions(ctx, int64(len(fresh)))
 		if err != nil {
@@ -120,8 +126,11 @@ func (s *Store) Ingest(ctx context.Context, service string, events []*Event) (in
 				return err
 			}
 		}
-		stored = last
-		return q.SetStoredSeq(ctx, db.SetStoredSeqParams{Service: service, StoredSeq: last})
+		stored = max(stored, last)
+		if err := q.SetStoredSeq(ctx, db.SetStoredSeqParams{Service: service, StoredSeq: stored}); err != nil {
+			return err
+		}
+		return tx.Signal(ctx, topic)
 	})
 	return stored, err
 }

@@ -12,7 +12,7 @@ import (
 
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
-	"github.com/redoubt-ml/redoubt/services/inference/internal/serving/front"
+	"github.com/redoubt-ml/redoubt/pkg/edge"
 )
 
 // Record is a telemetryv1.ScoringRequest with the messages that stand in it, to be used again.
@@ -73,5 +73,5 @@ func setDuration(d *durationpb.Duration, v time.Duration) {
 func (c *Call) Describe(r *http.Request) {
 	rec := c.Record
 	rec.HttpMethod, rec.UserAgent, rec.RequestUrl = Text(r.Method, 32), Text(r.UserAgent(), MaxAgent), requestURL(r.URL)
-	rec.Address, rec.ClientRequestId = front.Address(r.RemoteAddr), Text(r.Header.Get("X-Ms-Client-Request-Id"), maxClientID)
+	rec.Address, rec.ClientRequestId = edge.Host(r.RemoteAddr), Text(r.Header.Get("X-Ms-Client-Request-Id"), maxClientID)
 }

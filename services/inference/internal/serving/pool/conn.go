@@ -193,3 +193,6 @@ func appendField(b []byte, name, value string) []byte {
 	b = append(b, value...)
 	return append(b, "\r\n"...)
 }
+
+// NetConn is what it counts for.
+func (c *counting) NetConn() net.Conn { return c.Conn }
