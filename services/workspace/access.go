@@ -11,6 +11,7 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
@@ -72,7 +73,7 @@ func (s *Service) CreateRoleAssignment(ctx context.Context, req *workspacev1.Cre
 		return nil, err
 	}
 	var out store.Assignment
-	err = s.change(ctx, func(ctx context.Context, t *store.Tx) error {
+	err = s.grant(ctx, func(ctx context.Context, t *store.Tx) error {
 		if err := parent(ctx, t, scope, req.GetScope()); err != nil {
 			return err
 		}
@@ -162,7 +163,11 @@ func (s *Service) DeleteRoleAssignment(ctx context.Context, req *workspacev1.Del
 	if err != nil {
 		return nil, err
 	}
-	err = s.change(ctx, func(ctx context.Context, t *store.Tx) error {
+	kept, err := s.keepAdministrator(ctx, scope, req.GetUid())
+	if err != nil {
+		return nil, err
+	}
+	err = s.grant(ctx, func(ctx context.Context, t *store.Tx) error {
 		a, err := t.GetAssignment(ctx, req.GetUid())
 		if fault.Is(err, codes.NotFound) || err == nil && a.ScopeUID != scope {
 			return fault.NotFound("there is no such role assignment at %s", req.GetScope())
@@ -171,12 +176,13 @@ func (s *Service) DeleteRoleAssignment(ctx context.Context, req *workspacev1.Del
 			return err
 		}
 		if scope == "" && a.Role == authz.Owner {
-			n, err := t.Holders(ctx, "", authz.Owner)
+			// Between then and now another's may have gone.
+			owners, err := ownersBut(ctx, t, a.UID)
 			if err != nil {
 				return err
 			}
-			if n <= 1 {
-				return fault.New(codes.FailedPrecondition, faultv1.Reason_AUTHZ_LAST_OWNER, "this is the last Owner of the installation, without whom nobody could give access; make another one first")
+			if !slices.Contains(owners, kept) {
+				return fault.Aborted("the administrators were changed meanwhile; repeat it")
 			}
 		}
 		if err := t.RemoveAssignment(ctx, a); err != nil {
@@ -190,6 +196,51 @@ func (s *Service) DeleteRoleAssignment(ctx context.Context, req *workspacev1.Del
 	return &emptypb.Empty{}, nil
 }
 
+// ownersBut are those to whom the installation is given by other assignments than one.
+func ownersBut(ctx context.Context, t *store.Tx, assignment string) ([]string, error) {
+	there, err := t.AssignmentsAt(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, a := range there {
+		if a.Role == authz.Owner && a.UID != assignment {
+			out = append(out, a.Principal)
+		}
+	}
+	return out, nil
+}
+
+// keepAdministrator asks identity, before an Owner of the installation is taken away, to keep one that is left. It returns to whom the
+// assignment is made that reaches him. For any other assignment there is nothing to ask.
+func (s *Service) keepAdministrator(ctx context.Context, scope, assignment string) (string, error) {
+	if scope != "" {
+		return "", nil
+	}
+	var owners []string
+	err := s.store.Read(ctx, func(ctx context.Context, t *store.Tx) error {
+		a, err := t.GetAssignment(ctx, assignment)
+		if fault.Is(err, codes.NotFound) || err == nil && a.Role != authz.Owner {
+			return nil // what is to be said of it is said later
+		}
+		if err == nil {
+			owners, err = ownersBut(ctx, t, assignment)
+		}
+		if err == nil && len(owners) == 0 {
+			return fault.New(codes.FailedPrecondition, faultv1.Reason_AUTHZ_LAST_OWNER, "this is the last Owner of the installation, without whom nobody could give access; make another one first")
+		}
+		return err
+	})
+	if err != nil || len(owners) == 0 {
+		return "", err
+	}
+	kept, err := s.cfg.Identity.KeepAdministrator(ctx, &identityv1.KeepAdministratorRequest{PrincipalUids: owners})
+	if err != nil {
+		return "", fault.FromStatus(err)
+	}
+	return kept.GetPrincipalUid(), nil
+}
+
 // Explain implements AccessService: for the caller himself.
 func (s *Service) Explain(ctx context.Context, req *workspacev1.ExplainRequest) (*workspacev1.ExplainResponse, error) {
 	call := rpc.From(ctx)
@@ -201,7 +252,7 @@ func (s *Service) Explain(ctx context.Context, req *workspacev1.ExplainRequest) 
 	if !ok {
 		return nil, rpc.NotFound(req.GetScope())
 	}
-	x := s.cfg.Engine.Explain(authz.Query{Principal: call.Principal, Action: req.GetAction(), Data: req.GetData(), Scope: scope})
+	x := s.cfg.Engine.Explain(authz.Query{Principal: call.Principal, Action: req.GetAction(), Data: req.GetData(), Scope: scope, Consumer: call.Claims.HomeClass == authn.Consumer})
 	if !x.Allowed && !x.MayKnow {
 		return nil, rpc.NotFound(req.GetScope())
 	}

@@ -115,7 +115,7 @@ func TestExplain(t *testing.T) {
 	}
 	roles, err := l.access.ListRoleDefinitions(l.as(bob), &workspacev1.ListRoleDefinitionsRequest{})
 	l.ok(err)
-	if len(roles.GetRoleDefinitions()) != 3 {
+	if len(roles.GetRoleDefinitions()) != 4 {
 		t.Errorf("%v", roles)
 	}
 }

@@ -12,7 +12,7 @@ import (
 // B2: a change waits for a stream that acknowledges until it has applied it, and nobody else can say so for it.
 func TestToldWaitsForTheAcknowledgement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFeed(nil)
+		f := newFeed(&Service{})
 		sub := &subscriber{name: "str_1", peer: "spiffe://x/service/compute"}
 		f.note(sub, 7, false)
 		f.told(t.Context(), 7) // never acknowledged: having been sent it is enough

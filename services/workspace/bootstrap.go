@@ -34,7 +34,8 @@ func (s *Service) Bootstrap(ctx context.Context, adminUID string) error {
 	if err != nil {
 		return err
 	}
-	return s.change(ctx, func(ctx context.Context, t *store.Tx) error {
+	// Nobody can be waited for yet: they wait for this service. Its number is put into the log when it runs.
+	_, err = s.quietly(ctx, func(ctx context.Context, t *store.Tx) error {
 		there, err := t.AssignmentsAt(ctx, "")
 		if err != nil {
 			return err
@@ -65,6 +66,7 @@ func (s *Service) Bootstrap(ctx context.Context, adminUID string) error {
 		return s.recordFirst(ctx, t, workspacev1.ResourceService_CreateResourceGroup_FullMethodName, "workspace/resourceGroups/write",
 			sub.UID, map[string]string{"id": group.ID, "uid": group.UID})
 	})
+	return err
 }
 
 // recordFirst is the record of what the platform makes by itself at its first start.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/workspace/internal/tree"
 )
 
@@ -78,8 +79,11 @@ func (s *Service) get(ctx context.Context, c content) (io.Reader, func() error, 
 }
 
 // leftover deletes content whose workspace was removed while it was being stored.
-func (s *Service) leftover(ctx context.Context, c content, cause error) error {
-	if fault.Is(cause, codes.FailedPrecondition) {
+func (s *Service) leftover(ctx context.Context, cause error, stored ...content) error {
+	if !fault.Is(cause, codes.FailedPrecondition) {
+		return cause
+	}
+	for _, c := range stored {
 		if err := s.cfg.Blobs.Delete(context.WithoutCancel(ctx), c.path); err != nil {
 			s.cfg.Logger.WarnContext(ctx, "content of a removed workspace was not deleted; its key is gone", "error", err)
 		}
@@ -109,9 +113,9 @@ const (
 )
 
 // sweep deletes blobs that no snapshot has taken within a day.
-func (s *Service) sweep(ctx context.Context) error {
+func (s *Service) sweep(ctx context.Context, write sqldb.WriteFunc) error {
 	for {
-		gone, err := s.store.Condemn(ctx, s.cfg.Now().Add(-unusedFor), sweepAtOnce)
+		gone, err := s.store.Condemn(ctx, write, s.cfg.Now().Add(-unusedFor), sweepAtOnce)
 		if err != nil {
 			return err
 		}
@@ -119,7 +123,7 @@ func (s *Service) sweep(ctx context.Context) error {
 			if err := s.cfg.Blobs.Delete(ctx, c.Workspace+"/"+c.Name); err != nil {
 				return err
 			}
-			if err := s.store.Buried(ctx, c); err != nil {
+			if err := s.store.Buried(ctx, write, c); err != nil {
 				return err
 			}
 		}

@@ -13,8 +13,11 @@ import (
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/fence"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/workspace/internal/store"
 )
 
@@ -34,12 +37,16 @@ type feed struct {
 	primed   bool       // the engine has a full state up to seq; guarded by applying
 	seq      uint64
 
-	mu     sync.Mutex
-	woken  chan struct{}          // closed and replaced by wake
-	moved  chan struct{}          // closed and replaced when a stream was sent something, or ended
-	sent   map[string]*subscriber // the open streams, by name
-	closed chan struct{}
-	once   sync.Once
+	mu      sync.Mutex
+	woken   chan struct{}          // closed and replaced by wake
+	moved   chan struct{}          // closed and replaced when a stream was sent something, or ended
+	sent    map[string]*subscriber // the open streams, by name
+	applied uint64                 // up to where the service's own engine is
+	closed  chan struct{}
+	once    sync.Once
+
+	progress *leader.Progress // how far the instances and the streams that are connected to them are, where there is no fence
+	owner    *fence.Owner     // nil where there is no fence
 }
 
 // subscriber is an open stream. seq is up to where it was sent changes and, once it has acknowledged any, up to where it has applied
@@ -51,7 +58,11 @@ type subscriber struct {
 }
 
 func newFeed(s *Service) *feed {
-	return &feed{s: s, woken: make(chan struct{}), moved: make(chan struct{}), sent: make(map[string]*subscriber), closed: make(chan struct{})}
+	f := &feed{s: s, woken: make(chan struct{}), moved: make(chan struct{}), sent: make(map[string]*subscriber), closed: make(chan struct{}), progress: s.cfg.Leader.Progress("authorization")}
+	if s.cfg.Fence != nil {
+		f.owner = fence.NewOwner(s.cfg.Fence, authz.Workspace)
+	}
+	return f
 }
 
 func (f *feed) close() { f.once.Do(func() { close(f.closed) }) }
@@ -102,14 +113,37 @@ func (f *feed) acknowledged(name, peer string, seq uint64) error {
 func (f *feed) move() {
 	close(f.moved)
 	f.moved = make(chan struct{})
+	f.reached()
 }
 
-// told waits until every stream that is connected now has applied the change (or, where it does not acknowledge, was sent it), or
-// sentWithin has passed. It is no promise: after that time, or at a service that was not connected, a call may still be decided
-// with the state before.
+// reached tells the other instances how far this one is: its own engine, and every stream that is connected to it; the caller holds mu.
+func (f *feed) reached() {
+	least := f.applied
+	for _, sub := range f.sent {
+		least = min(least, sub.seq)
+	}
+	f.progress.Reached(least)
+}
+
+// told waits until the change is in force everywhere, or sentWithin has passed: after that a call may still be decided with the state
+// before. Without a fence it waits for the streams that are connected, to this instance or to another one that is alive.
 func (f *feed) told(ctx context.Context, seq uint64) {
-	limit := time.NewTimer(sentWithin)
-	defer limit.Stop()
+	if f.owner != nil {
+		if err := f.owner.Soon(ctx, seq, sentWithin); err != nil {
+			f.s.cfg.Logger.WarnContext(ctx, "a change of the tree stands, and not every instance is known to decide with it yet", "error", err)
+		}
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, sentWithin)
+	defer cancel()
+	f.toldHere(ctx, seq)
+	if err := f.progress.Await(ctx, seq); err != nil {
+		f.s.cfg.Logger.WarnContext(ctx, "a change of permissions stands, and not every instance is known to decide with it yet", "error", err)
+	}
+}
+
+// toldHere is told for the streams of this instance.
+func (f *feed) toldHere(ctx context.Context, seq uint64) {
 	f.mu.Lock()
 	waiting := make([]*subscriber, 0, len(f.sent))
 	for _, sub := range f.sent {
@@ -131,8 +165,6 @@ func (f *feed) told(ctx context.Context, seq uint64) {
 		}
 		select {
 		case <-moved:
-		case <-limit.C:
-			return
 		case <-ctx.Done():
 			return
 		}
@@ -178,32 +210,88 @@ func (f *feed) apply(ctx context.Context) error {
 			f.seq = m.GetSeq()
 		}
 		f.primed = true
+		f.mu.Lock()
+		f.applied = f.seq
+		f.reached()
+		f.mu.Unlock()
 		if last {
 			return nil
 		}
 	}
 }
 
-// change runs a change of the tree or of the assignments. When it returns nil, this service decides with it, and the streams that
-// were connected have been sent it or two seconds have passed.
+// change runs a change of the tree. When it returns nil, this service decides with it, and every other one does too or two seconds have
+// passed.
 func (s *Service) change(ctx context.Context, fn func(ctx context.Context, t *store.Tx) error) error {
-	seq, err := s.store.Change(ctx, fn)
-	// Also after an error: of a commit whose result was lost, the database knows better.
-	s.feed.wake()
-	if err != nil {
-		return err
-	}
-	if seq == 0 {
-		return nil
-	}
-	// The change stands; whoever asked may be gone.
-	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if err := s.feed.apply(short); err != nil {
+	seq, err := s.quietly(ctx, fn)
+	if err != nil || seq == 0 {
 		return err
 	}
 	s.feed.told(ctx, seq)
 	return nil
+}
+
+// quietly is change for what nobody waits for.
+func (s *Service) quietly(ctx context.Context, fn func(ctx context.Context, t *store.Tx) error) (seq uint64, err error) {
+	seq, err = s.store.Change(ctx, fn)
+	// Also after an error: of a commit whose result was lost, the database knows better.
+	s.feed.wake()
+	if err != nil || seq == 0 {
+		return 0, err
+	}
+	// The change stands; whoever asked may be gone.
+	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return seq, s.feed.apply(short)
+}
+
+// grant is change for what a role assignment gives or takes: when it returns nil, nothing takes effect any more, in any service, that was
+// decided before it. CHANGE_PENDING says that the change stands and that this is not known.
+func (s *Service) grant(ctx context.Context, fn func(ctx context.Context, t *store.Tx) error) error {
+	seq, err := s.quietly(ctx, fn)
+	switch code := fault.Code(err); {
+	case err == nil && s.feed.owner == nil:
+		if seq > 0 {
+			s.feed.told(ctx, seq)
+		}
+		return nil
+	case s.feed.owner == nil || err != nil && code != codes.NotFound && code != codes.AlreadyExists && code != codes.FailedPrecondition:
+		return err
+	}
+	// What is found to be done may be pending still: who repeats it waits too.
+	if e := s.feed.owner.Everywhere(ctx, s.feed.at()); e != nil {
+		return e
+	}
+	return err
+}
+
+// at is the number up to which this instance has applied.
+func (f *feed) at() uint64 {
+	f.applying.Lock()
+	defer f.applying.Unlock()
+	return f.seq
+}
+
+// settle brings the fence's log and the database together at the start.
+func (f *feed) settle(ctx context.Context) {
+	if f.owner == nil {
+		return
+	}
+	err := f.owner.Settle(ctx, f.at, func(ctx context.Context, to uint64) error {
+		f.s.cfg.Logger.WarnContext(ctx, "the database is older than what the installation knows: its changes are counted on from there", "number", to)
+		return f.s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+			if _, err := tx.ExecContext(ctx, "UPDATE authorization_head SET seq = $1 WHERE id = 1 AND seq < $1", int64(to)); err != nil {
+				return err
+			}
+			if _, err := tx.ExecContext(ctx, "DELETE FROM authorization_changes"); err != nil {
+				return err
+			}
+			return tx.Signal(ctx, store.Changed)
+		})
+	})
+	if err != nil && ctx.Err() == nil {
+		f.s.cfg.Logger.ErrorContext(ctx, "the fence does not know how far the authorization state is", "error", err)
+	}
 }
 
 // WatchAuthorization implements AuthorizationStateService.

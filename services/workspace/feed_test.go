@@ -30,7 +30,7 @@ func TestStreamFeedsAnEngine(t *testing.T) {
 		return m
 	}
 	first := next()
-	if !first.GetReset_() || len(first.GetRoles()) != 3 {
+	if !first.GetReset_() || len(first.GetRoles()) != 4 {
 		t.Errorf("%v", first)
 	}
 	may := func(who string) bool {

@@ -24,8 +24,8 @@ import (
 const (
 	// undoWithin bounds the taking back of what could not be made; Run goes on where it was not enough.
 	undoWithin = 20 * time.Second
-	// orphanAfter is from when a workspace that another process is making is taken for forgotten. The call that makes one ends after
-	// 60 s.
+	// orphanAfter is from when a workspace that another process is making or removing is taken for forgotten. The call that does it ends
+	// after 60 s.
 	orphanAfter = 90 * time.Second
 )
 
@@ -136,15 +136,17 @@ func taken(ctx context.Context, t *store.Tx, want store.Scope) error {
 	return exists(want.ID)
 }
 
-// claim keeps Run away from a workspace that this process is making.
+// claim keeps Run away from a workspace that a call of this process is making or removing.
 func (s *Service) claim(uid string) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.making[uid] = true
+	s.claims[uid]++
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.making, uid)
+		if s.claims[uid]--; s.claims[uid] == 0 {
+			delete(s.claims, uid)
+		}
 	}
 }
 
@@ -154,7 +156,7 @@ func (s *Service) giveUp(ctx context.Context, sc store.Scope, cause error) (stor
 	// Whoever asked may be gone, and the deadline may be why.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
 	defer cancel()
-	whole, err := s.abandon(ctx, sc)
+	whole, err := s.abandon(ctx, sc, anybody)
 	if err == nil && whole.UID != "" {
 		return whole, nil
 	}
@@ -168,9 +170,18 @@ func (s *Service) giveUp(ctx context.Context, sc store.Scope, cause error) (stor
 	return store.Scope{}, cause
 }
 
+// check says in a transaction whether who opened it may write.
+type check func(ctx context.Context, tx *sqldb.Tx) error
+
+// anybody is the check of a call: what it writes it writes as any instance may.
+func anybody(context.Context, *sqldb.Tx) error { return nil }
+
 // abandon stops the making of a workspace for good. If it was active already, that is returned. It can be repeated.
-func (s *Service) abandon(ctx context.Context, sc store.Scope) (whole store.Scope, err error) {
+func (s *Service) abandon(ctx context.Context, sc store.Scope, may check) (whole store.Scope, err error) {
 	err = s.change(ctx, func(ctx context.Context, t *store.Tx) error {
+		if err := may(ctx, t.Raw()); err != nil {
+			return err
+		}
 		now, err := t.GetScope(ctx, sc.UID)
 		if err != nil {
 			return err
@@ -199,6 +210,8 @@ func (s *Service) undo(ctx context.Context, sc store.Scope, record func(context.
 // deleteWorkspace removes an active workspace, or goes on with a removal that has begun.
 func (s *Service) deleteWorkspace(ctx context.Context, sc store.Scope) error {
 	call := rpc.From(ctx)
+	// Whoever finishes a removal writes its record; this call is still there to write its own, with who asked for it and from where.
+	defer s.claim(sc.UID)()
 	err := s.change(ctx, func(ctx context.Context, t *store.Tx) error {
 		now, err := t.GetScope(ctx, sc.UID)
 		if err != nil {
@@ -310,8 +323,9 @@ func (s *Service) erase(ctx context.Context, sc store.Scope, record func(context
 	return nil
 }
 
-// settle finishes what calls have left: workspaces that nobody makes any more are taken back, removals go on.
-func (s *Service) settle(ctx context.Context) error {
+// settle finishes what calls have left: workspaces that nobody makes any more are taken back, removals go on. What it asks of other
+// services can be repeated, by whoever; what it writes passes may.
+func (s *Service) settle(ctx context.Context, may check) error {
 	var open []store.Scope
 	err := s.store.Read(ctx, func(ctx context.Context, t *store.Tx) (err error) {
 		open, err = t.Unsettled(ctx)
@@ -326,7 +340,7 @@ func (s *Service) settle(ctx context.Context) error {
 			break
 		}
 		short, cancel := context.WithTimeout(ctx, undoWithin)
-		if err := s.settleOne(short, sc); err != nil {
+		if err := s.settleOne(short, sc, may); err != nil {
 			failed = append(failed, err)
 		}
 		cancel()
@@ -334,29 +348,40 @@ func (s *Service) settle(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
-func (s *Service) settleOne(ctx context.Context, sc store.Scope) error {
+func (s *Service) settleOne(ctx context.Context, sc store.Scope, may check) error {
+	led := func(record func(context.Context, *store.Tx, store.Scope) error) func(context.Context, *store.Tx, store.Scope) error {
+		return func(ctx context.Context, t *store.Tx, sc store.Scope) error {
+			if err := may(ctx, t.Raw()); err != nil {
+				return err
+			}
+			return record(ctx, t, sc)
+		}
+	}
 	switch sc.State {
 	case store.Deleting:
-		return s.remove(ctx, sc, s.recordRemoval)
-	case store.Abandoned, store.Creating:
-		if s.busy(sc) {
+		if s.busy(sc, sc.Updated) {
 			return nil
 		}
-		whole, err := s.abandon(ctx, sc)
+		return s.remove(ctx, sc, led(s.recordRemoval))
+	case store.Abandoned, store.Creating:
+		if s.busy(sc, sc.Created) {
+			return nil
+		}
+		whole, err := s.abandon(ctx, sc, may)
 		if err != nil || whole.UID != "" {
 			return err
 		}
-		return s.undo(ctx, sc, s.recordRollback)
+		return s.undo(ctx, sc, led(s.recordRollback))
 	}
 	return nil
 }
 
-// busy reports whether somebody may still be making a workspace. Only one process has a SQLite file; of a PostgreSQL schema there
-// may be several.
-func (s *Service) busy(sc store.Scope) bool {
+// busy reports whether somebody may still be at a workspace since begun, making or removing it. Only one process has a SQLite file; of a
+// PostgreSQL schema there may be several.
+func (s *Service) busy(sc store.Scope, begun time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.making[sc.UID] || s.cfg.DB.Dialect() != sqldb.SQLite && s.cfg.Now().Sub(sc.Created) < orphanAfter
+	return s.claims[sc.UID] > 0 || s.cfg.DB.Dialect() != sqldb.SQLite && s.cfg.Now().Sub(begun) < orphanAfter
 }
 
 // recordRemoval is the record of a removal that no call is there for any more.

@@ -19,6 +19,8 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/blob"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/fence"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/workspace/internal/store"
 )
@@ -26,7 +28,7 @@ import (
 // Migrations of the tables that this service owns.
 func Migrations() sqldb.MigrationSet { return store.Migrations() }
 
-// Config of the service. All but Limits, Heartbeat, Now and Logger is required.
+// Config of the service. All but Leader, Limits, Heartbeat, Now and Logger is required.
 type Config struct {
 	// DB has the tables of Migrations, of the outbox and of the data keys.
 	DB *sqldb.DB
@@ -35,6 +37,11 @@ type Config struct {
 	// Own are the keys under the service's own seal, Keys those of workspaces, from keyvault.
 	Own, Keys *envelope.Keyring
 	Blobs     *blob.Store
+	// Leader says which instance does what one alone must do. Nil only on SQLite, where one process has the database.
+	Leader *leader.Leader
+	// Fence has a change of access be in force everywhere before its call returns. Without one a change waits for those who are connected
+	// for a while: for tests of one process.
+	Fence fence.Changer
 	// Engine is that of the service's own chain. The service keeps its authorization state: do not feed it from WatchAuthorization
 	// too.
 	Engine *authz.Engine
@@ -114,7 +121,7 @@ type Service struct {
 	feed  *feed
 
 	mu     sync.Mutex
-	making map[string]bool // uids of workspaces that a call of this process is making
+	claims map[string]int // how many calls of this process are at a workspace, by its uid
 }
 
 var (
@@ -129,7 +136,13 @@ func New(cfg Config) (*Service, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Own, cfg.Now), making: make(map[string]bool)}
+	if cfg.Leader == nil {
+		var err error
+		if cfg.Leader, err = leader.New(leader.Config{DB: cfg.DB, Holder: "workspace", Now: cfg.Now, Logger: cfg.Logger}); err != nil {
+			return nil, err
+		}
+	}
+	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Own, cfg.Now), claims: make(map[string]int)}
 	s.feed = newFeed(s)
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
@@ -153,9 +166,35 @@ const (
 	sweepEvery  = 10 * time.Minute // of blobs that no snapshot took
 )
 
-// Run keeps the service's own engine fresh, finishes what earlier processes left half made, and cleans up. It returns nil when ctx has
-// ended.
+// Run keeps the service's own engine fresh, and takes up what other instances have changed; in one of the instances it finishes what
+// earlier processes left half made, and cleans up. It returns nil when ctx has ended.
 func (s *Service) Run(ctx context.Context) error {
+	var jobs sync.WaitGroup
+	defer jobs.Wait()
+	jobs.Go(func() { s.feed.progress.Run(ctx) })
+	jobs.Go(func() { s.feed.settle(ctx) })
+	jobs.Go(func() { _ = s.cfg.Leader.Lead(ctx, "settle", s.lead) })
+	changed, stop := s.cfg.DB.Signals(store.Changed)
+	defer stop()
+	beat := time.NewTicker(s.cfg.Heartbeat)
+	defer beat.Stop()
+	for {
+		if err := s.feed.apply(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.WarnContext(ctx, "the authorization state could not be read", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+			s.feed.wake()
+		case <-beat.C:
+		}
+	}
+}
+
+// lead does what one instance alone does, while it leads. A job that fails because another instance leads by now ends the leadership;
+// any other failure is logged, and the job is tried again.
+func (s *Service) lead(ctx context.Context, term *leader.Term) error {
 	var jobs sync.WaitGroup
 	every := func(period time.Duration, what string, job func(context.Context) error) {
 		jobs.Go(func() {
@@ -173,10 +212,9 @@ func (s *Service) Run(ctx context.Context) error {
 			}
 		})
 	}
-	every(s.cfg.Heartbeat, "the authorization state could not be read", s.feed.apply)
-	every(settleEvery, "a workspace is still half made or half removed", s.settle)
-	every(pruneEvery, "old changes could not be deleted", s.store.Prune)
-	every(sweepEvery, "unused blobs could not be deleted", s.sweep)
+	every(settleEvery, "a workspace is still half made or half removed", func(ctx context.Context) error { return s.settle(ctx, term.Check) })
+	every(pruneEvery, "old changes could not be deleted", func(ctx context.Context) error { return s.store.Prune(ctx, term.Write) })
+	every(sweepEvery, "unused blobs could not be deleted", func(ctx context.Context) error { return s.sweep(ctx, term.Write) })
 	jobs.Wait()
 	return nil
 }

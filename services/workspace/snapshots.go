@@ -23,9 +23,6 @@ import (
 	"github.com/redoubt-ml/redoubt/services/workspace/internal/tree"
 )
 
-// chunk is how much of a file a message of a download carries.
-const chunk = 128 << 10
-
 // FindMissingBlobs implements SnapshotService.
 func (s *Service) FindMissingBlobs(ctx context.Context, req *workspacev1.FindMissingBlobsRequest) (*workspacev1.FindMissingBlobsResponse, error) {
 	ws := rpc.From(ctx).Scope.WorkspaceUID
@@ -74,24 +71,22 @@ func (s *Service) UploadBlob(stream grpc.ClientStreamingServer[workspacev1.Uploa
 	}
 	c := fileOf(key, ws, digest)
 	// Also where it is there already: it is wanted again, and is not cleaned away.
-	if err := s.store.BeginBlob(ctx, ws, c.name, size); err != nil {
-		return err
-	}
-	there, ok, err := s.store.Blob(ctx, ws, c.name)
+	row := store.Blob{Name: c.name, Size: size}
+	begun, err := s.store.BeginBlob(ctx, ws, row)
 	if err != nil {
 		return err
 	}
-	if ok {
-		if there != size {
-			return mismatch("the content with this digest has %d bytes, and not %d", there, size)
+	if begun.Stored {
+		if begun.Size != size {
+			return mismatch("the content with this digest has %d bytes, and not %d", begun.Size, size)
 		}
-		return stream.SendAndClose(&workspacev1.UploadBlobResponse{Size: there})
+		return stream.SendAndClose(&workspacev1.UploadBlobResponse{Size: size})
 	}
 	if err := s.put(ctx, c, func(w io.Writer) error { return receive(stream, first, w) }); err != nil {
 		return err
 	}
-	if err := s.store.FinishBlob(ctx, ws, c.name, size); err != nil {
-		return s.leftover(ctx, c, err)
+	if err := s.store.FinishBlob(ctx, ws, row); err != nil {
+		return s.leftover(ctx, err, c)
 	}
 	return stream.SendAndClose(&workspacev1.UploadBlobResponse{Size: size})
 }
@@ -172,7 +167,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, req *workspacev1.CreateSna
 		return call.Audit(ctx, tx, "snapshot", id, "files", strconv.Itoa(len(entries)), "bytes", strconv.FormatInt(total, 10))
 	})
 	if err != nil {
-		return nil, s.leftover(ctx, c, err)
+		return nil, s.leftover(ctx, err, c)
 	}
 	return snapshot(req.GetParent(), row, entries), nil
 }
@@ -259,52 +254,6 @@ func (s *Service) ListSnapshots(ctx context.Context, req *workspacev1.ListSnapsh
 		out.Snapshots = append(out.Snapshots, snapshot(req.GetParent(), row, nil))
 	}
 	return out, nil
-}
-
-// DownloadSnapshot implements SnapshotService.
-func (s *Service) DownloadSnapshot(req *workspacev1.DownloadSnapshotRequest, stream grpc.ServerStreamingServer[workspacev1.DownloadSnapshotResponse]) error {
-	ctx := stream.Context()
-	call := rpc.From(ctx)
-	key, _, entries, err := s.stored(ctx, call, req.GetName())
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := s.sendFile(ctx, key, call.Scope.WorkspaceUID, e, stream); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// sendFile sends one file: its entry with the beginning, then the rest.
-func (s *Service) sendFile(ctx context.Context, key *envelope.Key, ws string, e tree.Entry, stream grpc.ServerStreamingServer[workspacev1.DownloadSnapshotResponse]) error {
-	r, done, err := s.get(ctx, fileOf(key, ws, e.Digest[:]))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = done() }()
-	msg, sent := &workspacev1.DownloadSnapshotResponse{Entry: entry(e)}, int64(0)
-	for {
-		buf := make([]byte, min(chunk, max(e.Size-sent, 0)+1)) // a byte more, to see the end
-		n, err := io.ReadFull(r, buf)
-		ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
-		if err != nil && !ended {
-			return err
-		}
-		if sent += int64(n); sent > e.Size || ended && sent < e.Size {
-			return fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "a file of the snapshot has another size than its entry says")
-		}
-		if msg.Data = buf[:n]; n > 0 || msg.GetEntry() != nil {
-			if err := stream.Send(msg); err != nil {
-				return err
-			}
-		}
-		if ended {
-			return nil
-		}
-		msg = &workspacev1.DownloadSnapshotResponse{}
-	}
 }
 
 func entry(e tree.Entry) *workspacev1.SnapshotEntry {

@@ -64,7 +64,12 @@ func (l *lab) download(token, name string) (map[string][]byte, error) {
 			path = e.GetPath()
 			out[path] = []byte{}
 		}
-		out[path] = append(out[path], m.GetData()...)
+		if path != "" {
+			out[path] = append(out[path], m.GetData()...)
+		}
+		for _, f := range m.GetFiles() {
+			out[f.GetEntry().GetPath()] = f.GetData()
+		}
 	}
 }
 
@@ -250,12 +255,12 @@ func TestSweep(t *testing.T) {
 		}
 		return n
 	}
-	l.ok(l.sweep(t.Context()))
+	l.ok(l.sweep(t.Context(), l.db.Write))
 	if blobs() != 3 { // two files, and the entries
 		t.Errorf("%d blobs", blobs())
 	}
 	l.advance(25 * time.Hour)
-	l.ok(l.sweep(t.Context()))
+	l.ok(l.sweep(t.Context(), l.db.Write))
 	if blobs() != 2 {
 		t.Errorf("%d blobs", blobs())
 	}

@@ -15,6 +15,7 @@ import (
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb/sqldbtest"
 	"github.com/redoubt-ml/redoubt/services/workspace/internal/store"
 )
 
@@ -102,11 +103,11 @@ func TestCreateFailsWhole(t *testing.T) {
 					l.want(err, codes.Aborted, 0)
 					_, err = l.snapshots.ListSnapshots(l.as(admin), &workspacev1.ListSnapshotsRequest{Parent: group1 + "/workspaces/w1"})
 					l.want(err, codes.NotFound, 0)
-					if err := l.settle(t.Context()); !fault.Is(err, codes.Unavailable) {
+					if err := l.settle(t.Context(), anybody); !fault.Is(err, codes.Unavailable) {
 						t.Errorf("%v", err)
 					}
 					l.peers.set("", nil)
-					l.ok(l.settle(t.Context()))
+					l.ok(l.settle(t.Context(), anybody))
 				}
 				l.nothing("")
 				l.peers.set("", nil)
@@ -141,7 +142,7 @@ func TestCreateBrokenOff(t *testing.T) {
 			}
 			// As long as a call of this process is at it, it is left alone.
 			release := l.claim(sc.UID)
-			l.ok(l.settle(t.Context()))
+			l.ok(l.settle(t.Context(), anybody))
 			if l.count("SELECT COUNT(*) FROM scopes WHERE kind = 'workspaces'") != 1 {
 				t.Error("taken away from under a call")
 			}
@@ -192,7 +193,7 @@ func TestDeleteBrokenOff(t *testing.T) {
 					_, err = l.resources.DeleteWorkspace(l.as(admin), &workspacev1.DeleteWorkspaceRequest{Name: w.GetName()})
 					l.ok(err)
 				} else {
-					l.ok(l.settle(t.Context()))
+					l.ok(l.settle(t.Context(), anybody))
 				}
 				l.nothing(w.GetUid())
 				evs := l.of("DeleteWorkspace")
@@ -203,6 +204,51 @@ func TestDeleteBrokenOff(t *testing.T) {
 			})
 		}
 	}
+}
+
+// H1, D10: what finishes removals that were left half done lets a call that is still at one finish it: whoever asked gets his answer, and the
+// record is his.
+func TestDeleteIsNotTakenOver(t *testing.T) {
+	for _, step := range []string{"PurgeRuns", "PurgeEndpoints", "PurgeMetrics", "DeleteVault", "DeleteManagedIdentity"} {
+		t.Run(step, func(t *testing.T) {
+			l := newLab(t)
+			w := l.make(admin, "w1")
+			inside := false
+			l.peers.mu.Lock()
+			l.peers.before = func(method string) {
+				if method == step && !inside {
+					inside = true // not from within itself
+					l.ok(l.settle(t.Context(), anybody))
+					inside = false
+				}
+			}
+			l.peers.mu.Unlock()
+			_, err := l.resources.DeleteWorkspace(l.as(admin), &workspacev1.DeleteWorkspaceRequest{Name: w.GetName()})
+			l.ok(err)
+			l.nothing(w.GetUid())
+			if evs := l.of("DeleteWorkspace"); len(evs) != 1 || evs[0].GetResult() != telemetryv1.ActivityEvent_RESULT_SUCCEEDED || evs[0].GetRequestId() == "" {
+				t.Errorf("%v", evs)
+			}
+		})
+	}
+}
+
+// H1, D10: where another instance may be at it, what was begun is left to it for as long as a call may take.
+func TestWhatAnotherInstanceHasBegunIsLeft(t *testing.T) {
+	now := time.Now()
+	s := &Service{cfg: Config{DB: sqldbtest.OpenConfig(t, sqldbtest.Postgres(t, Migrations())), Now: func() time.Time { return now }}, claims: make(map[string]int)}
+	sc := store.Scope{UID: "ws_aaaaaaaaaaaaaaaaaaaaaaaaaa"}
+	if !s.busy(sc, now.Add(time.Second-orphanAfter)) {
+		t.Error("taken over while its call may be going")
+	}
+	if s.busy(sc, now.Add(-orphanAfter)) {
+		t.Error("nobody finishes it")
+	}
+	release := s.claim(sc.UID)
+	if !s.busy(sc, now.Add(-orphanAfter)) {
+		t.Error("taken over from under a call of this process")
+	}
+	release()
 }
 
 // Runs that are going keep their workspace, which then is as it was.
@@ -308,4 +354,41 @@ func TestNamesThatAreRefused(t *testing.T) {
 	_, err := l.resources.CreateSubscription(l.as(admin), &workspacev1.CreateSubscriptionRequest{SubscriptionId: "default"})
 	l.want(err, codes.AlreadyExists, 0)
 	l.nothing("")
+}
+
+// D10: a workspace that is removed between the reading of its row and the opening of what stands in it is one that is not there: not an
+// error about a key.
+func TestRemovedWhileRead(t *testing.T) {
+	l := newLab(t)
+	w := l.make(admin, "passing")
+	before, err := l.scope(t.Context(), w.GetUid(), w.GetName())
+	l.ok(err)
+	_, err = l.resources.DeleteWorkspace(l.as(admin), &workspacev1.DeleteWorkspaceRequest{Name: w.GetName()})
+	l.ok(err)
+	_, err = l.workspace(t.Context(), w.GetName(), before)
+	l.want(err, codes.NotFound, faultv1.Reason_RESOURCE_NOT_FOUND)
+
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			w := l.make(admin, fmt.Sprint("w", i))
+			if _, err := l.resources.DeleteWorkspace(l.as(admin), &workspacev1.DeleteWorkspaceRequest{Name: w.GetName()}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 200 {
+		if _, err := l.resources.ListWorkspaces(l.as(admin), &workspacev1.ListWorkspacesRequest{Parent: group1}); err != nil {
+			t.Errorf("listed: %v", err)
+		}
+	}
+	close(stop)
+	wg.Wait()
 }

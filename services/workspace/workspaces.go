@@ -133,6 +133,9 @@ func (s *Service) ListWorkspaces(ctx context.Context, req *workspacev1.ListWorks
 	out := &workspacev1.ListWorkspacesResponse{NextPageToken: token}
 	for _, sc := range rows {
 		w, err := s.workspace(ctx, names[sc.UID], sc)
+		if fault.Is(err, codes.NotFound) {
+			continue // removed since it was read
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -178,7 +181,7 @@ func (s *Service) UpdateWorkspace(ctx context.Context, req *workspacev1.UpdateWo
 	if in.GetEtag() != "" && in.GetEtag() != etag(sc) {
 		return nil, changed()
 	}
-	b, err := s.store.Body(ctx, sc)
+	b, err := s.body(ctx, in.GetName(), sc)
 	if err != nil {
 		return nil, err
 	}
@@ -260,9 +263,19 @@ var states = map[store.State]workspacev1.Workspace_State{
 	store.Deleting: workspacev1.Workspace_STATE_DELETING, store.Abandoned: workspacev1.Workspace_STATE_DELETING,
 }
 
+// body opens what the tenant wrote of a workspace. Its key is destroyed in the transaction that removes the workspace, so a row that was read
+// before and cannot be opened any more is one that is not there.
+func (s *Service) body(ctx context.Context, name string, sc store.Scope) (store.Body, error) {
+	b, err := s.store.Body(ctx, sc)
+	if fault.ReasonOf(err) == faultv1.Reason_KEY_DISABLED {
+		return b, rpc.NotFound(name)
+	}
+	return b, err
+}
+
 // workspace opens what the tenant wrote.
 func (s *Service) workspace(ctx context.Context, name string, sc store.Scope) (*workspacev1.Workspace, error) {
-	b, err := s.store.Body(ctx, sc)
+	b, err := s.body(ctx, name, sc)
 	if err != nil {
 		return nil, err
 	}

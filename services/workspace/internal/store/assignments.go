@@ -81,12 +81,6 @@ func (t *Tx) AssignmentsAt(ctx context.Context, scopeUID string) ([]Assignment, 
 	return assignments(t.q.ListAssignmentsAt(ctx, scopeUID))
 }
 
-// Holders is the number of assignments of a role at a scope.
-func (t *Tx) Holders(ctx context.Context, scopeUID, role string) (int64, error) {
-	n, err := t.q.CountAssignments(ctx, db.CountAssignmentsParams{ScopeUID: scopeUID, Role: role})
-	return n, sqldb.Fault(err)
-}
-
 // ListAssignments lists what is assigned at any of the scopes, of which there are one to four.
 func (t *Tx) ListAssignments(ctx context.Context, scopes []string, after Cursor, limit int) ([]Assignment, error) {
 	at := [4]string{scopes[0], scopes[0], scopes[0], scopes[0]}
@@ -107,8 +101,8 @@ const (
 )
 
 // Prune deletes changes and request_ids whose time is over.
-func (s *Store) Prune(ctx context.Context) error {
-	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+func (s *Store) Prune(ctx context.Context, write sqldb.WriteFunc) error {
+	return write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		if err := q.DeleteOldChanges(ctx, s.now().Add(-keepChanges).UnixMicro()); err != nil {
 			return err

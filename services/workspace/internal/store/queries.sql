@@ -88,9 +88,6 @@ SELECT uid, scope_uid, role, principal_uid, create_time, created_by FROM assignm
 -- name: ListAssignmentsOf :many
 SELECT uid, scope_uid, role, principal_uid, create_time, created_by FROM assignments WHERE principal_uid = $1 ORDER BY create_time, uid;
 
--- name: CountAssignments :one
-SELECT COUNT(*) FROM assignments WHERE scope_uid = $1 AND role = $2;
-
 -- name: DeleteAssignment :execrows
 DELETE FROM assignments WHERE uid = $1;
 
@@ -106,15 +103,13 @@ DELETE FROM requests WHERE workspace_uid = $1;
 -- name: DeleteOldRequests :exec
 DELETE FROM requests WHERE create_time < $1;
 
--- name: GetBlob :one
-SELECT workspace_uid, name, size, state, used, touch_time FROM blobs WHERE workspace_uid = $1 AND name = $2;
-
 -- name: ListStoredBlobs :many
 SELECT name, size FROM blobs WHERE workspace_uid = $1 AND state = 2;
 
--- name: BeginBlob :execrows
+-- name: BeginBlob :one
 INSERT INTO blobs (workspace_uid, name, size, state, used, touch_time) VALUES ($1, $2, $3, 1, 0, $4)
-ON CONFLICT (workspace_uid, name) DO UPDATE SET touch_time = excluded.touch_time WHERE blobs.state <> 3;
+ON CONFLICT (workspace_uid, name) DO UPDATE SET touch_time = excluded.touch_time WHERE blobs.state <> 3
+RETURNING size, state;
 
 -- name: FinishBlob :execrows
 UPDATE blobs SET state = 2, touch_time = $3, size = $4 WHERE workspace_uid = $1 AND name = $2 AND state <> 3;

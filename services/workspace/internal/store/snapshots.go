@@ -16,15 +16,6 @@ import (
 // blobStored is the state of a blob whose content is there in full.
 const blobStored = 2
 
-// Blob reports whether a blob is stored in full, and its size.
-func (s *Store) Blob(ctx context.Context, workspace, name string) (size int64, ok bool, err error) {
-	row, err := db.New(s.db.Reader()).GetBlob(ctx, db.GetBlobParams{WorkspaceUID: workspace, Name: name})
-	if err = sqldb.Fault(err); fault.Is(err, codes.NotFound) {
-		return 0, false, nil
-	}
-	return row.Size, err == nil && row.State == blobStored, err
-}
-
 // Blobs gives the sizes of all blobs of a workspace that are stored in full, by name.
 func (s *Store) Blobs(ctx context.Context, workspace string) (map[string]int64, error) {
 	rows, err := db.New(s.db.Reader()).ListStoredBlobs(ctx, workspace)
@@ -42,34 +33,89 @@ func errSweeping() error {
 	return fault.Aborted("the same file is being cleaned away just now; send it again").Retry(time.Second)
 }
 
+// Begun is what is known of a blob that is going to be written.
+type Begun struct {
+	// Stored says that its content is there in full already, with Size bytes.
+	Stored bool
+	Size   int64
+}
+
+// Blob is a blob that is going to be written.
+type Blob struct {
+	Name string
+	Size int64
+}
+
 // BeginBlob notes that a blob is going to be written, so that one that is never finished is found.
-func (s *Store) BeginBlob(ctx context.Context, workspace, name string, size int64) error {
-	return s.db.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		q := db.New(tx)
-		if err := live(ctx, q, workspace); err != nil {
-			return err
-		}
-		n, err := q.BeginBlob(ctx, db.BeginBlobParams{WorkspaceUID: workspace, Name: name, Size: size, TouchTime: s.now().UnixMicro()})
-		if err == nil && n == 0 {
-			return errSweeping()
+func (s *Store) BeginBlob(ctx context.Context, workspace string, b Blob) (out Begun, err error) {
+	err = s.db.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		found, err := s.begin(ctx, db.New(tx), workspace, []Blob{b})
+		if err == nil {
+			out = found[0]
 		}
 		return err
 	})
+	return out, err
+}
+
+// BeginBlobs is BeginBlob for many, all or none, in one transaction. Callers give them in the order of their names, so that no two wait for each other.
+func (s *Store) BeginBlobs(ctx context.Context, workspace string, blobs []Blob) (out []Begun, err error) {
+	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		out, err = s.begin(ctx, db.New(tx), workspace, blobs)
+		return err
+	})
+	return out, err
+}
+
+func (s *Store) begin(ctx context.Context, q *db.Queries, workspace string, blobs []Blob) ([]Begun, error) {
+	if err := live(ctx, q, workspace); err != nil {
+		return nil, err
+	}
+	out := make([]Begun, 0, len(blobs))
+	for _, b := range blobs {
+		row, err := q.BeginBlob(ctx, db.BeginBlobParams{WorkspaceUID: workspace, Name: b.Name, Size: b.Size, TouchTime: s.now().UnixMicro()})
+		if err = sqldb.Fault(err); fault.Is(err, codes.NotFound) {
+			return nil, errSweeping()
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Begun{Stored: row.State == blobStored, Size: row.Size})
+	}
+	return out, nil
 }
 
 // FinishBlob notes that the content of a blob is stored.
-func (s *Store) FinishBlob(ctx context.Context, workspace, name string, size int64) error {
+func (s *Store) FinishBlob(ctx context.Context, workspace string, b Blob) error {
 	return s.db.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		q := db.New(tx)
-		if err := live(ctx, q, workspace); err != nil {
+		return s.finish(ctx, db.New(tx), workspace, []Blob{b})
+	})
+}
+
+// FinishBlobs is FinishBlob for many, all or none, in one transaction with record, in the order of their names.
+func (s *Store) FinishBlobs(ctx context.Context, workspace string, blobs []Blob, record func(context.Context, *sqldb.Tx) error) error {
+	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		if err := s.finish(ctx, db.New(tx), workspace, blobs); err != nil {
 			return err
 		}
-		n, err := q.FinishBlob(ctx, db.FinishBlobParams{WorkspaceUID: workspace, Name: name, Size: size, TouchTime: s.now().UnixMicro()})
-		if err == nil && n == 0 {
+		return record(ctx, tx)
+	})
+}
+
+func (s *Store) finish(ctx context.Context, q *db.Queries, workspace string, blobs []Blob) error {
+	if err := live(ctx, q, workspace); err != nil {
+		return err
+	}
+	for _, b := range blobs {
+		n, err := q.FinishBlob(ctx, db.FinishBlobParams{WorkspaceUID: workspace, Name: b.Name, Size: b.Size, TouchTime: s.now().UnixMicro()})
+		if err != nil {
+			return err
+		}
+		if n == 0 {
 			return errSweeping()
 		}
-		return err
-	})
+	}
+	return nil
 }
 
 // live refuses what would be left behind by the removal of the workspace.
@@ -118,8 +164,8 @@ type Condemned struct{ Workspace, Name string }
 
 // Condemn marks blobs that no snapshot took and nobody has sent since before, and gives some of those that are marked. From then on
 // nobody can use them.
-func (s *Store) Condemn(ctx context.Context, before time.Time, limit int) (out []Condemned, err error) {
-	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+func (s *Store) Condemn(ctx context.Context, write sqldb.WriteFunc, before time.Time, limit int) (out []Condemned, err error) {
+	err = write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		if err := q.CondemnBlobs(ctx, before.UnixMicro()); err != nil {
 			return err
@@ -134,8 +180,8 @@ func (s *Store) Condemn(ctx context.Context, before time.Time, limit int) (out [
 }
 
 // Buried forgets a condemned blob whose content is gone.
-func (s *Store) Buried(ctx context.Context, c Condemned) error {
-	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+func (s *Store) Buried(ctx context.Context, write sqldb.WriteFunc, c Condemned) error {
+	return write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		return db.New(tx).DeleteCondemned(ctx, db.DeleteCondemnedParams{WorkspaceUID: c.Workspace, Name: c.Name})
 	})
 }

@@ -103,8 +103,14 @@ func (t *Tx) store(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return t.delta.Seq, sqldb.Fault(t.q.InsertChange(ctx, db.InsertChangeParams{Seq: seq, Message: sealed, CreateTime: t.now.UnixMicro()}))
+	if err := t.q.InsertChange(ctx, db.InsertChangeParams{Seq: seq, Message: sealed, CreateTime: t.now.UnixMicro()}); err != nil {
+		return 0, sqldb.Fault(err)
+	}
+	return t.delta.Seq, sqldb.Fault(t.raw.Signal(ctx, Changed))
 }
+
+// Changed is the topic that is signalled with each change of the authorization state.
+const Changed = "authorization"
 
 // Read runs fn on one snapshot of the database.
 func (s *Store) Read(ctx context.Context, fn func(ctx context.Context, t *Tx) error) error {

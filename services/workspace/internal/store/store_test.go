@@ -158,7 +158,7 @@ func TestChangesLeadToTheState(t *testing.T) {
 		}
 		// Changes that are gone ask for a new start.
 		l.now = l.now.Add(time.Hour)
-		if err := l.Prune(t.Context()); err != nil {
+		if err := l.Prune(t.Context(), l.db.Write); err != nil {
 			t.Fatal(err)
 		}
 		l.read(func(ctx context.Context, tx *Tx) error {
@@ -270,13 +270,13 @@ func TestBlobsLive(t *testing.T) {
 		w := l.add(Workspace, g.UID, "w", Active)
 		ctx := t.Context()
 		for _, name := range []string{"begun", "unused", "used"} {
-			if err := l.BeginBlob(ctx, w.UID, name, 5); err != nil {
+			if _, err := l.BeginBlob(ctx, w.UID, Blob{name, 5}); err != nil {
 				t.Fatal(err)
 			}
 			if name == "begun" {
 				continue
 			}
-			if err := l.FinishBlob(ctx, w.UID, name, 7); err != nil {
+			if err := l.FinishBlob(ctx, w.UID, Blob{name, 7}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -289,29 +289,29 @@ func TestBlobsLive(t *testing.T) {
 		if all, err := l.Blobs(ctx, w.UID); err != nil || len(all) != 2 || all["used"] != 7 {
 			t.Errorf("%v %v", all, err)
 		}
-		if gone, err := l.Condemn(ctx, l.now.Add(-time.Hour), 10); err != nil || len(gone) != 0 {
+		if gone, err := l.Condemn(ctx, l.db.Write, l.now.Add(-time.Hour), 10); err != nil || len(gone) != 0 {
 			t.Errorf("young ones: %v %v", gone, err)
 		}
-		gone, err := l.Condemn(ctx, l.now.Add(time.Hour), 10)
+		gone, err := l.Condemn(ctx, l.db.Write, l.now.Add(time.Hour), 10)
 		if err != nil || len(gone) != 2 || slices.ContainsFunc(gone, func(c Condemned) bool { return c.Name == "used" }) {
 			t.Fatalf("%v %v", gone, err)
 		}
-		if err := l.BeginBlob(ctx, w.UID, "unused", 5); !fault.Is(err, codes.Aborted) {
+		if _, err := l.BeginBlob(ctx, w.UID, Blob{"unused", 5}); !fault.Is(err, codes.Aborted) {
 			t.Errorf("a condemned one: %v", err)
 		}
 		for _, c := range gone {
-			if err := l.Buried(ctx, c); err != nil {
+			if err := l.Buried(ctx, l.db.Write, c); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := l.BeginBlob(ctx, w.UID, "unused", 5); err != nil {
+		if _, err := l.BeginBlob(ctx, w.UID, Blob{"unused", 5}); err != nil {
 			t.Error(err)
 		}
 		l.change(func(ctx context.Context, tx *Tx) error {
 			_, err := tx.Move(ctx, w, Active, Deleting, "")
 			return err
 		})
-		if err := l.FinishBlob(ctx, w.UID, "unused", 5); !fault.Is(err, codes.FailedPrecondition) || !strings.Contains(err.Error(), "removed") {
+		if err := l.FinishBlob(ctx, w.UID, Blob{"unused", 5}); !fault.Is(err, codes.FailedPrecondition) || !strings.Contains(err.Error(), "removed") {
 			t.Errorf("in a workspace that goes: %v", err)
 		}
 	})

@@ -27,9 +27,10 @@ func (q *Queries) ActivateScope(ctx context.Context, arg ActivateScopeParams) (i
 	return result.RowsAffected()
 }
 
-const beginBlob = `-- name: BeginBlob :execrows
+const beginBlob = `-- name: BeginBlob :one
 INSERT INTO blobs (workspace_uid, name, size, state, used, touch_time) VALUES ($1, $2, $3, 1, 0, $4)
 ON CONFLICT (workspace_uid, name) DO UPDATE SET touch_time = excluded.touch_time WHERE blobs.state <> 3
+RETURNING size, state
 `
 
 type BeginBlobParams struct {
@@ -39,17 +40,21 @@ type BeginBlobParams struct {
 	TouchTime    int64
 }
 
-func (q *Queries) BeginBlob(ctx context.Context, arg BeginBlobParams) (int64, error) {
-	result, err := q.db.ExecContext(ctx, beginBlob,
+type BeginBlobRow struct {
+	Size  int64
+	State int64
+}
+
+func (q *Queries) BeginBlob(ctx context.Context, arg BeginBlobParams) (BeginBlobRow, error) {
+	row := q.db.QueryRowContext(ctx, beginBlob,
 		arg.WorkspaceUID,
 		arg.Name,
 		arg.Size,
 		arg.TouchTime,
 	)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
+	var i BeginBlobRow
+	err := row.Scan(&i.Size, &i.State)
+	return i, err
 }
 
 const condemnBlobs = `-- name: CondemnBlobs :exec
@@ -59,22 +64,6 @@ UPDATE blobs SET state = 3 WHERE used = 0 AND touch_time < $1
 func (q *Queries) CondemnBlobs(ctx context.Context, touchTime int64) error {
 	_, err := q.db.ExecContext(ctx, condemnBlobs, touchTime)
 	return err
-}
-
-const countAssignments = `-- name: CountAssignments :one
-SELECT COUNT(*) FROM assignments WHERE scope_uid = $1 AND role = $2
-`
-
-type CountAssignmentsParams struct {
-	ScopeUID string
-	Role     string
-}
-
-func (q *Queries) CountAssignments(ctx context.Context, arg CountAssignmentsParams) (int64, error) {
-	row := q.db.QueryRowContext(ctx, countAssignments, arg.ScopeUID, arg.Role)
-	var count int64
-	err := row.Scan(&count)
-	return count, err
 }
 
 const countChildren = `-- name: CountChildren :one
@@ -251,29 +240,6 @@ func (q *Queries) GetAssignment(ctx context.Context, uid string) (Assignment, er
 		&i.PrincipalUID,
 		&i.CreateTime,
 		&i.CreatedBy,
-	)
-	return i, err
-}
-
-const getBlob = `-- name: GetBlob :one
-SELECT workspace_uid, name, size, state, used, touch_time FROM blobs WHERE workspace_uid = $1 AND name = $2
-`
-
-type GetBlobParams struct {
-	WorkspaceUID string
-	Name         string
-}
-
-func (q *Queries) GetBlob(ctx context.Context, arg GetBlobParams) (Blob, error) {
-	row := q.db.QueryRowContext(ctx, getBlob, arg.WorkspaceUID, arg.Name)
-	var i Blob
-	err := row.Scan(
-		&i.WorkspaceUID,
-		&i.Name,
-		&i.Size,
-		&i.State,
-		&i.Used,
-		&i.TouchTime,
 	)
 	return i, err
 }
