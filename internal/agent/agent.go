@@ -29,6 +29,8 @@ type Config struct {
 	PublicURL string
 	// Roots are the only ones that are believed at the gateway.
 	Roots *x509.CertPool
+	// rootCerts are those of Roots where they are known one by one: only then a root of the mesh that has left is not believed any more.
+	rootCerts []*x509.Certificate
 	// Run is the run's resource name, and RunUID its uid. An assignment for another run is refused.
 	Run, RunUID string
 	// JoinToken is what the run's agent enrols with, once.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -57,7 +56,8 @@ type link struct {
 	mu      sync.Mutex
 	token   redact.Secret
 	svid    *svid.SVID // the last one that came; nil before
-	certify bool       // a new one is asked for with each new token
+	roots   *believed
+	certify bool // a new one is asked for with each new token
 	csr     []byte
 	expires time.Time
 	life    time.Duration // of the current token, as it was given
@@ -69,9 +69,9 @@ func newLink(cfg Config, key *ecdsa.PrivateKey) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &link{key: key, prover: prover, publicURL: cfg.PublicURL, now: cfg.Now, log: cfg.Logger, renewed: make(chan struct{})}
+	l := &link{key: key, prover: prover, publicURL: cfg.PublicURL, now: cfg.Now, log: cfg.Logger, roots: newBelieved(cfg), renewed: make(chan struct{})}
 	l.conn, err = grpc.NewClient("dns:///"+cfg.Gateway,
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: cfg.Roots, Time: cfg.Now})),
+		grpc.WithTransportCredentials(newGatewayCredentials(l.roots, cfg.Now)),
 		grpc.WithPerRPCCredentials(l),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -130,6 +130,9 @@ func (l *link) take(res *identityv1.EnrolAgentResponse) error {
 	own, err := svid.Held(l.key, res.GetSvid(), res.GetRoots(), now)
 	if err != nil && len(res.GetSvid()) > 0 {
 		l.log.Warn("identity's certificate for this run cannot be used", "error", err)
+	}
+	if err := l.roots.take(res.GetRoots()); err != nil {
+		l.log.Warn("the roots that came with the token cannot be used", "error", err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

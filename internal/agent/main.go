@@ -44,7 +44,7 @@ func ReadConfig(r io.Reader) (Config, error) {
 		return Config{}, errors.New("agent: the bootstrap document has no roots to believe the gateway by")
 	}
 	return Config{
-		Gateway: p.Gateway, PublicURL: p.PublicURL, Roots: roots, Run: p.Run, RunUID: p.RunUID,
+		Gateway: p.Gateway, PublicURL: p.PublicURL, Roots: roots, rootCerts: certificates([]byte(p.CAPEM)), Run: p.Run, RunUID: p.RunUID,
 		JoinToken: redact.FromString(p.JoinToken), Heartbeat: time.Duration(p.HeartbeatMS) * time.Millisecond, Python: p.Python,
 	}, nil
 }

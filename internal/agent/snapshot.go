@@ -38,14 +38,30 @@ func (c *carry) download(ctx context.Context, work *os.Root) error {
 		if err != nil {
 			return err
 		}
+		var whole []*workspacev1.SnapshotFile // of the last message, still to be written
 		return receive(work, "snapshot", func() (*entry, []byte, error) {
-			m, err := stream.Recv()
-			if e := m.GetEntry(); err == nil && e != nil {
-				return &entry{path: e.GetPath(), size: e.GetSize(), digest: e.GetDigest(), executable: e.GetExecutable()}, m.GetData(), nil
+			for len(whole) == 0 {
+				m, err := stream.Recv()
+				if err != nil {
+					return nil, nil, err
+				}
+				if whole = m.GetFiles(); len(whole) == 0 {
+					return announced(m.GetEntry()), m.GetData(), nil
+				}
 			}
-			return nil, m.GetData(), err
+			f := whole[0]
+			whole = whole[1:]
+			return announced(f.GetEntry()), f.GetData(), nil
 		})
 	})
+}
+
+// announced is nil where a message only goes on with a file.
+func announced(e *workspacev1.SnapshotEntry) *entry {
+	if e == nil {
+		return nil
+	}
+	return &entry{path: e.GetPath(), size: e.GetSize(), digest: e.GetDigest(), executable: e.GetExecutable()}
 }
 
 // entry announces a file.

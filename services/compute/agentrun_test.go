@@ -287,7 +287,7 @@ func TestLostAndTimeout(t *testing.T) {
 	// A timeout that comes too late changes nothing of the end.
 	a, uid := l.running(c, "in-time")
 	must(t, a.report(computev1.Run_STATE_COMPLETED, 0, 0))
-	l.s.timeOut(t.Context(), uid, time.Second)
+	l.s.queue.TimeOut(t.Context(), uid, time.Second)
 	l.is("in time", uid, computev1.Run_STATE_COMPLETED, 0)
 }
 

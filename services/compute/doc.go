@@ -1,4 +1,6 @@
-// Package compute owns compute targets and runs: what is queued, started, watched, cancelled and kept of a training job.
+// Package compute owns compute targets and runs: what is queued, started, watched, cancelled and kept of a training job. This
+// package wires its parts below internal/: queue moves runs on, driver places agents, agents answers them; targets, runs, replicas and
+// tracking answer everyone else; outputs, view and news serve these. Tests of the whole, behind the chain, are here.
 //
 // Trust boundary: users ask for runs; agents carry them. An agent is believed only about the one run that its token names, and
 // only the first key that asks for a run's assignment carries it. What user code prints or leaves behind is data.

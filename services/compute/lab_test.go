@@ -30,6 +30,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/blob"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/fence"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
@@ -37,13 +38,11 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb/sqldbtest"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/queue"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
 )
 
 func TestMain(m *testing.M) {
-	if asAgent() {
-		return
-	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -68,11 +67,19 @@ type lab struct {
 	engine *authz.Engine
 	addr   string
 	uids   map[string]string
-	seq    uint64
+	seq    uint64 // of workspace's stream
+	sec    uint64 // of identity's
+	fence  *fence.Fence
 	peers  *peers
 	driver *recorder
 	data   *logged
 	conns  map[string]*grpc.ClientConn
+	*world
+}
+
+// world is what the instances of a lab share beside their database.
+type world struct {
+	seals map[string]*seal.Seal
 
 	mu     sync.Mutex
 	clock  time.Time
@@ -99,6 +106,7 @@ type peers struct {
 
 	mu                          sync.Mutex
 	actAs, join, snapshot, away error
+	acting, joining             func() // before the answer of ActAs and of CreateAgentJoin
 	joins                       []*identityv1.CreateAgentJoinRequest
 	revoked                     []string
 }
@@ -119,7 +127,18 @@ func (p *peers) set(fn func(p *peers)) {
 	fn(p)
 }
 
+// before runs a hook that may wait.
+func (p *peers) before(hook *func()) {
+	p.mu.Lock()
+	fn := *hook
+	p.mu.Unlock()
+	if fn != nil {
+		fn()
+	}
+}
+
 func (p *peers) ActAs(context.Context, *identityv1.ActAsRequest, ...grpc.CallOption) (*identityv1.TokenResponse, error) {
+	p.before(&p.acting)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return &identityv1.TokenResponse{AccessToken: "acting"}, p.answer(p.actAs)
@@ -136,6 +155,7 @@ func (p *peers) RevokeRun(_ context.Context, in *identityv1.RevokeRunRequest, _ 
 }
 
 func (p *peers) CreateAgentJoin(_ context.Context, in *identityv1.CreateAgentJoinRequest, _ ...grpc.CallOption) (*identityv1.AgentJoin, error) {
+	p.before(&p.joining)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.answer(p.join); err != nil {
@@ -153,12 +173,12 @@ func (p *peers) GetSnapshot(context.Context, *workspacev1.GetSnapshotRequest, ..
 
 // recorder is a driver that writes down what it is asked.
 type recorder struct {
-	mu                    sync.Mutex
-	fail                  error
-	before                func() // of each Start
-	started               map[string]int
-	gone                  map[string]bool
-	killed, cleaned, kept []string
+	mu              sync.Mutex
+	fail            error
+	before          func() // of each Start
+	started         map[string]int
+	gone            map[string]bool
+	killed, cleaned []string
 }
 
 func newRecorder() *recorder {
@@ -174,8 +194,6 @@ func (d *recorder) Start(_ context.Context, p Placement) error {
 	d.started[p.RunUID]++
 	return d.fail
 }
-
-func (d *recorder) Alive(uid string) bool { return !d.Gone(uid) }
 
 func (d *recorder) Gone(uid string) bool {
 	d.mu.Lock()
@@ -195,12 +213,16 @@ func (d *recorder) Clean(uid string) {
 	d.cleaned = append(d.cleaned, uid)
 }
 
-func (d *recorder) Sweep(keep map[string]bool) {
+func (d *recorder) Left() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for uid := range keep {
-		d.kept = append(d.kept, uid)
+	var left []string
+	for uid := range d.started {
+		if !slices.Contains(d.cleaned, uid) {
+			left = append(left, uid)
+		}
 	}
+	return left
 }
 
 func (d *recorder) starts(uid string) int {
@@ -221,18 +243,13 @@ func newStill(t testing.TB, db *sqldb.DB) *lab {
 	t.Helper()
 	l := &lab{
 		t: t, db: db, uids: map[string]string{"/": ""}, peers: &peers{}, driver: newRecorder(), data: newLogged(), conns: make(map[string]*grpc.ClientConn),
-		clock: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), tokens: make(map[string]*authn.Verified),
+		world: &world{seals: make(map[string]*seal.Seal), clock: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), tokens: make(map[string]*authn.Verified)},
 	}
-	ring := func(service string) *envelope.Keyring {
+	for _, service := range []string{"compute", "keyvault"} {
 		s, err := seal.OpenFile(filepath.Join(t.TempDir(), "seal.key"), true)
 		must(t, err)
-		k, err := envelope.New(envelope.Config{Source: envelope.SealSource(s, service), DB: l.db})
-		must(t, err)
-		return k
+		l.seals[service] = s
 	}
-	own := ring("compute")
-	outbox, err := audit.New(audit.Config{Service: "compute", DB: l.db, Keys: own})
-	must(t, err)
 	blobs, err := blob.Open(t.Context(), blob.Config{Dir: filepath.Join(t.TempDir(), "blob")})
 	must(t, err)
 	t.Cleanup(func() { _ = blobs.Close() })
@@ -245,17 +262,43 @@ func newStill(t testing.TB, db *sqldb.DB) *lab {
 		state.Scopes = append(state.Scopes, &workspacev1.ScopeRecord{Uid: l.uids[at.name], Name: at.name, ParentUid: l.uids[at.parent], Active: true})
 	}
 	must(t, l.engine.ApplyAuthorization(state))
-	must(t, l.engine.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: 1, Reset_: true, Complete: true}))
+	l.sec = 1
+	must(t, l.engine.ApplySecurity(&identityv1.WatchSecurityResponse{Seq: l.sec, Reset_: true, Complete: true}))
 	l.assign("owner", sub1, authz.Owner)
 	l.assign("reader", sub1, authz.Reader)
 
 	l.cfg = Config{
-		DB: l.db, Outbox: outbox, Own: own, Keys: ring("keyvault"), Blobs: blobs, Engine: l.engine, Tokens: l.peers, Agents: l.peers, Snapshots: l.peers, RunData: l.data,
-		Dir: t.TempDir(), Gateway: "127.0.0.1:1", PublicURL: issuer, CA: []byte("pem"), Driver: l.driver, Heartbeat: time.Second, StartGrace: 10 * time.Second,
+		Blobs: blobs, Engine: l.engine, Tokens: l.peers, Agents: l.peers, Snapshots: l.peers, RunData: l.data,
+		Dir: t.TempDir(), Gateway: "127.0.0.1:1", PublicURL: issuer, CA: func() ([]byte, error) { return []byte("pem"), nil }, Driver: l.driver, Heartbeat: time.Second, Silence: 3 * time.Second, Instance: "a", StartGrace: 10 * time.Second,
 		CancelGrace: 5 * time.Second, MaxLogBytes: 1000, MaxOutputBytes: 1000, MaxOutputs: 3, Now: l.now,
 	}
-	l.restart()
+	l.open(db)
 	return l
+}
+
+// open makes the service on a database.
+func (l *lab) open(db *sqldb.DB) {
+	l.t.Helper()
+	l.db, l.cfg.DB = db, db
+	for service, ring := range map[string]**envelope.Keyring{"compute": &l.cfg.Own, "keyvault": &l.cfg.Keys} {
+		var err error
+		*ring, err = envelope.New(envelope.Config{Source: envelope.SealSource(l.seals[service], service), DB: db})
+		must(l.t, err)
+	}
+	var err error
+	l.cfg.Outbox, err = audit.New(audit.Config{Service: "compute", DB: db, Keys: l.cfg.Own})
+	must(l.t, err)
+	l.restart()
+}
+
+// twin is another instance of the service, with a machine of its own.
+func (l *lab) twin(db *sqldb.DB, instance string) *lab {
+	l.t.Helper()
+	other := *l
+	other.driver, other.conns, other.addr = newRecorder(), make(map[string]*grpc.ClientConn), ""
+	other.cfg.Driver, other.cfg.Instance = other.driver, instance
+	other.open(db)
+	return &other
 }
 
 // restart is the service as a new process on the same database has it.
@@ -274,7 +317,7 @@ func (l *lab) serve() {
 	must(l.t, err)
 	chain, err := rpc.NewChain(rpc.Config{
 		Service: "compute", TrustDomain: trust, Installation: trust, Issuer: issuer, PublicURL: issuer, Rules: rules,
-		Verifier: l, Proofs: proofs, Engine: l.engine, Recorder: l.cfg.Outbox, Logger: slog.New(slog.DiscardHandler),
+		Verifier: l, Proofs: proofs, Engine: l.engine, Fence: l.fence, Recorder: l.cfg.Outbox, Logger: slog.New(slog.DiscardHandler),
 	})
 	must(l.t, err)
 	server := chain.NewServer(says{}, rule.Registered("redoubt.compute")...)
@@ -297,7 +340,7 @@ func (l *lab) serve() {
 func (l *lab) step() {
 	l.t.Helper()
 	ctx := l.t.Context()
-	if err := errors.Join(l.s.startQueued(ctx), l.s.watchActive(ctx), l.s.revokeEnded(ctx)); err != nil {
+	if err := errors.Join(l.s.queue.StartQueued(ctx), l.s.queue.WatchActive(ctx), l.s.queue.Tend(ctx), l.s.queue.RevokeEnded(ctx)); err != nil {
 		l.t.Fatal(err)
 	}
 }
@@ -410,7 +453,7 @@ func (l *lab) agent(uid string) *agent {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tokens[a.token] = &authn.Verified{Claims: authn.Claims{
-		Subject: r.Submitter, PrincipalType: "User", Run: uid, Workspace: r.Workspace, Actions: runActions(r), Confirmation: prover.Thumbprint(),
+		Subject: r.Submitter, PrincipalType: "User", Run: uid, Workspace: r.Workspace, Actions: queue.Actions(r), Confirmation: prover.Thumbprint(),
 	}}
 	return a
 }

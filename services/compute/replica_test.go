@@ -16,6 +16,7 @@ import (
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/queue"
 )
 
 func (l *lab) replicas() computev1.ReplicaServiceClient {
@@ -134,9 +135,9 @@ func TestReplica(t *testing.T) {
 		}
 		l.step()
 	}
-	must(t, l.s.adopt(t.Context()))
-	if !slices.Contains(l.driver.kept, uid) {
-		t.Error("a restart sweeps it away")
+	must(t, l.s.queue.Adopt(t.Context()))
+	if slices.Contains(l.driver.killed, uid) || slices.Contains(l.driver.cleaned, uid) {
+		t.Error("a restart ends its agent")
 	}
 	l.is("after an hour", uid, computev1.Run_STATE_RUNNING, 0)
 
@@ -278,11 +279,11 @@ func TestReplicaNeeds(t *testing.T) {
 	req.Serve.Models = append(req.GetServe().GetModels(), ws1+"/models/n/versions/1")
 	s, err := l.replicas().StartReplica(t.Context(), req)
 	must(t, err)
-	list := []need{
-		{ws1 + "/endpoints/e/deployments/d", "inference/endpoints/deployments/write"}, {target, "compute/computes/use"}, {ws1 + snap, "workspace/snapshots/read"},
-		{ws1 + "/models/m/versions/3", "inference/models/content/read"}, {ws1 + "/models/n/versions/1", "inference/models/content/read"},
+	list := []queue.Need{
+		{Name: ws1 + "/endpoints/e/deployments/d", Action: "inference/endpoints/deployments/write"}, {Name: target, Action: "compute/computes/use"}, {Name: ws1 + snap, Action: "workspace/snapshots/read"},
+		{Name: ws1 + "/models/m/versions/3", Action: "inference/models/content/read"}, {Name: ws1 + "/models/n/versions/1", Action: "inference/models/content/read"},
 	}
-	if got := needs(l.stored(s.GetRunUid())); !slices.Equal(got, list) {
+	if got := queue.Needs(l.stored(s.GetRunUid())); !slices.Equal(got, list) {
 		t.Errorf("needs %v", got)
 	}
 }

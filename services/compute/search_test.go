@@ -25,6 +25,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/tracking"
 )
 
 // logged is telemetry, as far as compute asks it: what runs have logged, by uid.
@@ -99,7 +100,7 @@ func (l *lab) search(user string, req *computev1.SearchRunsRequest) ([]string, e
 		if req.PageToken = res.GetNextPageToken(); req.GetPageToken() == "" {
 			return ids, nil
 		}
-		if n := int(req.GetPageSize()); n > 0 && len(res.GetRuns()) != n && l.s.bounds.answer > 1 {
+		if n := int(req.GetPageSize()); n > 0 && len(res.GetRuns()) != n && l.s.bounds.Answer > 1 {
 			l.t.Errorf("a page of %d, and there is more; want %d", len(res.GetRuns()), n)
 		}
 	}
@@ -206,7 +207,7 @@ func TestSearchRuns(t *testing.T) {
 
 	// Nothing else is found where nothing of what was opened on the way has room, and where a page ends for its size.
 	bounds := l.s.bounds
-	for _, b := range []searchBounds{{answer: bounds.answer}, {answer: 1, kept: bounds.kept}, {}} {
+	for _, b := range []tracking.Bounds{{Answer: bounds.Answer}, {Answer: 1, Kept: bounds.Kept}, {}} {
 		l.s.bounds = b
 		for filter, want := range map[string]string{"": "job a b c", "metrics.loss < 1": "job a"} {
 			req := &computev1.SearchRunsRequest{Filter: filter, OrderBy: []string{"metrics.loss"}}
@@ -215,7 +216,7 @@ func TestSearchRuns(t *testing.T) {
 			}
 			res, err := l.tracking().SearchRuns(l.as("owner"), &computev1.SearchRunsRequest{Parent: ws1, Filter: filter, OrderBy: req.GetOrderBy()})
 			must(t, err)
-			if len(res.GetRuns()) == 0 || !proto.Equal(res.GetRuns()[0].GetData(), l.data.of[job.GetUid()]) || b.answer == 1 && len(res.GetRuns()) != 1 {
+			if len(res.GetRuns()) == 0 || !proto.Equal(res.GetRuns()[0].GetData(), l.data.of[job.GetUid()]) || b.Answer == 1 && len(res.GetRuns()) != 1 {
 				t.Errorf("%+v, %q: %v", b, filter, res)
 			}
 		}

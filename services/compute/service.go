@@ -5,11 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
@@ -18,10 +16,18 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/blob"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
-	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/agents"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/driver"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/outputs"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/queue"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/replicas"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/runs"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/targets"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/tracking"
 )
 
 // Migrations of the tables that this service owns.
@@ -35,23 +41,36 @@ type Config struct {
 	Own, Keys *envelope.Keyring
 	Blobs     *blob.Store
 	Engine    *authz.Engine
+	// Decide decides something on a view of the fence, and again at each commit in the context that comes back; as rpc.Decide. Nil is without
+	// a fence: for tests.
+	Decide    func(ctx context.Context, check func() error) (decided context.Context, release func(), err error)
 	Tokens    identityv1.TokenServiceClient
 	Agents    identityv1.AgentServiceClient
 	Snapshots workspacev1.SnapshotServiceClient
 	RunData   RunData
 	// Dir is the state folder; the local target's runs have folders below Dir/runs.
 	Dir string
-	// Gateway is the host:port that agents dial, PublicURL the URL that their proofs name, CA the roots to believe there, as PEM.
+	// Gateway is the host:port that agents dial, PublicURL the URL that their proofs name, CA gives the roots to believe there now, as PEM.
 	Gateway, PublicURL string
-	CA                 []byte
+	CA                 func() ([]byte, error)
 	// AgentCommand starts an agent on this machine. Empty is this binary with "agent".
 	AgentCommand []string
+	// NoLocalTargets refuses local targets: nothing is started on the service's own machine.
+	NoLocalTargets bool
 	// Python finds the Python of this machine, for the agents that are started here; nil lets each of them look.
 	Python func(context.Context) (Interpreter, error)
 	// Driver places agents for local targets; nil is the one that starts AgentCommand.
 	Driver Driver
-	// Heartbeat is how often agents report; silent for three times that, a run is lost. Default 2 s.
+	// Instance is this instance's name, and Leader elects one of all that share the database. Leader is required by Run.
+	Instance string
+	Leader   *leader.Leader
+	// Heartbeat is how often agents report. Default 2 s.
 	Heartbeat time.Duration
+	// Silence is how long a run's agent may be silent before the run is lost; it covers the restart of what lies between. Default 15 s, or
+	// three heartbeats where that is longer.
+	Silence time.Duration
+	// StartWait is how long a run waits whose start is kept up by a token of the platform's that is refused: clocks are apart. Default 30 min.
+	StartWait time.Duration
 	// StartGrace is how long an agent may take to ask for its assignment. Default 60 s.
 	StartGrace time.Duration
 	// CancelGrace is how long a cancelled run may take to report. Default 30 s.
@@ -71,6 +90,8 @@ func (c *Config) defaults() {
 		}
 	}
 	set(&c.Heartbeat, 2*time.Second)
+	set(&c.Silence, max(15*time.Second, 3*c.Heartbeat))
+	set(&c.StartWait, 30*time.Minute)
 	set(&c.StartGrace, time.Minute)
 	set(&c.CancelGrace, 30*time.Second)
 	if c.MaxLogBytes == 0 {
@@ -85,19 +106,35 @@ func (c *Config) defaults() {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Decide == nil {
+		c.Decide = func(ctx context.Context, check func() error) (context.Context, func(), error) {
+			return rpc.Decide(ctx, nil, check)
+		}
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 }
 
+// What Config speaks of.
+type (
+	// Driver places agents on a target.
+	Driver = driver.Driver
+	// Placement is what an agent is started with.
+	Placement = driver.Placement
+	// Interpreter is where a machine's Python lives.
+	Interpreter = driver.Interpreter
+	// RunData is what a search asks telemetry.
+	RunData = tracking.RunData
+)
+
 // Service is the compute service.
 type Service struct {
 	cfg    Config
 	store  *store.Store
-	driver Driver
-	news   *news
-	queue  chan struct{} // something may be startable
-	bounds searchBounds
+	queue  *queue.Queue
+	local  *driver.Local // nil where Config has a driver
+	bounds tracking.Bounds
 }
 
 // New makes the service.
@@ -105,149 +142,59 @@ func New(cfg Config) (*Service, error) {
 	if cfg.DB == nil || cfg.Outbox == nil || cfg.Keys == nil || cfg.Blobs == nil || cfg.Engine == nil {
 		return nil, errors.New("compute: DB, Outbox, Keys, Blobs and Engine are required")
 	}
-	if cfg.Tokens == nil || cfg.Agents == nil || cfg.Snapshots == nil || cfg.RunData == nil || cfg.Gateway == "" || cfg.PublicURL == "" || len(cfg.CA) == 0 || cfg.Dir == "" {
+	if cfg.Tokens == nil || cfg.Agents == nil || cfg.Snapshots == nil || cfg.RunData == nil || cfg.Gateway == "" || cfg.PublicURL == "" || cfg.CA == nil || cfg.Dir == "" {
 		return nil, errors.New("compute: the peers, Dir, Gateway, PublicURL and CA are required")
 	}
 	cfg.defaults()
-	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys, cfg.Logger), driver: cfg.Driver, news: newNews(), queue: make(chan struct{}, 1), bounds: searchBounds{answer: 24 << 20, kept: 32 << 20}}
-	if s.driver == nil {
-		d, err := newLocal(localConfig{Dir: filepath.Join(cfg.Dir, "runs"), Command: cfg.AgentCommand, Python: cfg.Python, Now: cfg.Now, Logger: cfg.Logger})
+	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys, cfg.Logger), bounds: tracking.Bounds{Answer: 24 << 20, Kept: 32 << 20}}
+	if cfg.Driver == nil {
+		var err error
+		s.local, err = driver.NewLocal(driver.LocalConfig{Dir: filepath.Join(cfg.Dir, "runs"), Command: cfg.AgentCommand, Python: cfg.Python, Now: cfg.Now, Logger: cfg.Logger})
 		if err != nil {
 			return nil, err
 		}
-		s.driver = d
+		s.cfg.Driver = s.local
 	}
+	s.queue = queue.New(queue.Config{
+		Store: s.store, Driver: s.cfg.Driver, Outbox: cfg.Outbox, Engine: cfg.Engine, Decide: cfg.Decide, Tokens: cfg.Tokens, Agents: cfg.Agents, Snapshots: cfg.Snapshots,
+		Gateway: cfg.Gateway, PublicURL: cfg.PublicURL, CA: cfg.CA, NoLocalTargets: cfg.NoLocalTargets, Instance: cfg.Instance, Leader: cfg.Leader,
+		Heartbeat: cfg.Heartbeat, Silence: cfg.Silence, StartWait: cfg.StartWait, StartGrace: cfg.StartGrace, CancelGrace: cfg.CancelGrace,
+		Now: cfg.Now, Logger: cfg.Logger,
+	})
 	return s, nil
 }
 
 // Register puts the service's methods on a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
-	computev1.RegisterComputeServiceServer(r, computes{s: s})
-	computev1.RegisterRunServiceServer(r, runs{s: s})
-	computev1.RegisterExperimentServiceServer(r, experiments{s: s})
-	computev1.RegisterTrackingServiceServer(r, tracking{s: s})
-	computev1.RegisterAgentRunServiceServer(r, agents{s: s})
-	computev1.RegisterRunInternalServiceServer(r, internal{s: s})
-	computev1.RegisterReplicaServiceServer(r, replicas{s: s})
+	cfg := s.cfg
+	files := outputs.New(outputs.Config{Store: s.store, Blobs: cfg.Blobs, Most: cfg.MaxOutputs, MaxBytes: cfg.MaxOutputBytes, Now: cfg.Now, Logger: cfg.Logger})
+	run := runs.Config{
+		Store: s.store, Queue: s.queue, Outputs: files, Blobs: cfg.Blobs, Snapshots: cfg.Snapshots, Now: cfg.Now,
+	}
+	track := tracking.Config{Store: s.store, Outputs: files, RunData: cfg.RunData, Bounds: &s.bounds, Now: cfg.Now}
+	computev1.RegisterComputeServiceServer(r, targets.New(targets.Config{Store: s.store, Queue: s.queue, NoLocalTargets: cfg.NoLocalTargets, Now: cfg.Now}))
+	computev1.RegisterRunServiceServer(r, runs.New(run))
+	computev1.RegisterRunInternalServiceServer(r, runs.NewInternal(run))
+	computev1.RegisterExperimentServiceServer(r, tracking.NewExperiments(track))
+	computev1.RegisterTrackingServiceServer(r, tracking.New(track))
+	computev1.RegisterAgentRunServiceServer(r, agents.New(agents.Config{
+		Store: s.store, Queue: s.queue, Outputs: files, Heartbeat: cfg.Heartbeat, MaxLogBytes: cfg.MaxLogBytes, Now: cfg.Now, Logger: cfg.Logger,
+	}))
+	computev1.RegisterReplicaServiceServer(r, replicas.New(replicas.Config{Store: s.store, Queue: s.queue, Engine: cfg.Engine, Now: cfg.Now}))
+}
+
+// Run carries the queue until ctx ends. Config has a Leader.
+func (s *Service) Run(ctx context.Context) error {
+	if s.cfg.Leader == nil {
+		return errors.New("compute: Leader is required")
+	}
+	return s.queue.Run(ctx)
 }
 
 // Close waits for what goes on beside the calls. The database is closed by whoever opened it.
 func (s *Service) Close() error {
-	if l, ok := s.driver.(*local); ok {
-		l.pythons.wait()
+	if s.local != nil {
+		s.local.Close()
 	}
 	return nil
-}
-
-// record is the audit record of the call that ctx belongs to.
-func record(details ...string) store.Record {
-	return func(ctx context.Context, tx *sqldb.Tx) error { return rpc.From(ctx).Audit(ctx, tx, details...) }
-}
-
-// absent gives the one answer for what is not there.
-func absent(err error, name string) error {
-	if fault.Is(err, codes.NotFound) {
-		return rpc.NotFound(name)
-	}
-	return err
-}
-
-// run finds the run that a call is about.
-func (s *Service) run(ctx context.Context, name string) (*store.Run, error) {
-	call := rpc.From(ctx)
-	r, err := s.store.Run(ctx, call.Scope.WorkspaceUID, call.Scope.Name.ID())
-	return r, absent(err, name)
-}
-
-// page opens a page token, and gives what seals the next one.
-func (s *Service) page(ctx context.Context, workspace, query, token string) (store.Cursor, func(cur store.Cursor, got, limit int) (string, error), error) {
-	key, err := s.store.Key(ctx, workspace)
-	if err != nil {
-		return store.Cursor{}, nil, err
-	}
-	next := func(cur store.Cursor, got, limit int) (string, error) {
-		if got < limit {
-			return "", nil
-		}
-		return key.SealPage(query, cur.Bytes())
-	}
-	if token == "" {
-		return store.Cursor{}, next, nil
-	}
-	b, err := key.OpenPage(query, token)
-	if err != nil {
-		return store.Cursor{}, nil, err
-	}
-	cur, err := envelope.ParseCursor(b)
-	return cur, next, err
-}
-
-// news tells waiting streams that something about a run or a target has changed. It holds an entry only while somebody waits.
-type news struct {
-	mu sync.Mutex
-	m  map[string]*waiters
-}
-
-// waiters are those who wait for one change.
-type waiters struct {
-	changed chan struct{}
-	n       int
-}
-
-func newNews() *news { return &news{m: make(map[string]*waiters)} }
-
-// next gives a channel that is closed at the next change. Take it before reading, so that no change is missed, and leave when it is
-// not waited for any more.
-func (n *news) next(uid string) (changed <-chan struct{}, leave func()) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	w, ok := n.m[uid]
-	if !ok {
-		w = &waiters{changed: make(chan struct{})}
-		n.m[uid] = w
-	}
-	w.n++
-	return w.changed, func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if w.n--; w.n == 0 && n.m[uid] == w {
-			delete(n.m, uid)
-		}
-	}
-}
-
-func (n *news) changed(uid string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if w, ok := n.m[uid]; ok {
-		close(w.changed)
-		delete(n.m, uid)
-	}
-}
-
-// each calls look now and after each change, until it is done or fails, or ctx ends.
-func (n *news) each(ctx context.Context, uid string, look func() (done bool, err error)) error {
-	for {
-		changed, leave := n.next(uid)
-		done, err := look()
-		if !done && err == nil {
-			select {
-			case <-changed:
-			case <-ctx.Done():
-				err = ctx.Err()
-			}
-		}
-		leave()
-		if done || err != nil {
-			return err
-		}
-	}
-}
-
-// wake makes the queue look again.
-func (s *Service) wake() {
-	select {
-	case s.queue <- struct{}{}:
-	default:
-	}
 }

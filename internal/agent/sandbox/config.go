@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/machine"
 )
 
 // Where a run finds its files, and whom it finds itself to be.
@@ -192,17 +192,10 @@ func setDefault[T int | int64](value *T, otherwise T) {
 	}
 }
 
-// machineMemory is the machine's memory in bytes; 4 GiB where that cannot be told.
+// machineMemory is the memory of the machine, or of the container, in bytes; 4 GiB where that cannot be told.
 func machineMemory() int64 {
-	text, err := os.ReadFile("/proc/meminfo")
-	if err == nil {
-		for line := range bytes.Lines(text) {
-			if fields := strings.Fields(string(line)); len(fields) > 1 && fields[0] == "MemTotal:" {
-				if kib, err := strconv.ParseInt(fields[1], 10, 64); err == nil && kib > 0 {
-					return kib << 10
-				}
-			}
-		}
+	if b := machine.Memory(); b > 0 {
+		return b
 	}
 	return 4 << 30
 }

@@ -145,6 +145,10 @@ func unlessForbidden(t *testing.T, attack, out string) {
 		t.Logf("this kernel does not have it")
 		return
 	}
+	if attack == "int80" && strings.Contains(out, "segmentation fault") {
+		t.Logf("this kernel takes no int 0x80 from 64-bit code: what the filter does with it is not shown here")
+		return
+	}
 	t.Errorf("without the sandbox it does not work either: %s", out)
 }
 

@@ -27,7 +27,7 @@ func (s *Store) AppendLog(ctx context.Context, r *Run, start int64, data []byte,
 	if err != nil {
 		return 0, false, err
 	}
-	err = s.db.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+	err = s.w.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		row, err := q.GetRun(ctx, r.UID)
 		if err != nil {
@@ -64,7 +64,7 @@ func (s *Store) AppendLog(ctx context.Context, r *Run, start int64, data []byte,
 		if n == 0 {
 			return fault.Aborted("the log was written from elsewhere; ask for the assignment again")
 		}
-		return nil
+		return signal(ctx, tx, RunTopic(r.UID))
 	})
 	return stored, full, err
 }
@@ -131,7 +131,7 @@ func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most, mostBytes
 	if err != nil {
 		return "", err
 	}
-	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+	err = s.w.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		replaced = ""
 		row, err := q.GetRun(ctx, r.UID)
@@ -196,7 +196,7 @@ func (s *Store) DeleteOutputs(ctx context.Context, r *Run, list []Output, record
 	if err != nil {
 		return nil, err
 	}
-	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+	err = s.w.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		blobs = nil
 		row, err := q.GetRun(ctx, r.UID)

@@ -156,7 +156,7 @@ func (s *Store) InsertExperiment(ctx context.Context, e *Experiment, record Reco
 	if err != nil {
 		return err
 	}
-	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+	return s.w.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		if _, err := byName(ctx, q, key, e.Workspace, e.DisplayName); err == nil {
 			return nameTaken()
@@ -230,7 +230,7 @@ func (s *Store) UpdateExperiment(ctx context.Context, workspace, id, by string, 
 		return nil, err
 	}
 	var out *Experiment
-	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+	err = s.w.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		e, err := get(ctx, q, key, workspace, id)
 		if err != nil {

@@ -48,11 +48,17 @@ ORDER BY create_time DESC, uid DESC LIMIT CAST($5 AS BIGINT);
 -- name: ComputesInState :many
 SELECT DISTINCT compute_uid FROM runs WHERE state = $1 AND compute_uid <> '' ORDER BY compute_uid;
 
+-- name: StartingOf :many
+SELECT uid FROM runs WHERE instance = $1 AND state = $2 ORDER BY uid;
+
 -- name: QueuedOnCompute :many
 SELECT * FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT);
 
 -- name: RunsInStates :many
 SELECT * FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid;
+
+-- name: StandingRuns :many
+SELECT uid, submitter, create_time FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid;
 
 -- name: NotRevoked :many
 SELECT * FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100;
@@ -62,7 +68,7 @@ SELECT COUNT(*) FROM runs WHERE compute_uid = $1 AND state >= $2 AND state <= $3
 
 -- name: UpdateRun :execrows
 UPDATE runs SET outcome = $3, state = $4, generation = $5, agent_key = $6, cancel = $7, version = version + 1,
-                start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13
+                start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13, instance = $14, stopped = $15
 WHERE uid = $1 AND version = $2;
 
 -- name: TouchRun :execrows

@@ -15,13 +15,7 @@ import (
 	"log/slog"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
-
-	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
-	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
-	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store/db"
 )
@@ -37,70 +31,54 @@ func Migrations() sqldb.MigrationSet {
 // Record writes the audit record of a change into its transaction.
 type Record func(ctx context.Context, tx *sqldb.Tx) error
 
+// Writer runs write transactions: a database, or what checks in each of them that its holder may still write.
+type Writer interface {
+	Write(ctx context.Context, fn func(ctx context.Context, tx *sqldb.Tx) error) error
+	WriteGrouped(ctx context.Context, fn func(ctx context.Context, tx *sqldb.Tx) error) error
+}
+
 // Store is the database of compute. It is safe for concurrent use.
 type Store struct {
 	db   *sqldb.DB
+	w    Writer
 	keys *envelope.Keyring
 	log  *slog.Logger
 }
 
 // New makes a store. keys are the data keys of workspaces.
 func New(d *sqldb.DB, keys *envelope.Keyring, log *slog.Logger) *Store {
-	return &Store{db: d, keys: keys, log: log}
+	return &Store{db: d, w: d, keys: keys, log: log}
 }
 
-// Compute is a target.
-type Compute struct {
-	UID, Workspace, ID string
-	Kind               computev1.Compute_Kind
-	MaxRuns            int
-	Created            time.Time
-	CreatedBy          string
-}
+// By is the same store, in which all is written by w.
+func (s *Store) By(w Writer) *Store { return &Store{db: s.db, w: w, keys: s.keys, log: s.log} }
 
-// Run is a run as it is stored.
-type Run struct {
-	UID, Workspace, Compute string
-	// Kind says which of the fields below count. One that is not set is refused.
-	Kind computev1.Run_Kind
-	// Spec is what was submitted, with run_id filled in; its parent is the workspace's name. Of a replica it is made from Replica.
-	Spec *computev1.SubmitRunRequest
-	// Replica is what inference asked for; nil for all other kinds.
-	Replica   *computev1.StartReplicaRequest
-	Submitter string
-	State     computev1.Run_State
-	// Outcome is how it ended, or why it is where it is.
-	Outcome *computev1.ReportRunRequest
-	// Generation counts how often it was handed to an agent: 0 or 1, for a run is started once.
-	Generation int64
-	// AgentKey is the thumbprint of the agent's key, once one has come.
-	AgentKey                                       string
-	Cancel                                         bool
-	Version                                        int64
-	Created, Started, Ended, Heartbeat, CanceledAt time.Time // zero where it did not happen
-	LogBytes                                       int64
-	// Revoked says that identity has killed the run's tokens.
-	Revoked bool
-	// Experiment is the id of the experiment that it belongs to.
-	Experiment string
-	Deleted    Deleted
-	// Labels are what is said of it besides: display name and user. nil where nothing was.
-	Labels *computev1.CreateTrackedRunRequest
-}
+// Signals is as sqldb's: it tells of changes that any instance has committed.
+func (s *Store) Signals(topic string) (wake <-chan struct{}, stop func()) { return s.db.Signals(topic) }
 
-// Name is the run's resource name.
-func (r *Run) Name() string { return r.Spec.GetParent() + "/runs/" + r.Spec.GetRunId() }
+// What is signalled: RunTopic and ComputeTopic of each run or target, by its uid.
+const (
+	// QueueTopic says that something may be startable.
+	QueueTopic = "queue"
+	// EndedTopic says that a run has ended, or is gone.
+	EndedTopic = "ended"
+)
 
-// DisplayName is the name that was given to it last.
-func (r *Run) DisplayName() string {
-	if r.Labels != nil {
-		return r.Labels.GetDisplayName()
+// RunTopic says that something about a run has changed, its log included.
+func RunTopic(uid string) string { return "runs/" + uid }
+
+// ComputeTopic says that a target may have a run, or room, for somebody.
+func ComputeTopic(uid string) string { return "computes/" + uid }
+
+// signal tells of topics when tx is committed.
+func signal(ctx context.Context, tx *sqldb.Tx, topics ...string) error {
+	for _, t := range topics {
+		if err := tx.Signal(ctx, t); err != nil {
+			return err
+		}
 	}
-	return r.Spec.GetDisplayName()
+	return nil
 }
-
-// HasEnded reports whether the run is in one of its last states.
-func (r *Run) HasEnded() bool { return r.State >= computev1.Run_STATE_COMPLETED }
 
 // Cursor is the place in a list after which the next page starts.
 type Cursor = envelope.Cursor
@@ -108,14 +86,6 @@ type Cursor = envelope.Cursor
 // Key is the workspace's data key.
 func (s *Store) Key(ctx context.Context, workspace string) (*envelope.Key, error) {
 	return s.keys.Key(ctx, workspace)
-}
-
-func computeAAD(workspace, uid string) envelope.AAD {
-	return envelope.AAD{Owner: workspace, Kind: "compute", ID: uid, Field: "name"}
-}
-
-func runAAD(workspace, uid, field string) envelope.AAD {
-	return envelope.AAD{Owner: workspace, Kind: "run", ID: uid, Field: field}
 }
 
 // micros and instant turn times into columns and back; 0 is the zero time.
@@ -140,414 +110,9 @@ func flag(b bool) int64 {
 	return 0
 }
 
-// --- targets
-
-// InsertCompute makes a target.
-func (s *Store) InsertCompute(ctx context.Context, c Compute, record Record) error {
-	key, err := s.keys.Key(ctx, c.Workspace)
-	if err != nil {
-		return err
-	}
-	name, err := key.SealString(computeAAD(c.Workspace, c.UID), c.ID)
-	if err != nil {
-		return err
-	}
-	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		n, err := db.New(tx).InsertCompute(ctx, db.InsertComputeParams{
-			UID: c.UID, WorkspaceUID: c.Workspace, Name: name, NameMac: key.MAC("compute", c.Workspace, c.ID), Kind: int64(c.Kind),
-			MaxRuns: int64(c.MaxRuns), CreateTime: micros(c.Created), CreatedBy: c.CreatedBy,
-		})
-		if err != nil {
-			return sqldb.Fault(err)
-		}
-		if n == 0 {
-			return fault.AlreadyExists("the workspace has a compute of that name already")
-		}
-		return record(ctx, tx)
-	})
-}
-
-// Compute finds a target by its id.
-func (s *Store) Compute(ctx context.Context, workspace, id string) (Compute, error) {
-	key, err := s.keys.Key(ctx, workspace)
-	if err != nil {
-		return Compute{}, err
-	}
-	row, err := db.New(s.db.Reader()).GetCompute(ctx, db.GetComputeParams{WorkspaceUID: workspace, NameMac: key.MAC("compute", workspace, id)})
-	if err != nil {
-		return Compute{}, sqldb.Fault(err)
-	}
-	return s.compute(ctx, row)
-}
-
-// ComputeByUID finds a target by its uid.
-func (s *Store) ComputeByUID(ctx context.Context, uid string) (Compute, error) {
-	row, err := db.New(s.db.Reader()).GetComputeByUID(ctx, uid)
-	if err != nil {
-		return Compute{}, sqldb.Fault(err)
-	}
-	return s.compute(ctx, row)
-}
-
-func (s *Store) compute(ctx context.Context, row db.Compute) (Compute, error) {
-	key, err := s.keys.Key(ctx, row.WorkspaceUID)
-	if err != nil {
-		return Compute{}, err
-	}
-	id, err := key.OpenString(computeAAD(row.WorkspaceUID, row.UID), row.Name)
-	if err != nil {
-		return Compute{}, err
-	}
-	return Compute{
-		UID: row.UID, Workspace: row.WorkspaceUID, ID: id, Kind: computev1.Compute_Kind(row.Kind), MaxRuns: int(row.MaxRuns),
-		Created: instant(row.CreateTime), CreatedBy: row.CreatedBy,
-	}, nil
-}
-
-// ListComputes gives targets after the cursor, oldest first.
-func (s *Store) ListComputes(ctx context.Context, workspace string, after Cursor, limit int) ([]Compute, Cursor, error) {
-	rows, err := db.New(s.db.Reader()).ListComputes(ctx, db.ListComputesParams{WorkspaceUID: workspace, CreateTime: after.Time, UID: after.UID, Column4: int64(limit)})
-	if err != nil {
-		return nil, after, sqldb.Fault(err)
-	}
-	out := make([]Compute, 0, len(rows))
-	for _, row := range rows {
-		c, err := s.compute(ctx, row)
-		if err != nil {
-			return nil, after, err
-		}
-		out = append(out, c)
-		after = Cursor{Time: row.CreateTime, UID: row.UID}
-	}
-	return out, after, nil
-}
-
-// DeleteCompute removes a target that no run waits for or runs on.
-func (s *Store) DeleteCompute(ctx context.Context, uid string, record Record) error {
-	return s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		q := db.New(tx)
-		n, err := q.ComputeRunsNotEnded(ctx, db.ComputeRunsNotEndedParams{ComputeUID: uid, State: int64(computev1.Run_STATE_COMPLETED)})
-		if err != nil {
-			return sqldb.Fault(err)
-		}
-		if n > 0 {
-			return fault.New(codes.FailedPrecondition, faultv1.Reason_RESOURCE_IN_USE, "%d runs wait for this compute or run on it; cancel them first", n)
-		}
-		if n, err = q.DeleteCompute(ctx, uid); err != nil {
-			return sqldb.Fault(err)
-		}
-		if n == 0 {
-			return fault.NotFound("the compute is gone")
-		}
-		return record(ctx, tx)
-	})
-}
-
-// --- runs
-
-// InsertRun stores a run that names no experiment by its display name; see Submit.
-func (s *Store) InsertRun(ctx context.Context, r *Run, requestID string, record Record) (*Run, error) {
-	return s.Submit(ctx, r, requestID, nil, record)
-}
-
-// Submit stores a run. With a request id that was used within the last day, the run of then is given back instead, if what was
-// asked is the same. A run without an experiment joins the one that join is for; without either it is in Default.
-func (s *Store) Submit(ctx context.Context, r *Run, requestID string, join *Join, record Record) (*Run, error) {
-	key, err := s.keys.Key(ctx, r.Workspace)
-	if err != nil {
-		return nil, err
-	}
-	spec, outcome, err := s.sealRun(key, r)
-	if err != nil {
-		return nil, err
-	}
-	labels, err := sealLabels(key, r)
-	if err != nil {
-		return nil, err
-	}
-	requestMAC := []byte{}
-	if requestID != "" {
-		requestMAC = key.MAC("run request", r.Workspace+"/"+r.Submitter, requestID)
-	}
-	var earlier *Run
-	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		q := db.New(tx)
-		earlier = nil
-		if requestID != "" {
-			row, err := q.GetRunByRequest(ctx, db.GetRunByRequestParams{WorkspaceUID: r.Workspace, RequestMac: requestMAC, CreateTime: r.Created.Add(-24 * time.Hour).UnixMicro()})
-			if err = sqldb.Fault(err); err == nil {
-				earlier, err = s.run(ctx, row)
-				return err
-			} else if !fault.Is(err, codes.NotFound) {
-				return err
-			}
-		}
-		experiment, err := join.experiment(ctx, q, key, r)
-		if err != nil {
-			return err
-		}
-		n, err := q.InsertRun(ctx, db.InsertRunParams{
-			UID: r.UID, WorkspaceUID: r.Workspace, ComputeUID: r.Compute, IDMac: key.MAC("run", r.Workspace, r.Spec.GetRunId()), RequestMac: requestMAC,
-			Spec: spec, Outcome: outcome, Submitter: r.Submitter, State: int64(r.State), CreateTime: micros(r.Created), Kind: int64(r.Kind),
-			StartTime: micros(r.Started), EndTime: micros(r.Ended), Experiment: experiment, Labels: labels,
-		})
-		if err != nil {
-			return sqldb.Fault(err)
-		}
-		if n == 0 {
-			return fault.AlreadyExists("the workspace has a run of that id already")
-		}
-		return record(ctx, tx)
-	})
-	if err != nil {
-		return nil, err
-	}
-	if earlier != nil {
-		return earlier, nil
-	}
-	return s.RunByUID(ctx, r.UID)
-}
-
-func (s *Store) sealRun(key *envelope.Key, r *Run) (spec, outcome []byte, err error) {
-	if spec, err = sealSpec(key, r); err != nil {
-		return nil, nil, err
-	}
-	outcome, err = sealOutcome(key, r)
-	return spec, outcome, err
-}
-
-func sealOutcome(key *envelope.Key, r *Run) ([]byte, error) {
-	if r.Outcome == nil {
-		r.Outcome = &computev1.ReportRunRequest{}
-	}
-	b, err := proto.Marshal(r.Outcome)
-	if err != nil {
-		return nil, fault.Internal(err, "the run's end cannot be stored")
-	}
-	return key.Seal(runAAD(r.Workspace, r.UID, "outcome"), b)
-}
-
-// run opens a row.
-func (s *Store) run(ctx context.Context, row db.Run) (*Run, error) {
-	key, err := s.keys.Key(ctx, row.WorkspaceUID)
-	if err != nil {
-		return nil, err
-	}
-	r := &Run{
-		UID: row.UID, Workspace: row.WorkspaceUID, Compute: row.ComputeUID, Submitter: row.Submitter, State: computev1.Run_State(row.State),
-		Generation: row.Generation, AgentKey: row.AgentKey, Cancel: row.Cancel != 0, Version: row.Version, LogBytes: row.LogBytes, Revoked: row.Revoked != 0,
-		Created: instant(row.CreateTime), Started: instant(row.StartTime), Ended: instant(row.EndTime), Heartbeat: instant(row.HeartbeatTime), CanceledAt: instant(row.CancelTime),
-		Kind: computev1.Run_Kind(row.Kind), Outcome: &computev1.ReportRunRequest{}, Experiment: row.Experiment, Deleted: Deleted(row.Deleted),
-	}
-	if err := openSpec(key, r, row.Spec); err != nil {
-		return nil, err
-	}
-	if err := openLabels(key, r, row.Labels); err != nil {
-		return nil, err
-	}
-	outcome, err := key.Open(runAAD(r.Workspace, r.UID, "outcome"), row.Outcome)
-	if err != nil {
-		return nil, err
-	}
-	if proto.Unmarshal(outcome, r.Outcome) != nil {
-		return nil, fault.New(codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "the stored run cannot be read")
-	}
-	return r, nil
-}
-
-func (s *Store) runs(ctx context.Context, rows []db.Run) ([]*Run, error) {
-	out := make([]*Run, 0, len(rows))
-	for _, row := range rows {
-		r, err := s.run(ctx, row)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-	}
-	return out, nil
-}
-
-// readable is for lists that span workspaces: a row that is damaged, or whose workspace has lost its key, must not stop the others.
-func (s *Store) readable(ctx context.Context, rows []db.Run) []*Run {
-	out := make([]*Run, 0, len(rows))
-	for _, row := range rows {
-		r, err := s.run(ctx, row)
-		if err != nil {
-			s.log.Warn("a run cannot be read and is passed over", "run_uid", row.UID, "error", err)
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
-}
-
-// Run finds a run by its id.
-func (s *Store) Run(ctx context.Context, workspace, id string) (*Run, error) {
-	key, err := s.keys.Key(ctx, workspace)
-	if err != nil {
-		return nil, err
-	}
-	row, err := db.New(s.db.Reader()).GetRunByID(ctx, db.GetRunByIDParams{WorkspaceUID: workspace, IDMac: key.MAC("run", workspace, id)})
-	if err != nil {
-		return nil, sqldb.Fault(err)
-	}
-	return s.run(ctx, row)
-}
-
-// RunByUID finds a run by its uid.
-func (s *Store) RunByUID(ctx context.Context, uid string) (*Run, error) {
-	row, err := db.New(s.db.Reader()).GetRun(ctx, uid)
-	if err != nil {
-		return nil, sqldb.Fault(err)
-	}
-	return s.run(ctx, row)
-}
-
-// ListRuns gives runs after the cursor, newest first, but no replicas; state 0 is all.
-func (s *Store) ListRuns(ctx context.Context, workspace string, state computev1.Run_State, deleted bool, after Cursor, limit int) ([]*Run, Cursor, error) {
-	if after.Time == 0 {
-		after.Time = 1 << 62
-	}
-	q := db.New(s.db.Reader())
-	var rows []db.Run
-	var err error
-	most := int64(NotDeleted)
-	if deleted {
-		most = int64(DeletedWithExperiment)
-	}
-	if state == 0 {
-		rows, err = q.ListRuns(ctx, db.ListRunsParams{WorkspaceUID: workspace, CreateTime: after.Time, UID: after.UID, Column4: int64(limit), Kind: int64(computev1.Run_KIND_REPLICA), Deleted: most})
-	} else {
-		rows, err = q.ListRunsInState(ctx, db.ListRunsInStateParams{WorkspaceUID: workspace, State: int64(state), CreateTime: after.Time, UID: after.UID, Column5: int64(limit), Kind: int64(computev1.Run_KIND_REPLICA), Deleted: most})
-	}
-	if err != nil {
-		return nil, after, sqldb.Fault(err)
-	}
-	out, err := s.runs(ctx, rows)
-	if n := len(rows); n > 0 {
-		after = Cursor{Time: rows[n-1].CreateTime, UID: rows[n-1].UID}
-	}
-	return out, after, err
-}
-
-// WaitedFor gives the uids of the targets that runs wait for.
-func (s *Store) WaitedFor(ctx context.Context) ([]string, error) {
-	uids, err := db.New(s.db.Reader()).ComputesInState(ctx, int64(computev1.Run_STATE_QUEUED))
-	return uids, sqldb.Fault(err)
-}
-
-// QueuedOn gives the runs that wait for one target, oldest first; one that does not open is passed over.
-func (s *Store) QueuedOn(ctx context.Context, compute string, limit int) ([]*Run, error) {
-	rows, err := db.New(s.db.Reader()).QueuedOnCompute(ctx, db.QueuedOnComputeParams{ComputeUID: compute, State: int64(computev1.Run_STATE_QUEUED), Column3: int64(limit)})
-	if err != nil {
-		return nil, sqldb.Fault(err)
-	}
-	return s.readable(ctx, rows), nil
-}
-
-// Active gives every run that an agent has or is on its way to; one that does not open is passed over.
-func (s *Store) Active(ctx context.Context) ([]*Run, error) {
-	rows, err := db.New(s.db.Reader()).RunsInStates(ctx, db.RunsInStatesParams{State: int64(computev1.Run_STATE_STARTING), State_2: int64(computev1.Run_STATE_FINALIZING)})
-	if err != nil {
-		return nil, sqldb.Fault(err)
-	}
-	return s.readable(ctx, rows), nil
-}
-
-// ActiveUIDs gives the uids of the runs that an agent has or is on its way to, readable or not.
-func (s *Store) ActiveUIDs(ctx context.Context) ([]string, error) {
-	rows, err := db.New(s.db.Reader()).RunsInStates(ctx, db.RunsInStatesParams{State: int64(computev1.Run_STATE_STARTING), State_2: int64(computev1.Run_STATE_FINALIZING)})
-	uids := make([]string, 0, len(rows))
-	for _, row := range rows {
-		uids = append(uids, row.UID)
-	}
-	return uids, sqldb.Fault(err)
-}
-
-// ActiveOn counts the runs that take up room on a target.
-func (s *Store) ActiveOn(ctx context.Context, compute string) (int64, error) {
-	n, err := db.New(s.db.Reader()).ActiveOnCompute(ctx, db.ActiveOnComputeParams{ComputeUID: compute, State: int64(computev1.Run_STATE_STARTING), State_2: int64(computev1.Run_STATE_FINALIZING)})
-	return n, sqldb.Fault(err)
-}
-
-// NotRevoked gives ended runs whose tokens identity has not been told to kill; one that does not open is passed over.
-func (s *Store) NotRevoked(ctx context.Context) ([]*Run, error) {
-	rows, err := db.New(s.db.Reader()).NotRevoked(ctx, int64(computev1.Run_STATE_COMPLETED))
-	if err != nil {
-		return nil, sqldb.Fault(err)
-	}
-	return s.readable(ctx, rows), nil
-}
-
-// Update reads a run in a transaction, lets change alter it, and stores it if nobody else has in between. A change that returns
-// an error changes nothing. record may be nil where change is part of another record.
-func (s *Store) Update(ctx context.Context, uid string, change func(ctx context.Context, tx *sqldb.Tx, r *Run) error, record Record) (*Run, error) {
-	before, err := s.RunByUID(ctx, uid) // opens the key outside the transaction
-	if err != nil {
-		return nil, err
-	}
-	key, err := s.keys.Key(ctx, before.Workspace)
-	if err != nil {
-		return nil, err
-	}
-	var out *Run
-	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		q := db.New(tx)
-		row, err := q.GetRun(ctx, uid)
-		if err != nil {
-			return sqldb.Fault(err)
-		}
-		r, err := s.run(ctx, row)
-		if err != nil {
-			return err
-		}
-		if err := change(ctx, tx, r); err != nil {
-			return err
-		}
-		outcome, err := sealOutcome(key, r)
-		if err != nil {
-			return err
-		}
-		n, err := q.UpdateRun(ctx, db.UpdateRunParams{
-			UID: uid, Version: row.Version, Outcome: outcome, State: int64(r.State), Generation: r.Generation, AgentKey: r.AgentKey, Cancel: flag(r.Cancel),
-			StartTime: micros(r.Started), EndTime: micros(r.Ended), HeartbeatTime: micros(r.Heartbeat), CancelTime: micros(r.CanceledAt), LogBytes: r.LogBytes, Revoked: flag(r.Revoked),
-		})
-		if err != nil {
-			return sqldb.Fault(err)
-		}
-		if n == 0 {
-			return fault.Aborted("the run was changed in between; repeat the call")
-		}
-		r.Version++
-		out = r
-		if record == nil {
-			return nil
-		}
-		return record(ctx, tx)
-	})
-	return out, err
-}
-
-// Touch notes a sign of life.
-func (s *Store) Touch(ctx context.Context, uid string, now time.Time) error {
-	return s.db.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		_, err := db.New(tx).TouchRun(ctx, db.TouchRunParams{UID: uid, HeartbeatTime: micros(now), State: int64(computev1.Run_STATE_COMPLETED)})
-		return sqldb.Fault(err)
-	})
-}
-
-// OfWorkspace gives every run of a workspace.
-func (s *Store) OfWorkspace(ctx context.Context, workspace string) ([]*Run, error) {
-	rows, err := db.New(s.db.Reader()).RunsOfWorkspace(ctx, workspace)
-	if err != nil {
-		return nil, sqldb.Fault(err)
-	}
-	return s.runs(ctx, rows)
-}
-
 // Purge removes every row of a workspace, and its data key, for good. It can be repeated, and must be until it succeeds.
 func (s *Store) Purge(ctx context.Context, workspace string, record Record) error {
-	err := s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+	err := s.w.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		q := db.New(tx)
 		for _, f := range []func(context.Context, string) error{q.DeleteLogsOfWorkspace, q.DeleteOutputsOfWorkspace, q.DeleteRunsOfWorkspace, q.DeleteComputesOfWorkspace, q.DeleteExperimentsOfWorkspace} {
 			if err := f(ctx, workspace); err != nil {
@@ -555,6 +120,9 @@ func (s *Store) Purge(ctx context.Context, workspace string, record Record) erro
 			}
 		}
 		if err := s.keys.DestroyIn(ctx, tx, workspace); err != nil {
+			return err
+		}
+		if err := signal(ctx, tx, EndedTopic); err != nil {
 			return err
 		}
 		return record(ctx, tx)

@@ -70,4 +70,6 @@ type Run struct {
 	Experiment    string
 	Deleted       int64
 	Labels        []byte
+	Instance      string
+	Stopped       int64
 }

@@ -319,7 +319,7 @@ func (q *Queries) GetOutput(ctx context.Context, arg GetOutputParams) (Output, e
 }
 
 const getRun = `-- name: GetRun :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE uid = $1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE uid = $1
 `
 
 func (q *Queries) GetRun(ctx context.Context, uid string) (Run, error) {
@@ -350,12 +350,14 @@ func (q *Queries) GetRun(ctx context.Context, uid string) (Run, error) {
 		&i.Experiment,
 		&i.Deleted,
 		&i.Labels,
+		&i.Instance,
+		&i.Stopped,
 	)
 	return i, err
 }
 
 const getRunByID = `-- name: GetRunByID :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE workspace_uid = $1 AND id_mac = $2
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE workspace_uid = $1 AND id_mac = $2
 `
 
 type GetRunByIDParams struct {
@@ -391,12 +393,14 @@ func (q *Queries) GetRunByID(ctx context.Context, arg GetRunByIDParams) (Run, er
 		&i.Experiment,
 		&i.Deleted,
 		&i.Labels,
+		&i.Instance,
+		&i.Stopped,
 	)
 	return i, err
 }
 
 const getRunByRequest = `-- name: GetRunByRequest :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
 `
 
 type GetRunByRequestParams struct {
@@ -433,6 +437,8 @@ func (q *Queries) GetRunByRequest(ctx context.Context, arg GetRunByRequestParams
 		&i.Experiment,
 		&i.Deleted,
 		&i.Labels,
+		&i.Instance,
+		&i.Stopped,
 	)
 	return i, err
 }
@@ -701,7 +707,7 @@ func (q *Queries) ListOutputs(ctx context.Context, runUid string) ([]Output, err
 }
 
 const listRuns = `-- name: ListRuns :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs
 WHERE workspace_uid = $1 AND kind <> $5 AND deleted <= $6 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($4 AS BIGINT)
 `
@@ -756,6 +762,8 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 			&i.Experiment,
 			&i.Deleted,
 			&i.Labels,
+			&i.Instance,
+			&i.Stopped,
 		); err != nil {
 			return nil, err
 		}
@@ -771,7 +779,7 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 }
 
 const listRunsInState = `-- name: ListRunsInState :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs
 WHERE workspace_uid = $1 AND state = $2 AND kind <> $6 AND deleted <= $7 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($5 AS BIGINT)
 `
@@ -828,6 +836,8 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 			&i.Experiment,
 			&i.Deleted,
 			&i.Labels,
+			&i.Instance,
+			&i.Stopped,
 		); err != nil {
 			return nil, err
 		}
@@ -881,7 +891,7 @@ func (q *Queries) NameTaken(ctx context.Context, arg NameTakenParams) (int64, er
 }
 
 const notRevoked = `-- name: NotRevoked :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100
 `
 
 func (q *Queries) NotRevoked(ctx context.Context, state int64) ([]Run, error) {
@@ -918,6 +928,8 @@ func (q *Queries) NotRevoked(ctx context.Context, state int64) ([]Run, error) {
 			&i.Experiment,
 			&i.Deleted,
 			&i.Labels,
+			&i.Instance,
+			&i.Stopped,
 		); err != nil {
 			return nil, err
 		}
@@ -961,7 +973,7 @@ func (q *Queries) PutOutput(ctx context.Context, arg PutOutputParams) error {
 }
 
 const queuedOnCompute = `-- name: QueuedOnCompute :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT)
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT)
 `
 
 type QueuedOnComputeParams struct {
@@ -1004,6 +1016,8 @@ func (q *Queries) QueuedOnCompute(ctx context.Context, arg QueuedOnComputeParams
 			&i.Experiment,
 			&i.Deleted,
 			&i.Labels,
+			&i.Instance,
+			&i.Stopped,
 		); err != nil {
 			return nil, err
 		}
@@ -1058,7 +1072,7 @@ func (q *Queries) ReadLog(ctx context.Context, arg ReadLogParams) ([]LogChunk, e
 }
 
 const runsInStates = `-- name: RunsInStates :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid
 `
 
 type RunsInStatesParams struct {
@@ -1100,6 +1114,8 @@ func (q *Queries) RunsInStates(ctx context.Context, arg RunsInStatesParams) ([]R
 			&i.Experiment,
 			&i.Deleted,
 			&i.Labels,
+			&i.Instance,
+			&i.Stopped,
 		); err != nil {
 			return nil, err
 		}
@@ -1115,7 +1131,7 @@ func (q *Queries) RunsInStates(ctx context.Context, arg RunsInStatesParams) ([]R
 }
 
 const runsOfWorkspace = `-- name: RunsOfWorkspace :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs WHERE workspace_uid = $1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE workspace_uid = $1
 `
 
 func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]Run, error) {
@@ -1152,6 +1168,8 @@ func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]R
 			&i.Experiment,
 			&i.Deleted,
 			&i.Labels,
+			&i.Instance,
+			&i.Stopped,
 		); err != nil {
 			return nil, err
 		}
@@ -1167,7 +1185,7 @@ func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]R
 }
 
 const scanRuns = `-- name: ScanRuns :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs
 WHERE workspace_uid = $1 AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) <= CAST($2 AS BIGINT)
   AND (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) < CAST($2 AS BIGINT) OR uid > $3) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) >= CAST($4 AS BIGINT)
   AND kind <> $5 AND deleted >= $6 AND deleted <= $7
@@ -1228,6 +1246,8 @@ func (q *Queries) ScanRuns(ctx context.Context, arg ScanRunsParams) ([]Run, erro
 			&i.Experiment,
 			&i.Deleted,
 			&i.Labels,
+			&i.Instance,
+			&i.Stopped,
 		); err != nil {
 			return nil, err
 		}
@@ -1243,7 +1263,7 @@ func (q *Queries) ScanRuns(ctx context.Context, arg ScanRunsParams) ([]Run, erro
 }
 
 const scanRunsOfExperiment = `-- name: ScanRunsOfExperiment :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels FROM runs
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs
 WHERE workspace_uid = $1 AND experiment = $2 AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) <= CAST($3 AS BIGINT)
   AND (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) < CAST($3 AS BIGINT) OR uid > $4) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) >= CAST($5 AS BIGINT)
   AND kind <> $6 AND deleted >= $7 AND deleted <= $8
@@ -1306,6 +1326,8 @@ func (q *Queries) ScanRunsOfExperiment(ctx context.Context, arg ScanRunsOfExperi
 			&i.Experiment,
 			&i.Deleted,
 			&i.Labels,
+			&i.Instance,
+			&i.Stopped,
 		); err != nil {
 			return nil, err
 		}
@@ -1374,6 +1396,76 @@ func (q *Queries) SetRunLabels(ctx context.Context, arg SetRunLabelsParams) erro
 	return err
 }
 
+const standingRuns = `-- name: StandingRuns :many
+SELECT uid, submitter, create_time FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid
+`
+
+type StandingRunsParams struct {
+	State   int64
+	State_2 int64
+}
+
+type StandingRunsRow struct {
+	UID        string
+	Submitter  string
+	CreateTime int64
+}
+
+func (q *Queries) StandingRuns(ctx context.Context, arg StandingRunsParams) ([]StandingRunsRow, error) {
+	rows, err := q.db.QueryContext(ctx, standingRuns, arg.State, arg.State_2)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []StandingRunsRow{}
+	for rows.Next() {
+		var i StandingRunsRow
+		if err := rows.Scan(&i.UID, &i.Submitter, &i.CreateTime); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const startingOf = `-- name: StartingOf :many
+SELECT uid FROM runs WHERE instance = $1 AND state = $2 ORDER BY uid
+`
+
+type StartingOfParams struct {
+	Instance string
+	State    int64
+}
+
+func (q *Queries) StartingOf(ctx context.Context, arg StartingOfParams) ([]string, error) {
+	rows, err := q.db.QueryContext(ctx, startingOf, arg.Instance, arg.State)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var uid string
+		if err := rows.Scan(&uid); err != nil {
+			return nil, err
+		}
+		items = append(items, uid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const sumOtherOutputs = `-- name: SumOtherOutputs :one
 SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) AS size FROM outputs WHERE run_uid = $1 AND path_mac <> $2
 `
@@ -1438,7 +1530,7 @@ func (q *Queries) UpdateExperiment(ctx context.Context, arg UpdateExperimentPara
 
 const updateRun = `-- name: UpdateRun :execrows
 UPDATE runs SET outcome = $3, state = $4, generation = $5, agent_key = $6, cancel = $7, version = version + 1,
-                start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13
+                start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13, instance = $14, stopped = $15
 WHERE uid = $1 AND version = $2
 `
 
@@ -1456,6 +1548,8 @@ type UpdateRunParams struct {
 	CancelTime    int64
 	LogBytes      int64
 	Revoked       int64
+	Instance      string
+	Stopped       int64
 }
 
 func (q *Queries) UpdateRun(ctx context.Context, arg UpdateRunParams) (int64, error) {
@@ -1473,6 +1567,8 @@ func (q *Queries) UpdateRun(ctx context.Context, arg UpdateRunParams) (int64, er
 		arg.CancelTime,
 		arg.LogBytes,
 		arg.Revoked,
+		arg.Instance,
+		arg.Stopped,
 	)
 	if err != nil {
 		return 0, err

@@ -1,4 +1,4 @@
-package compute
+package tracking
 
 import (
 	"context"
@@ -15,23 +15,25 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/runspec"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/outputs"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/view"
 )
 
 // artifacts finds the run whose files a call changes: any that is not deleted and no replica. Those that its agent has left are in
 // place once it has ended.
-func (h tracking) artifacts(ctx context.Context, name, path string) (*store.Run, error) {
-	r, err := h.s.run(ctx, name)
+func (h *Service) artifacts(ctx context.Context, name, path string) (*store.Run, error) {
+	r, err := view.Find(ctx, h.cfg.Store, name)
 	if err != nil {
 		return nil, err
 	}
 	if r.Kind == computev1.Run_KIND_REPLICA {
-		return nil, errNotDeployed()
+		return nil, view.NotDeployed()
 	}
 	if err := runspec.Path("path", "the path of an artifact", path); err != nil {
 		return nil, err
 	}
-	return r, runDeleted(r)
+	return r, view.Deleted(r)
 }
 
 // besides refuses a path that would be a file and a folder at once: a client that fetches all files writes them below one folder.
@@ -46,7 +48,7 @@ func besides(list []store.Output, path string) error {
 }
 
 // UploadArtifact implements computev1.TrackingServiceServer.
-func (h tracking) UploadArtifact(stream grpc.ClientStreamingServer[computev1.UploadArtifactRequest, computev1.Output]) error {
+func (h *Service) UploadArtifact(stream grpc.ClientStreamingServer[computev1.UploadArtifactRequest, computev1.Output]) error {
 	ctx := stream.Context()
 	first, err := stream.Recv()
 	if err != nil {
@@ -59,7 +61,7 @@ func (h tracking) UploadArtifact(stream grpc.ClientStreamingServer[computev1.Upl
 	if n := len(first.GetDigest()); n != 0 && n != sha256.Size {
 		return fault.InvalidArgument("a digest is a SHA-256, or left out").Field("digest", "has 32 bytes")
 	}
-	list, err := h.s.room(ctx, r, first.GetPath(), first.GetSize())
+	list, err := h.cfg.Outputs.Room(ctx, r, first.GetPath(), first.GetSize())
 	if err != nil {
 		return err
 	}
@@ -70,23 +72,23 @@ func (h tracking) UploadArtifact(stream grpc.ClientStreamingServer[computev1.Upl
 	if len(first.GetDigest()) > 0 {
 		o.Digest = first.GetDigest()
 	}
-	o, err = h.s.take(ctx, r, o, first.GetData(), func() ([]byte, error) {
+	o, err = h.cfg.Outputs.Take(ctx, r, o, first.GetData(), func() ([]byte, error) {
 		m, err := stream.Recv()
 		return m.GetData(), err
-	}, record())
+	}, view.Record())
 	if err != nil {
 		return err
 	}
-	return stream.SendAndClose(outputMessage(o))
+	return stream.SendAndClose(outputs.Message(o))
 }
 
 // DeleteArtifact implements computev1.TrackingServiceServer.
-func (h tracking) DeleteArtifact(ctx context.Context, req *computev1.DeleteArtifactRequest) (*emptypb.Empty, error) {
+func (h *Service) DeleteArtifact(ctx context.Context, req *computev1.DeleteArtifactRequest) (*emptypb.Empty, error) {
 	r, err := h.artifacts(ctx, req.GetName(), req.GetPath())
 	if err != nil {
 		return nil, err
 	}
-	all, err := h.s.store.Outputs(ctx, r)
+	all, err := h.cfg.Store.Outputs(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -99,14 +101,10 @@ func (h tracking) DeleteArtifact(ctx context.Context, req *computev1.DeleteArtif
 	if len(list) == 0 {
 		return nil, rpc.NotFound(req.GetName() + " output " + req.GetPath())
 	}
-	blobs, err := h.s.store.DeleteOutputs(ctx, r, list, record("files", strconv.Itoa(len(list))))
+	blobs, err := h.cfg.Store.DeleteOutputs(ctx, r, list, view.Record("files", strconv.Itoa(len(list))))
 	if err != nil {
 		return nil, err
 	}
-	for _, b := range blobs {
-		if err := h.s.cfg.Blobs.Delete(context.WithoutCancel(ctx), b); err != nil {
-			h.s.cfg.Logger.Warn("the content of a deleted file could not be removed", "run_uid", r.UID, "error", err)
-		}
-	}
+	h.cfg.Outputs.Remove(ctx, r, blobs)
 	return &emptypb.Empty{}, nil
 }

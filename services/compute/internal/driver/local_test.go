@@ -1,4 +1,4 @@
-package compute
+package driver
 
 import (
 	"bufio"
@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
@@ -38,9 +40,23 @@ func asAgent() bool {
 	return true
 }
 
-func newDriver(t *testing.T, dir string) *local {
+func TestMain(m *testing.M) {
+	if asAgent() {
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func must(t testing.TB, err error) {
 	t.Helper()
-	d, err := newLocal(localConfig{Dir: dir, Command: []string{os.Args[0], "stand-in-agent"}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newDriver(t *testing.T, dir string) *Local {
+	t.Helper()
+	d, err := NewLocal(LocalConfig{Dir: dir, Command: []string{os.Args[0], "stand-in-agent"}, Logger: slog.New(slog.DiscardHandler)})
 	must(t, err)
 	return d
 }
@@ -68,7 +84,7 @@ func TestLocalDriver(t *testing.T) {
 	dir := t.TempDir()
 	d := newDriver(t, dir)
 	uid := resource.NewUID("run")
-	if d.Alive(uid) || d.Gone(uid) {
+	if d.alive(uid) || d.Gone(uid) {
 		t.Error("a run that is not known is neither alive nor gone")
 	}
 	must(t, d.Start(t.Context(), Placement{Gateway: "g:1", Run: "r", RunUID: uid, JoinToken: "join-canary", HeartbeatMS: 5}))
@@ -103,38 +119,27 @@ func TestLocalDriver(t *testing.T) {
 	}
 
 	second := newDriver(t, dir) // as after a restart of the service
-	for name, d := range map[string]*local{"its own": d, "adopted": second} {
-		if !d.Alive(uid) || d.Gone(uid) {
-			t.Errorf("%s: alive %v, gone %v", name, d.Alive(uid), d.Gone(uid))
+	for name, d := range map[string]*Local{"its own": d, "adopted": second} {
+		if !d.alive(uid) || d.Gone(uid) {
+			t.Errorf("%s: alive %v, gone %v", name, d.alive(uid), d.Gone(uid))
 		}
 	}
-	second.Sweep(map[string]bool{uid: true})
-	if !exists(dir, uid) || !second.Alive(uid) {
-		t.Fatal("a run that is to be kept was swept away")
+	must(t, os.Mkdir(filepath.Join(dir, "not-a-run"), 0o700))
+	if got := second.Left(); len(got) != 1 || got[0] != uid {
+		t.Errorf("left: %v", got)
 	}
 	second.Kill(uid)
-	for name, d := range map[string]*local{"its own": d, "adopted": second} {
-		eventually(t, name, func() bool { return d.Gone(uid) && !d.Alive(uid) })
+	for name, d := range map[string]*Local{"its own": d, "adopted": second} {
+		eventually(t, name, func() bool { return d.Gone(uid) && !d.alive(uid) })
 	}
 	d.Clean(uid)
-	eventually(t, "clean", func() bool { return !exists(dir, uid) })
-	d.Kill(uid) // knows nothing, does nothing
-}
-
-// What ended runs have left is swept away with their agents; what is not ours stays.
-func TestSweep(t *testing.T) {
-	dir := t.TempDir()
-	d := newDriver(t, dir)
-	uid := resource.NewUID("run")
-	must(t, d.Start(t.Context(), Placement{RunUID: uid}))
-	t.Cleanup(func() { d.Kill(uid) })
-	must(t, os.Mkdir(filepath.Join(dir, "not-a-run"), 0o700))
-	newDriver(t, dir).Sweep(nil)
-	eventually(t, "the agent's end", func() bool { return d.Gone(uid) })
-	eventually(t, "its folder", func() bool { newDriver(t, dir).Sweep(nil); return !exists(dir, uid) })
+	second.Clean(uid)
+	second.Clean(uid) // one is on it
+	eventually(t, "clean", func() bool { return !exists(dir, uid) && len(d.Left()) == 0 })
 	if !exists(dir, "not-a-run") {
 		t.Error("another folder was removed")
 	}
+	d.Kill(uid) // knows nothing, does nothing
 }
 
 // A pid that another process has by now is not the agent's.
@@ -148,13 +153,13 @@ func TestRecycledPid(t *testing.T) {
 		must(t, os.Mkdir(filepath.Join(dir, uid), 0o700))
 		content = strings.ReplaceAll(content, "%d", strconv.Itoa(os.Getpid()))
 		must(t, os.WriteFile(filepath.Join(dir, uid, "agent.pid"), []byte(content), 0o600))
-		if d.Alive(uid) || !d.Gone(uid) {
-			t.Errorf("%s: alive %v, gone %v", name, d.Alive(uid), d.Gone(uid))
+		if d.alive(uid) || !d.Gone(uid) {
+			t.Errorf("%s: alive %v, gone %v", name, d.alive(uid), d.Gone(uid))
 		}
 		d.Kill(uid) // or this test ends here
 	}
 	for _, uid := range []string{"", "..", "../x", "run_short"} {
-		if d.Alive(uid) || d.Gone(uid) || d.Start(t.Context(), Placement{RunUID: uid}) == nil {
+		if d.alive(uid) || d.Gone(uid) || d.Start(t.Context(), Placement{RunUID: uid}) == nil {
 			t.Errorf("%q is taken for a uid", uid)
 		}
 		d.Clean(uid)

@@ -1,4 +1,4 @@
-package compute
+package tracking
 
 import (
 	"cmp"
@@ -21,17 +21,18 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/filter"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/view"
 )
 
 // searchPage and searchMost are how many a page has by default, and at most.
 const searchPage, searchMost = 1000, 50_000
 
-// searchBounds are what a search may take of memory.
-type searchBounds struct {
-	// answer ends a page before it has as many as were asked for: an answer of gRPC has 40 MiB here.
-	answer int
-	// kept is how much of what was opened on the way is kept for the page; what is beyond is read again.
-	kept int
+// Bounds are what a search may take of memory.
+type Bounds struct {
+	// Answer ends a page before it has as many as were asked for: an answer of gRPC has 40 MiB here.
+	Answer int
+	// Kept is how much of what was opened on the way is kept for the page; what is beyond is read again.
+	Kept int
 }
 
 // found is a run that fits. run and data are nil where there was no room to keep them.
@@ -61,9 +62,9 @@ type runSearch struct {
 }
 
 // SearchRuns implements computev1.TrackingServiceServer.
-func (h tracking) SearchRuns(ctx context.Context, req *computev1.SearchRunsRequest) (*computev1.SearchRunsResponse, error) {
+func (h *Service) SearchRuns(ctx context.Context, req *computev1.SearchRunsRequest) (*computev1.SearchRunsResponse, error) {
 	call := rpc.From(ctx)
-	q, err := h.s.newRunSearch(call, req)
+	q, err := h.newRunSearch(call, req)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +72,7 @@ func (h tracking) SearchRuns(ctx context.Context, req *computev1.SearchRunsReque
 	if err != nil {
 		return nil, err
 	}
-	from, seal, err := h.s.place(ctx, query, req.GetPageToken())
+	from, seal, err := openPlace(ctx, h.cfg.Store, query, req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +95,7 @@ func (h tracking) SearchRuns(ctx context.Context, req *computev1.SearchRunsReque
 	return out, err
 }
 
-func (s *Service) newRunSearch(call *rpc.Call, req *computev1.SearchRunsRequest) (*runSearch, error) {
+func (h *Service) newRunSearch(call *rpc.Call, req *computev1.SearchRunsRequest) (*runSearch, error) {
 	limit, err := resource.PageSize(req.GetPageSize(), searchPage, searchMost)
 	if err != nil {
 		return nil, err
@@ -107,7 +108,7 @@ func (s *Service) newRunSearch(call *rpc.Call, req *computev1.SearchRunsRequest)
 	if err != nil {
 		return nil, err
 	}
-	q := &runSearch{s: s, call: call, order: order, limit: limit, wanted: make(map[filter.Key]bool), scan: store.Scan{Workspace: call.Scope.WorkspaceUID}}
+	q := &runSearch{s: h, call: call, order: order, limit: limit, wanted: make(map[filter.Key]bool), scan: store.Scan{Workspace: call.Scope.WorkspaceUID}}
 	started := filter.Key{Entity: filter.Attribute, Name: filter.StartTime}
 	q.natural = order.Empty() || order.Only(started, true)
 	for _, k := range slices.Concat(f.Keys(), order.Keys()) {
@@ -181,7 +182,7 @@ func (q *runSearch) find(ctx context.Context, from place) ([]found, error) {
 		if q.natural {
 			at = min(q.limit+1, scanAtOnce)
 		}
-		if list, cur, more, err = q.s.store.ScanRuns(ctx, q.scan, cur, at); err != nil {
+		if list, cur, more, err = q.s.cfg.Store.ScanRuns(ctx, q.scan, cur, at); err != nil {
 			return nil, err
 		}
 		if all, err = q.sift(ctx, all, list, from); err != nil {
@@ -224,7 +225,7 @@ func (q *runSearch) sift(ctx context.Context, all []found, list []*store.Run, fr
 			continue
 		}
 		f := found{uid: r.UID, id: r.Spec.GetRunId(), started: startedAt(r), place: q.order.Of(record)}
-		if size := proto.Size(r.Spec) + proto.Size(data[r.UID]); q.kept+size <= q.s.bounds.kept {
+		if size := proto.Size(r.Spec) + proto.Size(data[r.UID]); q.kept+size <= q.s.cfg.Bounds.Kept {
 			q.kept += size
 			f.run, f.data = r, data[r.UID]
 		}
@@ -243,7 +244,7 @@ func (q *runSearch) page(ctx context.Context, list []found, out *computev1.Searc
 		if err != nil {
 			return 0, err
 		}
-		shown, err := q.s.allShown(ctx, runs)
+		shown, err := view.Runs(ctx, q.s.cfg.Store, runs)
 		if err != nil {
 			return 0, err
 		}
@@ -254,7 +255,7 @@ func (q *runSearch) page(ctx context.Context, list []found, out *computev1.Searc
 		for _, f := range part {
 			if m := byUID[f.uid]; m != nil {
 				t := &computev1.TrackedRun{Run: m, Data: f.data}
-				if size += proto.Size(t); size > q.s.bounds.answer && done > 0 {
+				if size += proto.Size(t); size > q.s.cfg.Bounds.Answer && done > 0 {
 					return done, nil
 				}
 				out.Runs = append(out.Runs, t)
@@ -272,7 +273,7 @@ func (q *runSearch) read(ctx context.Context, part []found) ([]*store.Run, error
 		f := &part[i]
 		kept := f.run != nil
 		if !kept {
-			r, err := q.s.store.RunByUID(ctx, f.uid)
+			r, err := q.s.cfg.Store.RunByUID(ctx, f.uid)
 			if fault.Is(err, codes.NotFound) {
 				continue
 			}
@@ -313,9 +314,9 @@ func (p place) bytes() []byte {
 	return append(b, p.uid+"\n"+p.id...)
 }
 
-// place opens the token of a page, and gives what seals the next one, which begins at a number of a list.
-func (s *Service) place(ctx context.Context, query, token string) (from place, seal func(all []found, next int) (string, error), err error) {
-	key, err := s.store.Key(ctx, rpc.From(ctx).Scope.WorkspaceUID)
+// openPlace opens the token of a page, and gives what seals the next one, which begins at a number of a list.
+func openPlace(ctx context.Context, st *store.Store, query, token string) (from place, seal func(all []found, next int) (string, error), err error) {
+	key, err := st.Key(ctx, rpc.From(ctx).Scope.WorkspaceUID)
 	if err != nil {
 		return place{}, nil, err
 	}

@@ -1,9 +1,21 @@
-package compute
+// Package agents answers the agents that carry runs.
+//
+// Trust boundary: an agent is believed only about the one run that its token names, and only the first key that asks for a run's
+// assignment carries it. What it sends of user code is data.
+//
+// Invariants: a log has no gap and no overlap, whichever instance takes its pieces. A run ends when its log, its outputs and the report
+// are committed.
+//
+// Failure: what was not acknowledged is sent again, and taken once.
+package agents
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
+	"log/slog"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -15,23 +27,44 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/pkg/runspec"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/outputs"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/queue"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/view"
 )
 
-type agents struct {
-	computev1.UnsafeAgentRunServiceServer
-	s *Service
+// Config of the part. All of it is required.
+type Config struct {
+	Store   *store.Store
+	Queue   *queue.Queue
+	Outputs *outputs.Outputs
+	// Heartbeat is how often agents report, MaxLogBytes what one run may print.
+	Heartbeat   time.Duration
+	MaxLogBytes int64
+
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
-var _ computev1.AgentRunServiceServer = agents{}
+// Service is what agents ask about the runs that they carry.
+type Service struct {
+	computev1.UnsafeAgentRunServiceServer
+	cfg Config
+}
+
+var _ computev1.AgentRunServiceServer = (*Service)(nil)
+
+// New makes it.
+func New(cfg Config) *Service { return &Service{cfg: cfg} }
 
 func runEnded() error {
 	return fault.New(codes.FailedPrecondition, faultv1.Reason_RUN_ENDED, "the run has ended")
 }
 
 // carried finds the run that the calling agent carries, which is the one that has got its assignment.
-func (h agents) carried(ctx context.Context, name string) (*store.Run, error) {
+func (h *Service) carried(ctx context.Context, name string) (*store.Run, error) {
 	r, err := h.meant(ctx, name)
 	if err != nil {
 		return nil, err
@@ -44,8 +77,8 @@ func (h agents) carried(ctx context.Context, name string) (*store.Run, error) {
 
 // meant finds the run of the calling agent: the chain has matched the token with the run's name; here the token's run and key are
 // matched with the run's own.
-func (h agents) meant(ctx context.Context, name string) (*store.Run, error) {
-	r, err := h.s.run(ctx, name)
+func (h *Service) meant(ctx context.Context, name string) (*store.Run, error) {
+	r, err := view.Find(ctx, h.cfg.Store, name)
 	if err != nil {
 		return nil, err
 	}
@@ -63,65 +96,64 @@ func (h agents) meant(ctx context.Context, name string) (*store.Run, error) {
 }
 
 // GetAssignment implements computev1.AgentRunServiceServer. The first key that asks carries the run from then on.
-func (h agents) GetAssignment(ctx context.Context, req *computev1.GetAssignmentRequest) (*computev1.Assignment, error) {
+func (h *Service) GetAssignment(ctx context.Context, req *computev1.GetAssignmentRequest) (*computev1.Assignment, error) {
 	r, err := h.meant(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
-	key, now := rpc.From(ctx).Claims.Confirmation, h.s.cfg.Now()
-	r, err = h.s.store.Update(ctx, r.UID, func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
+	key, now := rpc.From(ctx).Claims.Confirmation, h.cfg.Now()
+	r, err = h.cfg.Store.Update(ctx, r.UID, func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
 		switch {
 		case r.HasEnded():
 			return runEnded()
 		case r.AgentKey != "" && r.AgentKey != key:
 			return fault.New(codes.PermissionDenied, faultv1.Reason_AUTHZ_OUTSIDE_RUN, "another agent carries this run")
-		case r.State == computev1.Run_STATE_QUEUED:
+		case !queue.Left(r):
 			return fault.FailedPrecondition("the run is not started")
 		}
 		r.Heartbeat = now
 		if r.State == computev1.Run_STATE_STARTING {
 			r.State, r.Started, r.AgentKey = computev1.Run_STATE_RUNNING, now, key
-			return h.s.platformEvent(ctx, tx, r, "running")
+			return h.cfg.Queue.Event(ctx, tx, r, "running")
 		}
 		return nil
 	}, nil)
 	if err != nil {
-		return nil, absent(err, req.GetName())
+		return nil, view.Absent(err, req.GetName())
 	}
-	h.s.news.changed(r.UID)
 	limits := &computev1.RunLimits{}
 	if r.Spec.GetLimits() != nil {
 		limits = proto.CloneOf(r.Spec.GetLimits())
 	}
-	limits.LogBytes = h.s.logLimit(r)
+	limits.LogBytes = h.logLimit(r)
 	return &computev1.Assignment{
 		Run: r.Name(), RunUid: r.UID, WorkspaceUid: r.Workspace, Command: r.Spec.GetCommand(), Environment: r.Spec.GetEnvironment(), Snapshot: r.Spec.GetSnapshot(),
-		Limits: limits, Experiment: r.Spec.GetExperiment(), Heartbeat: durationpb.New(h.s.cfg.Heartbeat), LogOffset: r.LogBytes, CreateTime: timestamppb.New(r.Created),
+		Limits: limits, Experiment: r.Spec.GetExperiment(), Heartbeat: durationpb.New(h.cfg.Heartbeat), LogOffset: r.LogBytes, CreateTime: timestamppb.New(r.Created),
 		Serve: r.Replica.GetServe(),
 	}, nil
 }
 
-func (s *Service) logLimit(r *store.Run) int64 {
-	if n := r.Spec.GetLimits().GetLogBytes(); n > 0 && n < s.cfg.MaxLogBytes {
+func (h *Service) logLimit(r *store.Run) int64 {
+	if n := r.Spec.GetLimits().GetLogBytes(); n > 0 && n < h.cfg.MaxLogBytes {
 		return n
 	}
-	return s.cfg.MaxLogBytes
+	return h.cfg.MaxLogBytes
 }
 
 // Heartbeat implements computev1.AgentRunServiceServer.
-func (h agents) Heartbeat(ctx context.Context, req *computev1.HeartbeatRequest) (*computev1.HeartbeatResponse, error) {
+func (h *Service) Heartbeat(ctx context.Context, req *computev1.HeartbeatRequest) (*computev1.HeartbeatResponse, error) {
 	r, err := h.carried(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
-	if err := h.s.store.Touch(ctx, r.UID, h.s.cfg.Now()); err != nil {
+	if err := h.cfg.Store.Touch(ctx, r.UID, h.cfg.Now()); err != nil {
 		return nil, err
 	}
 	return &computev1.HeartbeatResponse{Cancel: r.Cancel}, nil
 }
 
 // AppendLogs implements computev1.AgentRunServiceServer.
-func (h agents) AppendLogs(stream grpc.BidiStreamingServer[computev1.AppendLogsRequest, computev1.AppendLogsResponse]) error {
+func (h *Service) AppendLogs(stream grpc.BidiStreamingServer[computev1.AppendLogsRequest, computev1.AppendLogsResponse]) error {
 	ctx := stream.Context()
 	var r *store.Run
 	for {
@@ -137,11 +169,10 @@ func (h agents) AppendLogs(stream grpc.BidiStreamingServer[computev1.AppendLogsR
 				return err
 			}
 		}
-		stored, full, err := h.s.store.AppendLog(ctx, r, req.GetOffset(), req.GetData(), h.s.logLimit(r), h.s.cfg.Now())
+		stored, full, err := h.cfg.Store.AppendLog(ctx, r, req.GetOffset(), req.GetData(), h.logLimit(r), h.cfg.Now())
 		if err != nil {
 			return err
 		}
-		h.s.news.changed(r.UID)
 		if err := stream.Send(&computev1.AppendLogsResponse{Stored: stored, Full: full}); err != nil {
 			return err
 		}
@@ -149,7 +180,7 @@ func (h agents) AppendLogs(stream grpc.BidiStreamingServer[computev1.AppendLogsR
 }
 
 // ReportRun implements computev1.AgentRunServiceServer: the run ends in the transaction of this report.
-func (h agents) ReportRun(ctx context.Context, req *computev1.ReportRunRequest) (*computev1.Run, error) {
+func (h *Service) ReportRun(ctx context.Context, req *computev1.ReportRunRequest) (*computev1.Run, error) {
 	switch req.GetState() {
 	case computev1.Run_STATE_COMPLETED, computev1.Run_STATE_FAILED, computev1.Run_STATE_CANCELED:
 	default:
@@ -159,12 +190,12 @@ func (h agents) ReportRun(ctx context.Context, req *computev1.ReportRunRequest) 
 	if err != nil {
 		return nil, err
 	}
-	now := h.s.cfg.Now()
-	r, err = h.s.store.Update(ctx, r.UID, func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
+	now := h.cfg.Now()
+	r, err = h.cfg.Store.Update(ctx, r.UID, func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
 		if r.HasEnded() {
 			return runEnded()
 		}
-		if r.LogBytes < req.GetLogBytes() && r.LogBytes < h.s.logLimit(r) {
+		if r.LogBytes < req.GetLogBytes() && r.LogBytes < h.logLimit(r) {
 			return fault.FailedPrecondition("%d bytes of the log are stored, of %d; send the rest first", r.LogBytes, req.GetLogBytes())
 		}
 		outputs, err := store.CountAgentOutputs(ctx, tx, r.UID)
@@ -179,16 +210,47 @@ func (h agents) ReportRun(ctx context.Context, req *computev1.ReportRunRequest) 
 			state, message, reason = computev1.Run_STATE_FAILED, r.Outcome.GetMessage(), faultv1.Reason_DEADLINE_PASSED
 		}
 		r.Outcome.ExitCode = req.GetExitCode()
-		end(r, state, message, reason, now)
+		queue.Finish(r, state, message, reason, now)
 		return nil
-	}, record("state", req.GetState().String()))
+	}, view.Record("state", req.GetState().String()))
 	if err != nil {
-		return nil, absent(err, req.GetName())
+		return nil, view.Absent(err, req.GetName())
 	}
 	// The run has ended whether or not identity answers now; the queue tells it again until it has.
-	if err := h.s.revoke(ctx, r); err != nil {
-		h.s.cfg.Logger.Warn("tokens of an ended run could not be revoked yet", "run_uid", r.UID, "error", err)
+	if err := h.cfg.Queue.Revoke(ctx, r); err != nil {
+		h.cfg.Logger.Warn("tokens of an ended run could not be revoked yet", "run_uid", r.UID, "error", err)
 	}
-	h.s.ended(r)
-	return runMessage(r), nil
+	h.cfg.Queue.Ended(r)
+	return view.Message(r), nil
+}
+
+// UploadOutput implements computev1.AgentRunServiceServer. The content is stored under a name of its own, and the run's list points
+// to it only when it has arrived whole.
+func (h *Service) UploadOutput(stream grpc.ClientStreamingServer[computev1.UploadOutputRequest, computev1.Output]) error {
+	ctx := stream.Context()
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	r, err := h.carried(ctx, first.GetName())
+	if err != nil {
+		return err
+	}
+	if err := runspec.Path("path", "the path of an output", first.GetPath()); err != nil {
+		return err
+	}
+	if first.GetSize() < 0 || len(first.GetDigest()) != sha256.Size {
+		return fault.InvalidArgument("the first message has size and SHA-256 digest").Field("digest", "has 32 bytes")
+	}
+	if _, err := h.cfg.Outputs.Room(ctx, r, first.GetPath(), first.GetSize()); err != nil {
+		return err
+	}
+	o, err := h.cfg.Outputs.Take(ctx, r, store.Output{Path: first.GetPath(), Size: first.GetSize(), Digest: first.GetDigest()}, first.GetData(), func() ([]byte, error) {
+		m, err := stream.Recv()
+		return m.GetData(), err
+	}, nil)
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(outputs.Message(o))
 }

@@ -1,10 +1,17 @@
-package compute
+// Package replicas starts and stops the replicas of deployments, which are runs.
+//
+// Trust boundary: only inference calls. What it asks for is checked all the same: above all, that it is of one workspace.
+//
+// Invariants: a replica_id makes one replica. A replica is in no list of runs, and serves until it is stopped.
+//
+// Failure: a start whose answer was lost is repeated, and finds the replica that it made.
+package replicas
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -13,28 +20,41 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
-	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/runspec"
-	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/news"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/queue"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/view"
 )
 
-// replicas is what inference asks: runs that serve until they are stopped.
-type replicas struct {
-	computev1.UnsafeReplicaServiceServer
-	s *Service
+// Config of the part. All of it is required.
+type Config struct {
+	Store  *store.Store
+	Queue  *queue.Queue
+	Engine *authz.Engine
+	Now    func() time.Time
 }
 
-var _ computev1.ReplicaServiceServer = replicas{}
+// Service is what inference asks: runs that serve until they are stopped.
+type Service struct {
+	computev1.UnsafeReplicaServiceServer
+	cfg Config
+}
+
+var _ computev1.ReplicaServiceServer = (*Service)(nil)
+
+// New makes it.
+func New(cfg Config) *Service { return &Service{cfg: cfg} }
 
 // StartReplica implements computev1.ReplicaServiceServer.
-func (h replicas) StartReplica(ctx context.Context, req *computev1.StartReplicaRequest) (*computev1.ReplicaStatus, error) {
-	if err := h.s.checkReplica(req); err != nil {
+func (h *Service) StartReplica(ctx context.Context, req *computev1.StartReplicaRequest) (*computev1.ReplicaStatus, error) {
+	if err := h.checkReplica(req); err != nil {
 		return nil, err
 	}
-	known, err := h.s.store.Run(ctx, req.GetWorkspaceUid(), req.GetReplicaId())
+	known, err := h.cfg.Store.Run(ctx, req.GetWorkspaceUid(), req.GetReplicaId())
 	switch {
 	case err == nil:
 		return again(known, req)
@@ -45,26 +65,24 @@ func (h replicas) StartReplica(ctx context.Context, req *computev1.StartReplicaR
 	if err != nil {
 		return nil, err
 	}
-	c, err := h.s.store.Compute(ctx, req.GetWorkspaceUid(), target.ID())
+	c, err := h.cfg.Store.Compute(ctx, req.GetWorkspaceUid(), target.ID())
 	if err != nil {
-		return nil, absent(err, req.GetCompute())
+		return nil, view.Absent(err, req.GetCompute())
 	}
 	r := &store.Run{
 		UID: resource.NewUID("run"), Workspace: req.GetWorkspaceUid(), Kind: computev1.Run_KIND_REPLICA, Compute: c.UID, Submitter: req.GetPrincipal(),
-		Replica: proto.CloneOf(req), Spec: store.ReplicaSpec(req), State: computev1.Run_STATE_QUEUED, Created: h.s.cfg.Now(),
+		Replica: proto.CloneOf(req), Spec: store.ReplicaSpec(req), State: computev1.Run_STATE_QUEUED, Created: h.cfg.Now(),
 	}
-	stored, err := h.s.store.InsertRun(ctx, r, "", record("replica", req.GetReplicaId(), "run_uid", r.UID, "workspace_uid", r.Workspace,
+	stored, err := h.cfg.Store.InsertRun(ctx, r, "", view.Record("replica", req.GetReplicaId(), "run_uid", r.UID, "workspace_uid", r.Workspace,
 		"deployment", req.GetDeployment(), "subject", r.Submitter, "compute", c.ID))
 	if fault.Is(err, codes.AlreadyExists) { // the same call, at the same time
-		if known, err = h.s.store.Run(ctx, req.GetWorkspaceUid(), req.GetReplicaId()); err == nil {
+		if known, err = h.cfg.Store.Run(ctx, req.GetWorkspaceUid(), req.GetReplicaId()); err == nil {
 			return again(known, req)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	h.s.news.changed(c.UID)
-	h.s.wake()
 	return replicaStatus(stored), nil
 }
 
@@ -77,7 +95,7 @@ func again(known *store.Run, req *computev1.StartReplicaRequest) (*computev1.Rep
 }
 
 // checkReplica refuses what the contract's constraints cannot say: above all, what is not of the one workspace.
-func (s *Service) checkReplica(req *computev1.StartReplicaRequest) error {
+func (h *Service) checkReplica(req *computev1.StartReplicaRequest) error {
 	if err := resource.ValidRunID(req.GetReplicaId()); err != nil {
 		return err
 	}
@@ -85,7 +103,7 @@ func (s *Service) checkReplica(req *computev1.StartReplicaRequest) error {
 	if err != nil {
 		return err
 	}
-	scope, ok := s.cfg.Engine.Resolve(ws)
+	scope, ok := h.cfg.Engine.Resolve(ws)
 	if ws.Kind() != resource.KindWorkspace || !ok || scope.UID != req.GetWorkspaceUid() {
 		return fault.InvalidArgument("workspace and workspace_uid do not name one workspace").Field("workspace_uid", "is not the workspace's")
 	}
@@ -117,7 +135,7 @@ func (s *Service) checkReplica(req *computev1.StartReplicaRequest) error {
 }
 
 // StopReplica implements computev1.ReplicaServiceServer.
-func (h replicas) StopReplica(ctx context.Context, req *computev1.StopReplicaRequest) (*emptypb.Empty, error) {
+func (h *Service) StopReplica(ctx context.Context, req *computev1.StopReplicaRequest) (*emptypb.Empty, error) {
 	r, err := h.replica(ctx, req.GetWorkspaceUid(), req.GetReplicaId())
 	if fault.Is(err, codes.NotFound) {
 		return &emptypb.Empty{}, nil
@@ -125,15 +143,15 @@ func (h replicas) StopReplica(ctx context.Context, req *computev1.StopReplicaReq
 	if err != nil {
 		return nil, err
 	}
-	if _, err := h.s.cancel(ctx, r.UID, "replica", req.GetReplicaId(), "run_uid", r.UID, "workspace_uid", r.Workspace); err != nil && !fault.Is(err, codes.NotFound) {
+	if _, err := h.cfg.Queue.Cancel(ctx, r.UID, "replica", req.GetReplicaId(), "run_uid", r.UID, "workspace_uid", r.Workspace); err != nil && !fault.Is(err, codes.NotFound) {
 		return nil, err
 	}
 	return &emptypb.Empty{}, nil
 }
 
 // replica finds a run that is one.
-func (h replicas) replica(ctx context.Context, workspace, id string) (*store.Run, error) {
-	r, err := h.s.store.Run(ctx, workspace, id)
+func (h *Service) replica(ctx context.Context, workspace, id string) (*store.Run, error) {
+	r, err := h.cfg.Store.Run(ctx, workspace, id)
 	if err == nil && r.Kind != computev1.Run_KIND_REPLICA {
 		err = fault.NotFound("there is no such replica")
 	}
@@ -141,7 +159,7 @@ func (h replicas) replica(ctx context.Context, workspace, id string) (*store.Run
 }
 
 // WatchReplicas implements computev1.ReplicaServiceServer.
-func (h replicas) WatchReplicas(req *computev1.WatchReplicasRequest, stream grpc.ServerStreamingServer[computev1.ReplicaStatus]) error {
+func (h *Service) WatchReplicas(req *computev1.WatchReplicasRequest, stream grpc.ServerStreamingServer[computev1.ReplicaStatus]) error {
 	ctx, stop := context.WithCancelCause(stream.Context())
 	var watchers sync.WaitGroup
 	defer watchers.Wait()
@@ -174,7 +192,7 @@ func (h replicas) WatchReplicas(req *computev1.WatchReplicasRequest, stream grpc
 }
 
 // watch tells of one replica until it has ended. One that is not there is told of as STATE_UNSPECIFIED.
-func (h replicas) watch(ctx context.Context, workspace, id string, to chan<- *computev1.ReplicaStatus) error {
+func (h *Service) watch(ctx context.Context, workspace, id string, to chan<- *computev1.ReplicaStatus) error {
 	tell := func(m *computev1.ReplicaStatus) error {
 		select {
 		case to <- m:
@@ -191,8 +209,8 @@ func (h replicas) watch(ctx context.Context, workspace, id string, to chan<- *co
 		return err
 	}
 	uid, sent := r.UID, int64(0)
-	return h.s.news.each(ctx, uid, func() (bool, error) {
-		r, err := h.s.store.RunByUID(ctx, uid)
+	return news.Each(ctx, h.cfg.Store, store.RunTopic(uid), func() (bool, error) {
+		r, err := h.cfg.Store.RunByUID(ctx, uid)
 		if fault.Is(err, codes.NotFound) { // its workspace was deleted
 			return true, tell(&computev1.ReplicaStatus{ReplicaId: id})
 		}
@@ -210,13 +228,13 @@ func (h replicas) watch(ctx context.Context, workspace, id string, to chan<- *co
 }
 
 // ReadReplicaLogs implements computev1.ReplicaServiceServer.
-func (h replicas) ReadReplicaLogs(req *computev1.ReadReplicaLogsRequest, stream grpc.ServerStreamingServer[computev1.LogChunk]) error {
+func (h *Service) ReadReplicaLogs(req *computev1.ReadReplicaLogsRequest, stream grpc.ServerStreamingServer[computev1.LogChunk]) error {
 	name := "replicas/" + req.GetReplicaId()
 	r, err := h.replica(stream.Context(), req.GetWorkspaceUid(), req.GetReplicaId())
 	if err != nil {
-		return absent(err, name)
+		return view.Absent(err, name)
 	}
-	return h.s.sendLog(stream, r.UID, name, req.GetOffset(), req.GetFollow())
+	return view.SendLog(stream, h.cfg.Store, r.UID, name, req.GetOffset(), req.GetFollow())
 }
 
 func replicaStatus(r *store.Run) *computev1.ReplicaStatus {
@@ -224,67 +242,4 @@ func replicaStatus(r *store.Run) *computev1.ReplicaStatus {
 		ReplicaId: r.Spec.GetRunId(), RunUid: r.UID, State: r.State, Message: r.Outcome.GetMessage(), Reason: r.Outcome.GetReason(),
 		ExitCode: r.Outcome.GetExitCode(), CreateTime: timestamppb.New(r.Created),
 	}
-}
-
-// errNotDeployed refuses what only a deployment does with its replicas.
-func errNotDeployed() error {
-	return fault.New(codes.FailedPrecondition, faultv1.Reason_RESOURCE_IN_USE, "the run is a replica of a deployment: delete the deployment or give it fewer replicas instead")
-}
-
-// cancel asks a run to stop, or ends it if it has not started. What has ended, or was asked before, is given back as it is.
-func (s *Service) cancel(ctx context.Context, uid string, details ...string) (*store.Run, error) {
-	var as *store.Run
-	errNothing := errors.New("nothing to cancel")
-	r, err := s.store.Update(ctx, uid, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
-		switch {
-		case r.HasEnded() || r.Cancel:
-			as = r
-			return errNothing
-		case r.State == computev1.Run_STATE_QUEUED:
-			end(r, computev1.Run_STATE_CANCELED, "cancelled before it started", faultv1.Reason_REASON_UNSPECIFIED, s.cfg.Now())
-		default:
-			r.Cancel, r.CanceledAt = true, s.cfg.Now()
-		}
-		return nil
-	}, record(details...))
-	if errors.Is(err, errNothing) {
-		return as, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	s.news.changed(r.UID)
-	s.wake()
-	return r, nil
-}
-
-// needs are the rights that a run's submitter must have when it starts, each with the resource it is for.
-func needs(r *store.Run) []need {
-	list := []need{{r.Spec.GetCompute(), "compute/computes/use"}, {r.Spec.GetSnapshot(), "workspace/snapshots/read"}}
-	if r.Kind != computev1.Run_KIND_REPLICA {
-		return append([]need{{r.Spec.GetParent(), "compute/runs/submit"}}, list...)
-	}
-	for _, m := range r.Replica.GetServe().GetModels() {
-		list = append(list, need{m, "inference/models/content/read"})
-	}
-	return append([]need{{r.Replica.GetDeployment(), "inference/endpoints/deployments/write"}}, list...)
-}
-
-type need struct{ name, action string }
-
-// runActions is all that a run's token opens: each action with the one resource it may be used on.
-func runActions(r *store.Run) []string {
-	relative := func(name string) string {
-		n, _ := resource.Parse(name)
-		return n.Relative()
-	}
-	run := " runs/" + r.Spec.GetRunId()
-	list := []string{"compute/runs/execute" + run, "workspace/snapshots/read " + relative(r.Spec.GetSnapshot())}
-	if r.Kind != computev1.Run_KIND_REPLICA {
-		return append(list, "telemetry/metrics/write"+run)
-	}
-	for _, m := range r.Replica.GetServe().GetModels() {
-		list = append(list, "inference/models/content/read "+relative(m))
-	}
-	return list
 }

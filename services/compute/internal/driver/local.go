@@ -1,4 +1,4 @@
-package compute
+package driver
 
 import (
 	"bytes"
@@ -24,54 +24,30 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
 
-// Placement is what an agent is started with, as JSON on descriptor 3. The join token in it is good once.
-type Placement struct {
-	Gateway     string `json:"gateway"`
-	PublicURL   string `json:"public_url"`
-	CAPEM       string `json:"ca_pem"`
-	Run         string `json:"run"`
-	RunUID      string `json:"run_uid"`
-	JoinToken   string `json:"join_token"`
-	Folder      string `json:"folder"`
-	HeartbeatMS int64  `json:"heartbeat_ms"`
-	// Python is where the target's Python was found last; nil for the agent to look itself.
-	Python *Interpreter `json:"python,omitempty"`
-}
-
-// Driver places agents on a target. All methods but Start are quick, and may name a run that the driver does not know.
-type Driver interface {
-	// Start places one agent for one run. It returns when the agent is on its way.
-	Start(ctx context.Context, p Placement) error
-	// Alive reports whether the run's agent is known to live.
-	Alive(runUID string) bool
-	// Gone reports whether the run's agent was placed here and is known to have ended.
-	Gone(runUID string) bool
-	// Kill ends the agent, and with it the user's command.
-	Kill(runUID string)
-	// Clean removes what is left of a run that has ended.
-	Clean(runUID string)
-	// Sweep removes what is left of all runs but these; called once, at start.
-	Sweep(keep map[string]bool)
-}
-
-type localConfig struct {
-	Dir     string // a folder for each run
+// LocalConfig of a local driver. All but Command and Python is required.
+type LocalConfig struct {
+	// Dir has a folder for each run.
+	Dir string
+	// Command starts an agent. Empty is this binary with "agent".
 	Command []string
-	Python  func(context.Context) (Interpreter, error)
-	Now     func() time.Time
-	Logger  *slog.Logger
+	// Python finds this machine's Python; nil lets each agent look.
+	Python func(context.Context) (Interpreter, error)
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
-// local starts agents on this machine, each in a session of its own, so that they outlive this process. An agent is found again by
+// Local starts agents on this machine, each in a session of its own, so that they outlive this process. An agent is found again by
 // its pid and start time, which stand in its run's folder.
-type local struct {
-	cfg     localConfig
-	pythons *pythons
-	mu      sync.Mutex
-	own     map[string]chan struct{} // agents that this process started; closed when they have ended
+type Local struct {
+	cfg      LocalConfig
+	pythons  *pythons
+	mu       sync.Mutex
+	own      map[string]chan struct{} // agents that this process started; closed when they have ended
+	cleaning map[string]bool
 }
 
-func newLocal(cfg localConfig) (*local, error) {
+// NewLocal makes a driver that starts agents on this machine.
+func NewLocal(cfg LocalConfig) (*Local, error) {
 	if len(cfg.Command) == 0 {
 		exe, err := os.Executable()
 		if err != nil {
@@ -82,11 +58,11 @@ func newLocal(cfg localConfig) (*local, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("the folder for runs cannot be made: %w", err)
 	}
-	return &local{cfg: cfg, own: make(map[string]chan struct{}), pythons: &pythons{find: cfg.Python, now: cfg.Now}}, nil
+	return &Local{cfg: cfg, own: make(map[string]chan struct{}), cleaning: make(map[string]bool), pythons: &pythons{find: cfg.Python, now: cfg.Now}}, nil
 }
 
 // folder of a run. A uid is made by us, and looked at all the same: it becomes a path.
-func (l *local) folder(runUID string) (string, error) {
+func (l *Local) folder(runUID string) (string, error) {
 	if !resource.IsUID(runUID) {
 		return "", errors.New("not a uid")
 	}
@@ -94,7 +70,7 @@ func (l *local) folder(runUID string) (string, error) {
 }
 
 // Start implements Driver.
-func (l *local) Start(_ context.Context, p Placement) error {
+func (l *Local) Start(_ context.Context, p Placement) error {
 	dir, err := l.folder(p.RunUID)
 	if err != nil {
 		return err
@@ -149,7 +125,7 @@ func (l *local) Start(_ context.Context, p Placement) error {
 }
 
 // pid is the agent's process, if it is still the one that was started.
-func (l *local) pid(runUID string) (pid int, known bool) {
+func (l *Local) pid(runUID string) (pid int, known bool) {
 	dir, err := l.folder(runUID)
 	if err != nil {
 		return 0, false
@@ -189,14 +165,24 @@ func startTime(pid int) (string, error) {
 	return f[19], nil
 }
 
-// Alive implements Driver.
-func (l *local) Alive(runUID string) bool {
+// alive reports whether the run's agent is known to live.
+func (l *Local) alive(runUID string) bool {
+	l.mu.Lock()
+	done, own := l.own[runUID]
+	l.mu.Unlock()
+	if own {
+		select {
+		case <-done: // and was waited for
+		default:
+			return true
+		}
+	}
 	pid, _ := l.pid(runUID)
 	return pid != 0
 }
 
 // Gone implements Driver.
-func (l *local) Gone(runUID string) bool {
+func (l *Local) Gone(runUID string) bool {
 	l.mu.Lock()
 	done, own := l.own[runUID]
 	l.mu.Unlock()
@@ -213,55 +199,58 @@ func (l *local) Gone(runUID string) bool {
 }
 
 // Kill implements Driver.
-func (l *local) Kill(runUID string) {
+func (l *Local) Kill(runUID string) {
 	if pid, _ := l.pid(runUID); pid != 0 {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // the sandbox ends with its agent
 	}
 }
 
-// Clean implements Driver. The agent gets a minute to end by itself; what remains then is removed by the next Sweep.
-func (l *local) Clean(runUID string) {
+// cleanWait is how long the agent of a run that has ended may take to end by itself, in looks of a tenth of a second.
+const cleanWait = 600
+
+// Clean implements Driver. The agent gets a minute to end by itself.
+func (l *Local) Clean(runUID string) {
 	dir, err := l.folder(runUID)
 	if err != nil {
 		return
 	}
 	l.mu.Lock()
-	done, own := l.own[runUID]
-	l.mu.Unlock()
-	remove := func() {
+	defer l.mu.Unlock()
+	if l.cleaning[runUID] {
+		return
+	}
+	l.cleaning[runUID] = true
+	go func() {
+		for i := 0; l.alive(runUID); i++ { // one from before this process: nobody can wait for it but by looking
+			if i == cleanWait {
+				l.Kill(runUID)
+			}
+			<-time.After(100 * time.Millisecond)
+		}
 		if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			l.cfg.Logger.Warn("a run's folder could not be removed", "run_uid", runUID, "error", err)
 		}
 		l.mu.Lock()
+		defer l.mu.Unlock()
 		delete(l.own, runUID)
-		l.mu.Unlock()
-	}
-	go func() {
-		if own {
-			<-done
-		}
-		for i := 0; i < 600 && l.Alive(runUID); i++ { // one from before this process: nobody can wait for it but by looking
-			<-time.After(100 * time.Millisecond)
-		}
-		if !l.Alive(runUID) {
-			remove()
-		}
+		delete(l.cleaning, runUID)
 	}()
 }
 
-// Sweep implements Driver.
-func (l *local) Sweep(keep map[string]bool) {
+// Left implements Driver.
+func (l *Local) Left() []string {
 	entries, err := os.ReadDir(l.cfg.Dir)
 	if err != nil {
-		return
+		return nil
 	}
+	var uids []string
 	for _, e := range entries {
-		if keep[e.Name()] {
-			continue
-		}
-		l.Kill(e.Name()) // its run has ended, or is gone
-		if dir, err := l.folder(e.Name()); err == nil {
-			_ = os.RemoveAll(dir)
+		if resource.IsUID(e.Name()) {
+			uids = append(uids, e.Name())
 		}
 	}
+	return uids
 }
+
+// Close waits for what goes on beside the calls. Agents go on.
+func (l *Local) Close() { l.pythons.wait() }

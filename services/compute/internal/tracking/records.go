@@ -1,4 +1,4 @@
-package compute
+package tracking
 
 import (
 	"context"
@@ -149,7 +149,7 @@ const (
 )
 
 // data asks telemetry for what runs have logged, by uid.
-func (s *Service) data(ctx context.Context, workspace string, list []*store.Run) (map[string]*telemetryv1.RunData, error) {
+func (h *Service) data(ctx context.Context, workspace string, list []*store.Run) (map[string]*telemetryv1.RunData, error) {
 	out := make(map[string]*telemetryv1.RunData, len(list))
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
@@ -161,7 +161,7 @@ func (s *Service) data(ctx context.Context, workspace string, list []*store.Run)
 				uids = append(uids, r.UID)
 			}
 			for len(uids) > 0 {
-				res, err := s.cfg.RunData.BatchGetRunData(ctx, &telemetryv1.BatchGetRunDataRequest{Parent: workspace, RunUids: uids})
+				res, err := h.cfg.RunData.BatchGetRunData(ctx, &telemetryv1.BatchGetRunDataRequest{Parent: workspace, RunUids: uids})
 				if err != nil {
 					return fault.FromStatus(err)
 				}

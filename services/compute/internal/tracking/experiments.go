@@ -1,4 +1,4 @@
-package compute
+package tracking
 
 import (
 	"cmp"
@@ -13,20 +13,24 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
-	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/filter"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/view"
 )
 
-type experiments struct {
+// Experiments is what users ask about experiments.
+type Experiments struct {
 	computev1.UnsafeExperimentServiceServer
-	s *Service
+	cfg Config
 }
 
-var _ computev1.ExperimentServiceServer = experiments{}
+var _ computev1.ExperimentServiceServer = (*Experiments)(nil)
+
+// NewExperiments makes it.
+func NewExperiments(cfg Config) *Experiments { return &Experiments{cfg: cfg} }
 
 // maxExperimentTags is how many tags an experiment may have: they are opened with it.
 const maxExperimentTags = 1000
@@ -41,53 +45,8 @@ func experimentMessage(parent string, e *store.Experiment) *computev1.Experiment
 	return m
 }
 
-// mayJoin says who gets into the experiment that a run names by its display name.
-func mayJoin(call *rpc.Call) func(e *store.Experiment, makes bool) error {
-	return func(e *store.Experiment, makes bool) error {
-		workspace, ok := call.Scope.Name.Workspace()
-		action := "compute/experiments/read"
-		if makes {
-			action = "compute/experiments/write"
-		}
-		if !ok || !call.May(action, false, workspace) {
-			return fault.New(codes.PermissionDenied, faultv1.Reason_AUTHZ_ACTION_MISSING, "the action %s is missing for the experiment that the run names; leave it out, or ask for the action", action).
-				With("action", action).With("scope", workspace.String())
-		}
-		call.Detail("experiment", e.ID)
-		return nil
-	}
-}
-
-// shown is a run with what its experiment is called now.
-func (s *Service) shown(ctx context.Context, r *store.Run) (*computev1.Run, error) {
-	out, err := s.allShown(ctx, []*store.Run{r})
-	if err != nil {
-		return nil, err
-	}
-	return out[0], nil
-}
-
-func (s *Service) allShown(ctx context.Context, list []*store.Run) ([]*computev1.Run, error) {
-	names, out := make(map[string]string), make([]*computev1.Run, 0, len(list))
-	for _, r := range list {
-		name, ok := names[r.Experiment]
-		if !ok {
-			e, err := s.store.Experiment(ctx, r.Workspace, r.Experiment)
-			if err != nil {
-				return nil, err
-			}
-			name = e.DisplayName
-			names[r.Experiment] = name
-		}
-		m := runMessage(r)
-		m.Experiment = name
-		out = append(out, m)
-	}
-	return out, nil
-}
-
 // CreateExperiment implements computev1.ExperimentServiceServer.
-func (h experiments) CreateExperiment(ctx context.Context, req *computev1.CreateExperimentRequest) (*computev1.Experiment, error) {
+func (h *Experiments) CreateExperiment(ctx context.Context, req *computev1.CreateExperimentRequest) (*computev1.Experiment, error) {
 	call := rpc.From(ctx)
 	id, err := store.NewExperimentID()
 	if err != nil {
@@ -95,27 +54,27 @@ func (h experiments) CreateExperiment(ctx context.Context, req *computev1.Create
 	}
 	e := &store.Experiment{
 		UID: resource.NewUID("exp"), Workspace: call.Scope.WorkspaceUID, ID: id, DisplayName: req.GetDisplayName(), Tags: req.GetTags(),
-		Created: h.s.cfg.Now(), CreatedBy: call.Principal,
+		Created: h.cfg.Now(), CreatedBy: call.Principal,
 	}
-	if err := h.s.store.InsertExperiment(ctx, e, record("experiment", id)); err != nil {
+	if err := h.cfg.Store.InsertExperiment(ctx, e, view.Record("experiment", id)); err != nil {
 		return nil, err
 	}
 	return experimentMessage(req.GetParent(), e), nil
 }
 
 // GetExperiment implements computev1.ExperimentServiceServer.
-func (h experiments) GetExperiment(ctx context.Context, req *computev1.GetExperimentRequest) (*computev1.Experiment, error) {
+func (h *Experiments) GetExperiment(ctx context.Context, req *computev1.GetExperimentRequest) (*computev1.Experiment, error) {
 	call := rpc.From(ctx)
-	e, err := h.s.store.Experiment(ctx, call.Scope.WorkspaceUID, call.Scope.Name.ID())
+	e, err := h.cfg.Store.Experiment(ctx, call.Scope.WorkspaceUID, call.Scope.Name.ID())
 	if err != nil {
-		return nil, absent(err, req.GetName())
+		return nil, view.Absent(err, req.GetName())
 	}
 	return experimentMessage(call.Scope.Name.Parent().String(), e), nil
 }
 
 // LookupExperiment implements computev1.ExperimentServiceServer.
-func (h experiments) LookupExperiment(ctx context.Context, req *computev1.LookupExperimentRequest) (*computev1.Experiment, error) {
-	e, err := h.s.store.ExperimentByName(ctx, rpc.From(ctx).Scope.WorkspaceUID, req.GetDisplayName())
+func (h *Experiments) LookupExperiment(ctx context.Context, req *computev1.LookupExperimentRequest) (*computev1.Experiment, error) {
+	e, err := h.cfg.Store.ExperimentByName(ctx, rpc.From(ctx).Scope.WorkspaceUID, req.GetDisplayName())
 	if err != nil {
 		if fault.Is(err, codes.NotFound) {
 			return nil, fault.NotFound("the workspace has no experiment of that display name")
@@ -126,11 +85,11 @@ func (h experiments) LookupExperiment(ctx context.Context, req *computev1.Lookup
 }
 
 // change is one change of an experiment.
-func (h experiments) change(ctx context.Context, name string, change func(e *store.Experiment) error) (*computev1.Experiment, error) {
+func (h *Experiments) change(ctx context.Context, name string, change func(e *store.Experiment) error) (*computev1.Experiment, error) {
 	call := rpc.From(ctx)
-	e, err := h.s.store.UpdateExperiment(ctx, call.Scope.WorkspaceUID, call.Scope.Name.ID(), call.Principal, h.s.cfg.Now(), change, record())
+	e, err := h.cfg.Store.UpdateExperiment(ctx, call.Scope.WorkspaceUID, call.Scope.Name.ID(), call.Principal, h.cfg.Now(), change, view.Record())
 	if err != nil {
-		return nil, absent(err, name)
+		return nil, view.Absent(err, name)
 	}
 	return experimentMessage(call.Scope.Name.Parent().String(), e), nil
 }
@@ -143,7 +102,7 @@ func experimentDeleted(e *store.Experiment) error {
 }
 
 // UpdateExperiment implements computev1.ExperimentServiceServer.
-func (h experiments) UpdateExperiment(ctx context.Context, req *computev1.UpdateExperimentRequest) (*computev1.Experiment, error) {
+func (h *Experiments) UpdateExperiment(ctx context.Context, req *computev1.UpdateExperimentRequest) (*computev1.Experiment, error) {
 	return h.change(ctx, req.GetName(), func(e *store.Experiment) error {
 		e.DisplayName = req.GetDisplayName()
 		return experimentDeleted(e)
@@ -151,7 +110,7 @@ func (h experiments) UpdateExperiment(ctx context.Context, req *computev1.Update
 }
 
 // SetExperimentTag implements computev1.ExperimentServiceServer.
-func (h experiments) SetExperimentTag(ctx context.Context, req *computev1.SetExperimentTagRequest) (*computev1.Experiment, error) {
+func (h *Experiments) SetExperimentTag(ctx context.Context, req *computev1.SetExperimentTagRequest) (*computev1.Experiment, error) {
 	return h.change(ctx, req.GetName(), func(e *store.Experiment) error {
 		if err := experimentDeleted(e); err != nil {
 			return err
@@ -177,7 +136,7 @@ func (h experiments) SetExperimentTag(ctx context.Context, req *computev1.SetExp
 }
 
 // DeleteExperiment implements computev1.ExperimentServiceServer.
-func (h experiments) DeleteExperiment(ctx context.Context, req *computev1.DeleteExperimentRequest) (*emptypb.Empty, error) {
+func (h *Experiments) DeleteExperiment(ctx context.Context, req *computev1.DeleteExperimentRequest) (*emptypb.Empty, error) {
 	_, err := h.change(ctx, req.GetName(), func(e *store.Experiment) error {
 		if e.ID == store.DefaultExperiment {
 			return fault.FailedPrecondition("every workspace has the experiment 0; it is not deleted")
@@ -193,7 +152,7 @@ func (h experiments) DeleteExperiment(ctx context.Context, req *computev1.Delete
 }
 
 // RestoreExperiment implements computev1.ExperimentServiceServer.
-func (h experiments) RestoreExperiment(ctx context.Context, req *computev1.RestoreExperimentRequest) (*computev1.Experiment, error) {
+func (h *Experiments) RestoreExperiment(ctx context.Context, req *computev1.RestoreExperimentRequest) (*computev1.Experiment, error) {
 	return h.change(ctx, req.GetName(), func(e *store.Experiment) error {
 		if !e.Deleted {
 			return fault.FailedPrecondition("the experiment %s is not deleted", e.ID)
@@ -227,7 +186,7 @@ func (r experimentRecord) Number(k filter.Key) (float64, bool) {
 }
 
 // SearchExperiments implements computev1.ExperimentServiceServer: the newest first, where nothing else is asked for, and Default last.
-func (h experiments) SearchExperiments(ctx context.Context, req *computev1.SearchExperimentsRequest) (*computev1.SearchExperimentsResponse, error) {
+func (h *Experiments) SearchExperiments(ctx context.Context, req *computev1.SearchExperimentsRequest) (*computev1.SearchExperimentsResponse, error) {
 	call := rpc.From(ctx)
 	limit, err := resource.PageSize(req.GetPageSize(), searchPage, searchMost)
 	if err != nil {
@@ -245,13 +204,13 @@ func (h experiments) SearchExperiments(ctx context.Context, req *computev1.Searc
 	if err != nil {
 		return nil, err
 	}
-	from, seal, err := h.s.place(ctx, query, req.GetPageToken())
+	from, seal, err := openPlace(ctx, h.cfg.Store, query, req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
 	least, most := deletedIn(req.GetView())
 	var all []found
-	err = h.s.store.EachExperiment(ctx, call.Scope.WorkspaceUID, func(e *store.Experiment) {
+	err = h.cfg.Store.EachExperiment(ctx, call.Scope.WorkspaceUID, func(e *store.Experiment) {
 		if e.Deleted && most == store.NotDeleted || !e.Deleted && least != store.NotDeleted || !f.Match(experimentRecord{e}) {
 			return
 		}
@@ -273,7 +232,7 @@ func (h experiments) SearchExperiments(ctx context.Context, req *computev1.Searc
 	next := from.after(len(all), func(i int) string { return all[i].uid })
 	out, size := &computev1.SearchExperimentsResponse{}, 0
 	for ; next < len(all) && len(out.GetExperiments()) < limit; next++ {
-		e, err := h.s.store.Experiment(ctx, call.Scope.WorkspaceUID, all[next].id)
+		e, err := h.cfg.Store.Experiment(ctx, call.Scope.WorkspaceUID, all[next].id)
 		if fault.Is(err, codes.NotFound) {
 			continue
 		}
@@ -281,7 +240,7 @@ func (h experiments) SearchExperiments(ctx context.Context, req *computev1.Searc
 			return nil, err
 		}
 		m := experimentMessage(req.GetParent(), e)
-		if size += proto.Size(m); size > h.s.bounds.answer && len(out.GetExperiments()) > 0 {
+		if size += proto.Size(m); size > h.cfg.Bounds.Answer && len(out.GetExperiments()) > 0 {
 			break
 		}
 		out.Experiments = append(out.Experiments, m)

@@ -1,4 +1,12 @@
-package compute
+// Package tracking is experiments, runs that are only tracked, their files, and the search for runs.
+//
+// Trust boundary: a run that is only tracked is its client's word. A filter is parsed here; it never becomes SQL.
+//
+// Invariants: what the platform carries is not ended from outside. A search shows of what telemetry keeps only what its caller may read
+// there, nothing that was opened for it outlives the call, and it takes no more memory than its bounds.
+//
+// Failure: a search that needs what telemetry keeps fails where telemetry is away; one that does not, goes on.
+package tracking
 
 import (
 	"context"
@@ -16,15 +24,31 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/outputs"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/view"
 )
 
-type tracking struct {
-	computev1.UnsafeTrackingServiceServer
-	s *Service
+// Config of the part. All of it is required.
+type Config struct {
+	Store   *store.Store
+	Outputs *outputs.Outputs
+	RunData RunData
+	// Bounds are what a search may take of memory.
+	Bounds *Bounds
+	Now    func() time.Time
 }
 
-var _ computev1.TrackingServiceServer = tracking{}
+// Service is runs that are only tracked, what is said of all runs, and the search for them.
+type Service struct {
+	computev1.UnsafeTrackingServiceServer
+	cfg Config
+}
+
+var _ computev1.TrackingServiceServer = (*Service)(nil)
+
+// New makes it.
+func New(cfg Config) *Service { return &Service{cfg: cfg} }
 
 // clientTime reads a time that a client says, which is absent where it says none.
 func clientTime(field string, t *timestamppb.Timestamp) (time.Time, error) {
@@ -38,8 +62,8 @@ func clientTime(field string, t *timestamppb.Timestamp) (time.Time, error) {
 }
 
 // CreateTrackedRun implements computev1.TrackingServiceServer.
-func (h tracking) CreateTrackedRun(ctx context.Context, req *computev1.CreateTrackedRunRequest) (*computev1.Run, error) {
-	call, now := rpc.From(ctx), h.s.cfg.Now()
+func (h *Service) CreateTrackedRun(ctx context.Context, req *computev1.CreateTrackedRunRequest) (*computev1.Run, error) {
+	call, now := rpc.From(ctx), h.cfg.Now()
 	id := req.GetRunId()
 	if id == "" {
 		id = strings.ToLower(rand.Text())
@@ -66,44 +90,36 @@ func (h tracking) CreateTrackedRun(ctx context.Context, req *computev1.CreateTra
 		Labels: &computev1.CreateTrackedRunRequest{DisplayName: req.GetDisplayName(), User: req.GetUser()}, Submitter: call.Principal,
 		State: computev1.Run_STATE_RUNNING, Created: now, Started: started,
 	}
-	stored, err := h.s.store.InsertRun(ctx, r, "", record("run", id, "experiment", experiment))
+	stored, err := h.cfg.Store.InsertRun(ctx, r, "", view.Record("run", id, "experiment", experiment))
 	if err != nil {
 		if fault.Is(err, codes.NotFound) {
 			return nil, rpc.NotFound(req.GetExperiment())
 		}
 		return nil, err
 	}
-	return h.s.shown(ctx, stored)
+	return view.Run(ctx, h.cfg.Store, stored)
 }
 
 // update is one change of a run that others than its agent make.
-func (h tracking) update(ctx context.Context, name string, change func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error) (*computev1.Run, error) {
-	r, err := h.s.run(ctx, name)
+func (h *Service) update(ctx context.Context, name string, change func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error) (*computev1.Run, error) {
+	r, err := view.Find(ctx, h.cfg.Store, name)
 	if err != nil {
 		return nil, err
 	}
-	r, err = h.s.store.Update(ctx, r.UID, func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
+	r, err = h.cfg.Store.Update(ctx, r.UID, func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
 		if r.Kind == computev1.Run_KIND_REPLICA {
-			return errNotDeployed()
+			return view.NotDeployed()
 		}
 		return change(ctx, tx, r)
-	}, record())
+	}, view.Record())
 	if err != nil {
-		return nil, absent(err, name)
+		return nil, view.Absent(err, name)
 	}
-	h.s.news.changed(r.UID)
-	return h.s.shown(ctx, r)
-}
-
-func runDeleted(r *store.Run) error {
-	if r.Deleted != store.NotDeleted {
-		return fault.FailedPrecondition("the run is deleted; restore it first")
-	}
-	return nil
+	return view.Run(ctx, h.cfg.Store, r)
 }
 
 // UpdateTrackedRun implements computev1.TrackingServiceServer.
-func (h tracking) UpdateTrackedRun(ctx context.Context, req *computev1.UpdateTrackedRunRequest) (*computev1.Run, error) {
+func (h *Service) UpdateTrackedRun(ctx context.Context, req *computev1.UpdateTrackedRunRequest) (*computev1.Run, error) {
 	switch req.GetState() {
 	case computev1.Run_STATE_STARTING, computev1.Run_STATE_FINALIZING, computev1.Run_STATE_LOST:
 		return nil, fault.InvalidArgument("a tracked run is QUEUED, RUNNING, COMPLETED, FAILED or CANCELED").Field("state", "is one of the platform's")
@@ -113,11 +129,11 @@ func (h tracking) UpdateTrackedRun(ctx context.Context, req *computev1.UpdateTra
 		return nil, err
 	}
 	return h.update(ctx, req.GetName(), func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
-		if err := runDeleted(r); err != nil {
+		if err := view.Deleted(r); err != nil {
 			return err
 		}
 		if req.GetState() != computev1.Run_STATE_UNSPECIFIED || req.GetEndTime() != nil {
-			if err := track(r, req.GetState(), ended, h.s.cfg.Now()); err != nil {
+			if err := track(r, req.GetState(), ended, h.cfg.Now()); err != nil {
 				return err
 			}
 		}
@@ -125,7 +141,7 @@ func (h tracking) UpdateTrackedRun(ctx context.Context, req *computev1.UpdateTra
 			return nil
 		}
 		r.Labels = &computev1.CreateTrackedRunRequest{DisplayName: req.GetDisplayName(), User: r.Labels.GetUser()}
-		return h.s.store.Relabel(ctx, tx, r)
+		return h.cfg.Store.Relabel(ctx, tx, r)
 	})
 }
 
@@ -149,16 +165,16 @@ func track(r *store.Run, state computev1.Run_State, ended, now time.Time) error 
 }
 
 // DeleteRun implements computev1.TrackingServiceServer.
-func (h tracking) DeleteRun(ctx context.Context, req *computev1.DeleteRunRequest) (*emptypb.Empty, error) {
+func (h *Service) DeleteRun(ctx context.Context, req *computev1.DeleteRunRequest) (*emptypb.Empty, error) {
 	_, err := h.update(ctx, req.GetName(), func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
-		if err := runDeleted(r); err != nil {
+		if err := view.Deleted(r); err != nil {
 			return err
 		}
 		if r.Kind != computev1.Run_KIND_TRACKED && !r.HasEnded() {
 			return fault.New(codes.FailedPrecondition, faultv1.Reason_RESOURCE_IN_USE, "the run waits or runs; cancel it, and delete it when it has ended")
 		}
 		r.Deleted = store.DeletedItself
-		return h.s.store.Mark(ctx, tx, r)
+		return h.cfg.Store.Mark(ctx, tx, r)
 	})
 	if err != nil {
 		return nil, err
@@ -167,12 +183,12 @@ func (h tracking) DeleteRun(ctx context.Context, req *computev1.DeleteRunRequest
 }
 
 // RestoreRun implements computev1.TrackingServiceServer. A run whose experiment is deleted comes back alone.
-func (h tracking) RestoreRun(ctx context.Context, req *computev1.RestoreRunRequest) (*computev1.Run, error) {
+func (h *Service) RestoreRun(ctx context.Context, req *computev1.RestoreRunRequest) (*computev1.Run, error) {
 	return h.update(ctx, req.GetName(), func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
 		if r.Deleted == store.NotDeleted {
 			return fault.FailedPrecondition("the run is not deleted")
 		}
 		r.Deleted = store.NotDeleted
-		return h.s.store.Mark(ctx, tx, r)
+		return h.cfg.Store.Mark(ctx, tx, r)
 	})
 }

@@ -1,0 +1,242 @@
+// Package host owns what a machine does that carries runs of a self-hosted target: it asks for them, and makes the agent of each.
+//
+// Trust boundary: it calls as whoever the given client calls as, and can do no more than take runs of the target. What a run's agent
+// may do comes with the run: a join token for one identity, which ends with it.
+//
+// Invariants: no more runs at once than the target says; a run that was taken is carried to its end, or given up and told of. Who is stopped takes no more.
+//
+// Failure: an installation that is away is asked again. Anything else that it answers ends Serve, but for a target that is not there,
+// where Config.Wait says to wait for it.
+package host
+
+import (
+	"context"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	"github.com/redoubt-ml/redoubt/internal/agent"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
+)
+
+const (
+	// claimWait is how long one question for work waits for an answer.
+	claimWait  = 30 * time.Second
+	claimPause = 2 * time.Second
+)
+
+// Config of a Host. Computes, Server and Target must be set.
+type Config struct {
+	// Computes calls the installation.
+	Computes computev1.ComputeServiceClient
+	// Server is the installation's public URL, https://host:port, for the agents.
+	Server string
+	// Gateway is where that is dialled from here, host:port; empty is where Server says. Its certificate is for both hosts.
+	Gateway string
+	// Roots are believed by the agents; nil means the system's.
+	Roots *x509.CertPool
+	// Target is the full name of a self-hosted target.
+	Target string
+	// Drain is how long the runs that are going may take to end after Serve was stopped; then they are ended. 0 ends them at once.
+	Drain time.Duration
+	// Wait keeps asking where the target is not there, or not to be seen, yet or any more: it may be made later.
+	Wait bool
+	// Beat, where it is set, is called whenever the installation has answered: at least every claimWait while all is well.
+	Beat func()
+	// Pause is how long to wait after the installation, or the target, was not there; 0 is two seconds.
+	Pause time.Duration
+	// Say tells the operator what begins and ends; nil is silent.
+	Say func(format string, args ...any)
+	// Logger gets what the agents warn of; nil drops it.
+	Logger *slog.Logger
+}
+
+// Host takes runs of one target.
+type Host struct {
+	cfg Config
+	run func(ctx context.Context, b *computev1.AgentBootstrap) error // carries one run
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Host, error) {
+	if cfg.Computes == nil || cfg.Target == "" {
+		return nil, fault.InvalidArgument("a host of agents needs a target and a connection")
+	}
+	u, err := url.Parse(cfg.Server)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
+		return nil, fault.InvalidArgument("%q is no address of an installation: write https://host:port", cfg.Server)
+	}
+	if cfg.Gateway == "" {
+		cfg.Gateway = u.Host
+		if u.Port() == "" {
+			cfg.Gateway = net.JoinHostPort(u.Hostname(), "443")
+		}
+	}
+	if cfg.Pause == 0 {
+		cfg.Pause = claimPause
+	}
+	if cfg.Beat == nil {
+		cfg.Beat = func() {}
+	}
+	if cfg.Say == nil {
+		cfg.Say = func(string, ...any) {}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	h := &Host{cfg: cfg}
+	h.run = h.carry
+	return h, nil
+}
+
+// Serve takes runs and carries them until ctx ends; then it takes no more, and those that are going have Config.Drain to end.
+func (h *Host) Serve(ctx context.Context) error {
+	for {
+		target, err := h.target(ctx)
+		if err != nil || target == nil {
+			return err
+		}
+		h.cfg.Say("taking runs for %s, %d at once", target.GetName(), target.GetMaxRuns())
+		if again, err := h.carryRuns(ctx, target); !again {
+			return err
+		}
+		h.cfg.Say("%s is gone; waiting for another of that name", target.GetName())
+	}
+}
+
+// target looks the target up; nil when ctx has ended.
+func (h *Host) target(ctx context.Context) (*computev1.Compute, error) {
+	said := ""
+	for ctx.Err() == nil {
+		t, err := h.cfg.Computes.GetCompute(ctx, &computev1.GetComputeRequest{Name: h.cfg.Target})
+		if err == nil || absent(err) {
+			h.cfg.Beat()
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, nil //nolint:nilerr,nilnil // stopped: there is neither a target nor an error
+		case err == nil && t.GetKind() != computev1.Compute_KIND_SELF_HOSTED:
+			return nil, fault.FailedPrecondition("%s is not self-hosted: the installation itself carries its runs", h.cfg.Target)
+		case err == nil:
+			return t, nil
+		case !away(err) && !(h.cfg.Wait && absent(err)):
+			return nil, err
+		}
+		if s := status.Convert(err).Message(); s != said { // once, and not every two seconds
+			said = s
+			h.cfg.Say("waiting for %s: %s", h.cfg.Target, s)
+		}
+		h.pause(ctx)
+	}
+	return nil, nil //nolint:nilnil // stopped: there is neither a target nor an error
+}
+
+// carryRuns claims runs and carries them, as many at once as the target takes. again says that the target has gone.
+func (h *Host) carryRuns(ctx context.Context, target *computev1.Compute) (again bool, err error) {
+	var going sync.WaitGroup
+	var carried atomic.Int64
+	life, end := context.WithCancel(context.WithoutCancel(ctx)) // of the runs
+	defer end()
+	stop := context.AfterFunc(ctx, func() { h.drain(life, carried.Load()); end() })
+	defer stop()
+	defer going.Wait()
+	free := make(chan struct{}, max(target.GetMaxRuns(), 1))
+	for {
+		select {
+		case free <- struct{}{}:
+		case <-ctx.Done():
+			return false, nil
+		}
+		r, err := h.cfg.Computes.ClaimRun(ctx, &computev1.ClaimRunRequest{Name: target.GetName(), Wait: durationpb.New(claimWait)})
+		if err == nil {
+			h.cfg.Beat()
+		}
+		switch {
+		case err == nil && r.GetBootstrap() != nil: // also when ctx has ended meanwhile: nobody else gets it
+		case ctx.Err() != nil:
+			return false, nil
+		case err == nil:
+			<-free
+			continue
+		case away(err):
+			<-free
+			h.pause(ctx)
+			continue
+		default:
+			return h.cfg.Wait && absent(err), err
+		}
+		carried.Add(1)
+		going.Go(func() {
+			defer func() { carried.Add(-1); <-free }()
+			run := r.GetBootstrap().GetRun()
+			run = run[strings.LastIndexByte(run, '/')+1:]
+			h.cfg.Say("run %s: begins", run)
+			if err := h.run(life, r.GetBootstrap()); err != nil {
+				h.cfg.Say("run %s: given up: %s", run, status.Convert(err).Message())
+				return
+			}
+			h.cfg.Say("run %s: has ended", run)
+		})
+	}
+}
+
+// drain waits until the runs have had their time.
+func (h *Host) drain(life context.Context, carried int64) {
+	if h.cfg.Drain <= 0 || carried == 0 {
+		return
+	}
+	h.cfg.Say("taking no more runs; %d that are going have %v to end", carried, h.cfg.Drain)
+	t := time.NewTimer(h.cfg.Drain)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		h.cfg.Say("the runs that are still going are ended")
+	case <-life.Done():
+	}
+}
+
+// carry hosts the agent of one run.
+func (h *Host) carry(ctx context.Context, b *computev1.AgentBootstrap) error {
+	a, err := agent.New(agent.Config{
+		Gateway: h.cfg.Gateway, PublicURL: h.cfg.Server, Roots: h.cfg.Roots, Run: b.GetRun(), RunUID: b.GetRunUid(), JoinToken: redact.FromString(b.GetJoinToken()),
+		Logger: h.cfg.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = a.Close() }()
+	return a.Run(ctx)
+}
+
+// away tells whether the installation is only not there at the moment.
+func away(err error) bool {
+	code := status.Code(err)
+	return code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.ResourceExhausted
+}
+
+// absent tells whether the target is not there, which reads the same as not being allowed to see it.
+func absent(err error) bool {
+	code := status.Code(err)
+	return code == codes.NotFound || code == codes.PermissionDenied
+}
+
+// pause waits, or until ctx ends.
+func (h *Host) pause(ctx context.Context) {
+	t := time.NewTimer(h.cfg.Pause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

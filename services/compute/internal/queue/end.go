@@ -1,0 +1,155 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	"github.com/redoubt-ml/redoubt/pkg/audit"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
+	"github.com/redoubt-ml/redoubt/services/compute/internal/view"
+)
+
+// Finish puts a run into one of its last states.
+func Finish(r *store.Run, state computev1.Run_State, message string, reason faultv1.Reason, now time.Time) {
+	r.State, r.Ended = state, now
+	r.Outcome.State, r.Outcome.Message = state, message
+	if reason != faultv1.Reason_REASON_UNSPECIFIED {
+		r.Outcome.Reason = reason.String()
+	}
+}
+
+// End ends a run in the platform's own name, and what is left of its agent. A run that has ended meanwhile stays as it is.
+func (q *Queue) End(ctx context.Context, uid string, state computev1.Run_State, message string, reason faultv1.Reason) {
+	q.endIf(ctx, uid, func(*store.Run) bool { return true }, state, message, reason)
+}
+
+// endIf is End for a run of which still holds, asked in the transaction that ends it.
+func (q *Queue) endIf(ctx context.Context, uid string, still func(r *store.Run) bool, state computev1.Run_State, message string, reason faultv1.Reason) {
+	errOver := errors.New("ended, or not to be ended")
+	r, err := q.cfg.Store.Update(context.WithoutCancel(ctx), uid, func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
+		if r.HasEnded() || !still(r) {
+			return errOver
+		}
+		state, message, reason := state, message, reason
+		if state == computev1.Run_STATE_LOST && q.over(r.Submitter, r.Created) { // its agent was refused since, and has given up
+			state, message, reason = computev1.Run_STATE_FAILED, accountOver, faultv1.Reason_RUN_SUBMITTER_DENIED
+		}
+		Finish(r, state, message, reason, q.cfg.Now())
+		r.Stopped = true
+		return q.Event(ctx, tx, r, "end")
+	}, nil)
+	if err != nil {
+		if !errors.Is(err, errOver) {
+			q.cfg.Logger.Error("a run could not be ended", "run_uid", uid, "error", err)
+		}
+		return
+	}
+	// Not before: what was refused a leader of yesterday kills nothing. Agents of other machines are seen to there.
+	q.cfg.Driver.Kill(r.UID)
+	q.Ended(r)
+}
+
+const accountOver = "the account that submitted the run was disabled or deleted"
+
+// over reports whether an account was disabled or deleted at some time after since. What was asked for before that is not taken up again
+// when it is enabled.
+func (q *Queue) over(account string, since time.Time) bool {
+	return q.cfg.Engine.Revocations().Revoked(account, "", "", "", nil, since)
+}
+
+// EndOfAccounts ends what waits and what goes on in the name of accounts that were disabled or deleted.
+func (q *Queue) EndOfAccounts(ctx context.Context) error {
+	if err := q.cfg.Engine.Fresh(q.cfg.Now()); err != nil {
+		return err
+	}
+	standing, err := q.cfg.Store.NotEnded(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range standing {
+		if q.over(r.Submitter, r.Created) {
+			q.End(ctx, r.UID, computev1.Run_STATE_FAILED, accountOver, faultv1.Reason_RUN_SUBMITTER_DENIED)
+		}
+	}
+	return nil
+}
+
+// Ended cleans up after a run that has ended, if its agent was of this machine.
+func (q *Queue) Ended(r *store.Run) { q.cfg.Driver.Clean(r.UID) }
+
+// RevokeEnded kills the tokens of runs that have ended, until identity has said that it is done.
+func (q *Queue) RevokeEnded(ctx context.Context) error {
+	list, err := q.cfg.Store.NotRevoked(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		if err := q.Revoke(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Revoke kills the tokens of a run that has ended.
+func (q *Queue) Revoke(ctx context.Context, r *store.Run) error {
+	if _, err := q.cfg.Tokens.RevokeRun(ctx, &identityv1.RevokeRunRequest{RunUid: r.UID, WorkspaceUid: r.Workspace}); err != nil {
+		return fault.FromStatus(err)
+	}
+	_, err := q.cfg.Store.Update(ctx, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
+		r.Revoked = true
+		return nil
+	}, nil)
+	return err
+}
+
+// Cancel asks a run to stop, or ends it if it has not started. What has ended, or was asked before, is given back as it is.
+func (q *Queue) Cancel(ctx context.Context, uid string, details ...string) (*store.Run, error) {
+	var as *store.Run
+	errNothing := errors.New("nothing to cancel")
+	r, err := q.cfg.Store.Update(ctx, uid, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
+		switch {
+		case r.HasEnded() || r.Cancel:
+			as = r
+			return errNothing
+		case r.State == computev1.Run_STATE_QUEUED:
+			Finish(r, computev1.Run_STATE_CANCELED, "cancelled before it started", faultv1.Reason_REASON_UNSPECIFIED, q.cfg.Now())
+		default:
+			r.Cancel, r.CanceledAt = true, q.cfg.Now()
+		}
+		return nil
+	}, view.Record(details...))
+	if errors.Is(err, errNothing) {
+		return as, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Event records what the platform does with a run, in the submitter's name, in the transaction of the change.
+func (q *Queue) Event(ctx context.Context, tx *sqldb.Tx, r *store.Run, what string) error {
+	name, err := resource.Parse(r.Name())
+	if err != nil {
+		return err
+	}
+	scope, _ := q.cfg.Engine.Resolve(name)
+	return q.cfg.Outbox.Append(ctx, tx, &audit.Event{
+		Uid: resource.NewUID("evt"), Time: timestamppb.New(q.cfg.Now()), Service: "compute", Method: "/compute/runs/" + what, Action: "compute/runs/" + what,
+		Scope: r.Name(), ScopeUid: r.UID, Principal: r.Submitter, Result: telemetryv1.ActivityEvent_RESULT_SUCCEEDED, Code: codes.OK.String(), Count: 1,
+		RunUid: r.UID, WorkspaceUid: r.Workspace, ResourceGroupUid: scope.ResourceGroupUID, SubscriptionUid: scope.SubscriptionUID,
+		Details: map[string]string{"state": r.State.String(), "reason": r.Outcome.GetReason()},
+	})
+}
