@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -52,17 +54,31 @@ func (codec) Name() string { return "proto" }
 func (s *Service) forward(_ any, in grpc.ServerStream) error {
 	full, _ := grpc.MethodFromServerStream(in)
 	service, ok := s.routes[full]
+	var more []string
+	if !ok {
+		service, more, ok = s.foreign(full)
+	}
 	if !ok {
 		if len(full) > 128 {
 			full = full[:128] + "…"
 		}
 		return s.refuse(in.Context(), fault.New(codes.Unimplemented, faultv1.Reason_METHOD_UNKNOWN, "there is no method %q here; `redoubt permissions` lists what there is", full))
 	}
-	ctx, cancel := context.WithCancel(outgoing(in.Context()))
+	ctx, cancel := context.WithCancel(outgoing(in.Context(), more))
 	defer cancel()
+	if s.watch[full] {
+		defer context.AfterFunc(s.drained, cancel)()
+	}
+	// Nobody answers for the caller of a public method: until his message is here whole, the service does not hear of him, and he has some
+	// time for it. His first message is all that such a method takes.
+	var first []*frame
 	if s.public[full] {
 		ctx, cancel = context.WithTimeout(ctx, s.cfg.PublicTimeout)
 		defer cancel()
+		var err error
+		if first, err = s.message(ctx, in); err != nil {
+			return s.away(in.Context(), service, err)
+		}
 	}
 	out, err := s.cfg.Peers[service].NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, full, grpc.ForceCodecV2(codec{}),
 		grpc.MaxCallRecvMsgSize(s.cfg.MaxMessageBytes), grpc.MaxCallSendMsgSize(s.cfg.MaxMessageBytes))
@@ -71,18 +87,70 @@ func (s *Service) forward(_ any, in grpc.ServerStream) error {
 	}
 	// When the service has said its last word the call is over, whether or not the caller has: up ends with the caller's stream,
 	// which ends when this returns. To wait for it here would be to wait for a caller who waits for this answer.
-	go up(in, out)
+	go up(in, out, first)
 	err = down(in, out)
 	in.SetTrailer(outward(out.Trailer()))
+	if err != nil && s.watch[full] && s.drained.Err() != nil && in.Context().Err() == nil {
+		return s.refuse(in.Context(), fault.Unavailable("this gateway is being stopped; watch again").Retry(watchAgain))
+	}
+	if err != nil && more != nil { // no service of ours: its words are its own
+		return err
+	}
 	if err != nil {
 		return s.away(in.Context(), service, err)
 	}
 	return nil
 }
 
-// up takes the caller's messages to the service. It returns when the caller has sent all, or the stream is over: why is what
-// down reads.
-func up(in grpc.ServerStream, out grpc.ClientStream) {
+// watchAgain is after how long who watched is asked to come back.
+const watchAgain = 100 * time.Millisecond
+
+// foreign finds the service of others that a method belongs to.
+func (s *Service) foreign(full string) (peer string, metadata []string, ok bool) {
+	for _, f := range s.cfg.Foreign {
+		if m, ok := strings.CutPrefix(full, "/"+f.Service+"/"); ok && m != "" && !strings.Contains(m, "/") {
+			return f.Peer, f.Metadata, true
+		}
+	}
+	return "", nil, false
+}
+
+// message takes the first message of a call, as long as ctx goes on and not too many others are waited for. A call without one gives none:
+// the service says what is missing.
+func (s *Service) message(ctx context.Context, in grpc.ServerStream) ([]*frame, error) {
+	crowded := make(chan struct{})
+	defer s.unsent.Enter(connectionOf(ctx).from, func() { close(crowded) })()
+	type message struct {
+		f   *frame
+		err error
+	}
+	came := make(chan message, 1)
+	go func() { // ends with the caller's stream
+		f := &frame{}
+		err := in.RecvMsg(f)
+		came <- message{f, err}
+	}()
+	select {
+	case m := <-came:
+		if errors.Is(m.err, io.EOF) {
+			return []*frame{}, nil
+		}
+		return []*frame{m.f}, m.err
+	case <-crowded:
+		return nil, errOpen
+	case <-ctx.Done():
+		return nil, fault.New(codes.DeadlineExceeded, faultv1.Reason_DEADLINE_PASSED, "the message of this call did not come in time")
+	}
+}
+
+// up takes the caller's messages to the service, after the first where that has been read. It returns when the caller has sent all, or the
+// stream is over: why is what down reads.
+func up(in grpc.ServerStream, out grpc.ClientStream, first []*frame) {
+	for _, f := range first {
+		if err := out.SendMsg(f); err != nil {
+			return
+		}
+	}
 	for {
 		f := &frame{}
 		err := in.RecvMsg(f)
@@ -123,9 +191,9 @@ func down(in grpc.ServerStream, out grpc.ClientStream) error {
 }
 
 // outgoing is the caller's context with the metadata that may pass, and his address.
-func outgoing(ctx context.Context) context.Context {
+func outgoing(ctx context.Context, more []string) context.Context {
 	md := make(metadata.MD, 6)
-	for _, k := range onward.Inward() {
+	for _, k := range append(onward.Inward(), more...) {
 		if v := metadata.ValueFromIncomingContext(ctx, k); len(v) > 0 {
 			md[k] = v
 		}
@@ -163,6 +231,9 @@ func outward(md metadata.MD) metadata.MD {
 
 // away passes a service's own status on as it is. A status without a reason is the transport's: the caller reads ours instead.
 func (s *Service) away(ctx context.Context, service string, err error) error {
+	if ours := (*fault.Error)(nil); errors.As(err, &ours) {
+		return s.refuse(ctx, err)
+	}
 	err = onward.Fault(ctx, err, service, s.cfg.MaxMessageBytes, s.cfg.Logger)
 	if st, ok := status.FromError(err); ok && len(st.Details()) > 0 {
 		return err
@@ -171,9 +242,14 @@ func (s *Service) away(ctx context.Context, service string, err error) error {
 }
 
 func (s *Service) refuse(ctx context.Context, err error) error {
+	return s.refuseWith(err, metadata.ValueFromIncomingContext(ctx, "x-request-id"))
+}
+
+// refuseWith names the id that the caller gave, if it is one.
+func (s *Service) refuseWith(err error, ids []string) error {
 	id := ""
-	if v := metadata.ValueFromIncomingContext(ctx, "x-request-id"); len(v) == 1 && len(v[0]) <= 64 {
-		id = v[0]
+	if len(ids) == 1 && len(ids[0]) <= 64 {
+		id = ids[0]
 	}
 	return fault.ToStatus(err, "redoubt."+s.cfg.Installation, id).Err()
 }

@@ -37,11 +37,13 @@ type behind struct {
 	telemetryv1.UnimplementedMetricServiceServer
 	telemetryv1.UnimplementedIngestServiceServer
 	identityv1.UnimplementedTokenServiceServer
+	identityv1.UnimplementedProviderServiceServer
 
 	get   func(context.Context, *telemetryv1.GetRunDataRequest) (*telemetryv1.RunData, error)
 	log   func(grpc.BidiStreamingServer[telemetryv1.LogRunDataRequest, telemetryv1.LogRunDataResponse]) error
 	watch func(*telemetryv1.WatchMetricsRequest, grpc.ServerStreamingServer[telemetryv1.WatchMetricsResponse]) error
 	issue func(context.Context, *identityv1.IssueTokenRequest) (*identityv1.TokenResponse, error)
+	token func(context.Context, *identityv1.RequestTokenRequest) (*identityv1.Page, error)
 
 	mu sync.Mutex
 	md metadata.MD // of the last call
@@ -86,6 +88,11 @@ func (b *behind) IssueToken(ctx context.Context, r *identityv1.IssueTokenRequest
 	return b.issue(ctx, r)
 }
 
+func (b *behind) RequestToken(ctx context.Context, r *identityv1.RequestTokenRequest) (*identityv1.Page, error) {
+	b.saw(ctx)
+	return b.token(ctx, r)
+}
+
 func (b *behind) GetDiscovery(context.Context, *identityv1.GetDiscoveryRequest) (*identityv1.Document, error) {
 	return &identityv1.Document{Json: []byte(`{"issuer":"x"}`)}, nil
 }
@@ -122,15 +129,16 @@ func newLab(t *testing.T, change ...func(*Config)) *lab {
 	telemetryv1.RegisterMetricServiceServer(inner, l.b)
 	telemetryv1.RegisterIngestServiceServer(inner, l.b)
 	identityv1.RegisterTokenServiceServer(inner, l.b)
+	identityv1.RegisterProviderServiceServer(inner, l.b)
 	pipe := bufconn.Listen(1 << 20)
 	go func() { _ = inner.Serve(pipe) }()
 	l.stop = inner.Stop
 	t.Cleanup(inner.Stop)
-	conn, err := grpc.NewClient("passthrough:///behind", grpc.WithTransportCredentials(plain{}),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }))
+	conn, err := grpc.NewClient("passthrough:///behind", append(PeerOptions(), grpc.WithTransportCredentials(plain{}),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }))...)
 	ok(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	rules, err := rule.Load("redoubt.telemetry.v1.MetricService", "redoubt.telemetry.v1.IngestService", "redoubt.identity.v1.TokenService", "redoubt.identity.v1.EnrolmentService", "redoubt.identity.v1.AgentService")
+	rules, err := rule.Load("redoubt.telemetry.v1.MetricService", "redoubt.telemetry.v1.IngestService", "redoubt.identity.v1.TokenService", "redoubt.identity.v1.ProviderService", "redoubt.identity.v1.EnrolmentService", "redoubt.identity.v1.AgentService")
 	ok(t, err)
 	cert := l.certificate()
 	cfg := Config{

@@ -63,7 +63,7 @@ func TestProtocols(t *testing.T) {
 
 // TestSlowHandshake holds that who never ends his handshake holds nobody up, and is put out.
 func TestSlowHandshake(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.HandshakeTimeout = 300 * time.Millisecond })
+	l := newLab(t, func(c *Config) { c.Edge.HandshakeTimeout = 300 * time.Millisecond })
 	var slow []net.Conn
 	for range 30 {
 		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", l.addr)
@@ -87,7 +87,7 @@ func TestSlowHandshake(t *testing.T) {
 
 // TestSlowReader holds that a client who does not read what he asked for is cut, and with it the work for him.
 func TestSlowReader(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.WriteTimeout = 300 * time.Millisecond })
+	l := newLab(t, func(c *Config) { c.Edge.WriteTimeout = 300 * time.Millisecond })
 	over := make(chan struct{})
 	l.b.watch = func(_ *telemetryv1.WatchMetricsRequest, s grpc.ServerStreamingServer[telemetryv1.WatchMetricsResponse]) error {
 		defer close(over)

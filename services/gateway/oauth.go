@@ -2,30 +2,20 @@ package gateway
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
-	"mime"
 	"net/http"
-	"net/url"
-	"strconv"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 
 	"github.com/redoubt-ml/redoubt/gen/openapi"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
-	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/console"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/intake"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/onward"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/rest"
 )
-
-// maxForm bounds the body of a token request.
-const maxForm = 64 << 10
 
 // routesHTTP are the HTTP routes. Each is one ruled RPC; whatever is not among them is 404.
 func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
@@ -40,6 +30,7 @@ func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.rest = v1
 	mlflow, err := mlflowapi.New(mlflowapi.Config{Peers: peers, Held: held, Now: s.cfg.Now})
 	if err != nil {
 		return nil, err
@@ -48,7 +39,7 @@ func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	others := s.otherRoutes(identityv1.NewTokenServiceClient(peers["identity"]), pages)
+	others := s.otherRoutes(identityv1.NewTokenServiceClient(peers["identity"]), identityv1.NewProviderServiceClient(peers["identity"]), pages)
 	// These two see paths as they were sent: http.ServeMux would clean them first.
 	return hardened(intake.Paced(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
@@ -63,9 +54,9 @@ func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
 }
 
 // otherRoutes are those of OAuth, the OpenAPI document, the console, and what is not there.
-func (s *Service) otherRoutes(tokens identityv1.TokenServiceClient, pages http.Handler) http.Handler {
+func (s *Service) otherRoutes(tokens identityv1.TokenServiceClient, provider identityv1.ProviderServiceClient, pages http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /oauth2/token", func(w http.ResponseWriter, r *http.Request) { s.token(w, r, tokens) })
+	s.providerRoutes(mux, provider)
 	discovery := func(w http.ResponseWriter, r *http.Request) {
 		doc, err := tokens.GetDiscovery(anonymous(r), &identityv1.GetDiscoveryRequest{})
 		s.document(w, doc, err)
@@ -107,94 +98,6 @@ func hardened(next http.Handler) http.Handler {
 	})
 }
 
-// token is the OAuth token endpoint (RFC 6749 section 3.2), form encoded.
-func (s *Service) token(w http.ResponseWriter, r *http.Request, tokens identityv1.TokenServiceClient) {
-	w.Header().Set("Pragma", "no-cache")
-	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/x-www-form-urlencoded" {
-		oauthError(w, http.StatusBadRequest, "invalid_request", "the body has to be application/x-www-form-urlencoded")
-		return
-	}
-	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-	if err := r.ParseForm(); err != nil || r.URL.RawQuery != "" {
-		oauthError(w, http.StatusBadRequest, "invalid_request", "the body cannot be read, is longer than 64 KiB, or parameters stand in the URL")
-		return
-	}
-	for k, v := range r.PostForm {
-		if len(v) > 1 {
-			oauthError(w, http.StatusBadRequest, "invalid_request", "the parameter "+strconv.Quote(truncate(k))+" is given twice")
-			return
-		}
-	}
-	req := &identityv1.IssueTokenRequest{
-		GrantType: r.PostForm.Get("grant_type"), ClientId: r.PostForm.Get("client_id"), ClientSecret: r.PostForm.Get("client_secret"),
-		Scope: r.PostForm.Get("scope"), Audience: r.PostForm.Get("audience"),
-	}
-	if h := r.Header.Get("Authorization"); h != "" {
-		id, secret, ok := basic(h)
-		if !ok || req.GetClientSecret() != "" || req.GetClientId() != "" && req.GetClientId() != id {
-			oauthError(w, http.StatusUnauthorized, "invalid_client", "one form of client authentication, once")
-			return
-		}
-		req.ClientId, req.ClientSecret = id, secret
-	}
-	res, err := tokens.IssueToken(anonymous(r), req)
-	if err != nil {
-		s.oauthFault(w, err)
-		return
-	}
-	out := map[string]any{"access_token": res.GetAccessToken(), "token_type": res.GetTokenType(), "expires_in": int64(res.GetExpiresIn().AsDuration() / time.Second)}
-	if res.GetScope() != "" {
-		out["scope"] = res.GetScope()
-	}
-	answer(w, http.StatusOK, out)
-}
-
-// basic reads client credentials from the Authorization header: both parts are form encoded first (RFC 6749 section 2.3.1).
-func basic(h string) (id, secret string, ok bool) {
-	scheme, enc, ok := strings.Cut(h, " ")
-	if !ok || !strings.EqualFold(scheme, "basic") {
-		return "", "", false
-	}
-	raw, err := base64.StdEncoding.DecodeString(enc)
-	if err != nil {
-		return "", "", false
-	}
-	a, b, ok := strings.Cut(string(raw), ":")
-	if !ok {
-		return "", "", false
-	}
-	if id, err = url.QueryUnescape(a); err != nil {
-		return "", "", false
-	}
-	if secret, err = url.QueryUnescape(b); err != nil {
-		return "", "", false
-	}
-	return id, secret, true
-}
-
-// oauthFault is a refusal of identity in the words of RFC 6749 section 5.2.
-func (s *Service) oauthFault(w http.ResponseWriter, err error) {
-	f := fault.Describe(err)
-	code := f.Metadata()["oauth_error"]
-	switch c := fault.Code(err); {
-	case c == codes.ResourceExhausted:
-		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(f.RetryAfter()/time.Second))))
-		oauthError(w, http.StatusTooManyRequests, "temporarily_unavailable", f.Message())
-	case code == "invalid_client":
-		w.Header().Set("WWW-Authenticate", `Basic realm="redoubt"`)
-		oauthError(w, http.StatusUnauthorized, code, f.Message())
-	case code != "":
-		oauthError(w, http.StatusBadRequest, code, f.Message())
-	case c == codes.InvalidArgument:
-		oauthError(w, http.StatusBadRequest, "invalid_request", f.Message())
-	case c == codes.Unavailable || c == codes.DeadlineExceeded:
-		oauthError(w, http.StatusServiceUnavailable, "temporarily_unavailable", "identity does not answer; repeat the request")
-	default:
-		s.cfg.Logger.Error("token endpoint", "error", err.Error())
-		oauthError(w, http.StatusInternalServerError, "server_error", "internal fault")
-	}
-}
-
 // document serves a JSON text of identity. These two say the same to everyone, so they may be kept for a while.
 func (s *Service) document(w http.ResponseWriter, doc *identityv1.Document, err error) {
 	if err != nil {
@@ -214,11 +117,4 @@ func answer(w http.ResponseWriter, status int, body map[string]any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body)
-}
-
-func truncate(s string) string {
-	if len(s) > 64 {
-		return s[:64]
-	}
-	return s
 }

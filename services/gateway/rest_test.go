@@ -54,7 +54,7 @@ func TestREST(t *testing.T) {
 // TestRESTStreams holds that each message of a stream is on its way when it was sent, and that a stream may be silent for longer than
 // a write may take.
 func TestRESTStreams(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.WriteTimeout, c.BodyGrace = 300*time.Millisecond, 300*time.Millisecond })
+	l := newLab(t, func(c *Config) { c.Edge.WriteTimeout, c.BodyGrace = 300*time.Millisecond, 300*time.Millisecond })
 	next := make(chan struct{})
 	l.b.watch = func(_ *telemetryv1.WatchMetricsRequest, s grpc.ServerStreamingServer[telemetryv1.WatchMetricsResponse]) error {
 		for range next {

@@ -84,8 +84,8 @@ func words(s string) string {
 	return strings.TrimPrefix(s, "proto: ")
 }
 
-// refuse answers with an error.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
+// Refuse answers with an error.
+func (h *Handler) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	st := h.statusOf(err, onward.RequestID(r))
 	code := httpCode(st)
 	head := w.Header()
@@ -98,14 +98,28 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	_, _ = w.Write(encode(st.Proto(), code))
 }
 
-// Challenge says in the headers of an answer how a caller is to say who he is, where that is what is missing (RFC 6750 section 3).
+// Challenge says in the headers of an answer how a caller is to say who he is, where that is what is missing (RFC 6750 section 3), or that his
+// sign-in is not fresh enough (RFC 9470).
 func Challenge(head http.Header, st *status.Status) {
 	if st.Code() != codes.Unauthenticated {
 		return
 	}
 	challenge := `Bearer realm="redoubt"`
 	for _, d := range st.Details() {
-		if i, ok := d.(*errdetails.ErrorInfo); ok && i.GetReason() != faultv1.Reason_TOKEN_MISSING.String() {
+		i, ok := d.(*errdetails.ErrorInfo)
+		if !ok {
+			continue
+		}
+		switch i.GetReason() {
+		case faultv1.Reason_TOKEN_MISSING.String():
+		case faultv1.Reason_STEP_UP_REQUIRED.String():
+			challenge += `, error="insufficient_user_authentication"`
+			for _, name := range []string{"acr_values", "max_age"} {
+				if v := i.GetMetadata()[name]; v != "" {
+					challenge += ", " + name + "=" + strconv.Quote(v)
+				}
+			}
+		default:
 			challenge += `, error="invalid_token"`
 		}
 	}
@@ -132,5 +146,5 @@ func (h *Handler) routing(_ context.Context, _ *runtime.ServeMux, _ runtime.Mars
 	if code == http.StatusMethodNotAllowed {
 		err = fault.New(codes.Unimplemented, faultv1.Reason_METHOD_UNKNOWN, "this path does not take %s; GET /openapi.json lists what there is", r.Method)
 	}
-	h.refuse(w, r, err)
+	h.Refuse(w, r, err)
 }

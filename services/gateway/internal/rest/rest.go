@@ -63,7 +63,7 @@ func New(ctx context.Context, cfg Config) (*Handler, error) {
 		runtime.WithIncomingHeaderMatcher(none), runtime.WithOutgoingHeaderMatcher(none), runtime.WithOutgoingTrailerMatcher(none),
 		runtime.WithDisablePathLengthFallback(), runtime.WithDisableHTTPMethodOverride(),
 		runtime.WithErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
-			h.refuse(w, r, err)
+			h.Refuse(w, r, err)
 		}),
 		runtime.WithStreamErrorHandler(func(_ context.Context, err error) *status.Status { return h.statusOf(err, "") }),
 		runtime.WithRoutingErrorHandler(h.routing),
@@ -81,6 +81,10 @@ func (h *Handler) register(ctx context.Context) error {
 			client(identityv1.RegisterTokenServiceHandlerClient, identityv1.NewTokenServiceClient),
 			client(identityv1.RegisterAgentServiceHandlerClient, identityv1.NewAgentServiceClient),
 			client(identityv1.RegisterOperatorServiceHandlerClient, identityv1.NewOperatorServiceClient),
+			client(identityv1.RegisterKeyServiceHandlerClient, identityv1.NewKeyServiceClient),
+			client(identityv1.RegisterApplicationServiceHandlerClient, identityv1.NewApplicationServiceClient),
+			client(identityv1.RegisterFactorServiceHandlerClient, identityv1.NewFactorServiceClient),
+			client(identityv1.RegisterFederationServiceHandlerClient, identityv1.NewFederationServiceClient),
 		},
 		"workspace": {
 			client(workspacev1.RegisterResourceServiceHandlerClient, workspacev1.NewResourceServiceClient),
@@ -143,7 +147,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if strings.Contains(strings.ToLower(r.URL.RawPath), "%2f") {
-		h.refuse(w, in, fault.InvalidArgument("the path has an encoded slash; names stand in paths as they are, and what else has a slash belongs in the query"))
+		h.Refuse(w, in, fault.InvalidArgument("the path has an encoded slash; names stand in paths as they are, and what else has a slash belongs in the query"))
 		return
 	}
 	h.mux.ServeHTTP(&answering{ResponseWriter: w}, in)
@@ -155,16 +159,16 @@ func (h *Handler) admit(next runtime.HandlerFunc) runtime.HandlerFunc {
 		p, ok := runtime.HTTPPattern(r.Context())
 		route := h.routes[r.Method+" "+p.String()]
 		if !ok || route == nil {
-			h.refuse(w, r, fault.Internal(errors.New("a route that no rule knows: "+p.String()), "internal fault"))
+			h.Refuse(w, r, fault.Internal(errors.New("a route that no rule knows: "+p.String()), "internal fault"))
 			return
 		}
 		if name := route.unknown(r.URL.Query(), path); name != "" {
-			h.refuse(w, r, fault.InvalidArgument("the query has a parameter that this route does not take").Field(name, "is not known here"))
+			h.Refuse(w, r, fault.InvalidArgument("the query has a parameter that this route does not take").Field(name, "is not known here"))
 			return
 		}
 		release, err := h.body(w, r, route)
 		if err != nil {
-			h.refuse(w, r, err)
+			h.Refuse(w, r, err)
 			return
 		}
 		defer release()

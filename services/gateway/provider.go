@@ -1,0 +1,180 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+)
+
+const (
+	// maxForm bounds the body of a request to the OpenID provider.
+	maxForm = 64 << 10
+	// maxQuery bounds its query.
+	maxQuery = 16 << 10
+	// providerCookie holds what a browser is known by at the provider. Authorization requests are navigations from other sites, so it is Lax.
+	providerCookie = "__Host-redoubt-login"
+)
+
+// providerRoutes are the routes of the OpenID provider: each is one RPC of identity, which gets the request as it was sent and says what to
+// answer. Nothing is decided here.
+func (s *Service) providerRoutes(mux *http.ServeMux, c identityv1.ProviderServiceClient) {
+	// The answers of foreign issuers come to a path of each.
+	mux.HandleFunc("GET /oauth2/home/{issuer}", func(w http.ResponseWriter, req *http.Request) {
+		s.carry(w, req, carried(c.ReturnHome, func(x *identityv1.Exchange) *identityv1.ReturnHomeRequest {
+			return &identityv1.ReturnHomeRequest{Http: x, Issuer: req.PathValue("issuer")}
+		}))
+	})
+	for _, r := range []struct {
+		patterns []string
+		call     func(context.Context, *identityv1.Exchange) (*identityv1.Page, error)
+	}{
+		{both("/oauth2/authorize"), carried(c.Authorize, func(x *identityv1.Exchange) *identityv1.AuthorizeRequest {
+			return &identityv1.AuthorizeRequest{Http: x}
+		})},
+		{post("/oauth2/sign-in"), carried(c.SubmitSignIn, func(x *identityv1.Exchange) *identityv1.SubmitSignInRequest {
+			return &identityv1.SubmitSignInRequest{Http: x}
+		})},
+		{post("/oauth2/token"), carried(c.RequestToken, func(x *identityv1.Exchange) *identityv1.RequestTokenRequest {
+			return &identityv1.RequestTokenRequest{Http: x}
+		})},
+		{post("/oauth2/introspect"), carried(c.IntrospectToken, func(x *identityv1.Exchange) *identityv1.IntrospectTokenRequest {
+			return &identityv1.IntrospectTokenRequest{Http: x}
+		})},
+		{post("/oauth2/revoke"), carried(c.WithdrawToken, func(x *identityv1.Exchange) *identityv1.WithdrawTokenRequest {
+			return &identityv1.WithdrawTokenRequest{Http: x}
+		})},
+		{both("/oauth2/userinfo"), carried(c.GetUserInfo, func(x *identityv1.Exchange) *identityv1.GetUserInfoRequest {
+			return &identityv1.GetUserInfoRequest{Http: x}
+		})},
+		{both("/oauth2/end-session"), carried(c.EndSession, func(x *identityv1.Exchange) *identityv1.EndSessionRequest {
+			return &identityv1.EndSessionRequest{Http: x}
+		})},
+		{post("/oauth2/device_authorization"), carried(c.RequestDevice, func(x *identityv1.Exchange) *identityv1.RequestDeviceRequest {
+			return &identityv1.RequestDeviceRequest{Http: x}
+		})},
+		{both("/oauth2/device"), carried(c.VisitDevice, func(x *identityv1.Exchange) *identityv1.VisitDeviceRequest {
+			return &identityv1.VisitDeviceRequest{Http: x}
+		})},
+	} {
+		for _, pattern := range r.patterns {
+			mux.HandleFunc(pattern, func(w http.ResponseWriter, req *http.Request) { s.carry(w, req, r.call) })
+		}
+	}
+}
+
+func both(path string) []string { return []string{"GET " + path, "POST " + path} }
+func post(path string) []string { return []string{"POST " + path} }
+
+// carried makes one shape of the provider's methods.
+func carried[R any](call func(context.Context, *R, ...grpc.CallOption) (*identityv1.Page, error), wrap func(*identityv1.Exchange) *R) func(context.Context, *identityv1.Exchange) (*identityv1.Page, error) {
+	return func(ctx context.Context, x *identityv1.Exchange) (*identityv1.Page, error) { return call(ctx, wrap(x)) }
+}
+
+// carry passes a request to the provider and its answer back.
+func (s *Service) carry(w http.ResponseWriter, r *http.Request, call func(context.Context, *identityv1.Exchange) (*identityv1.Page, error)) {
+	x, err := exchangeOf(w, r)
+	if err != nil {
+		oauthError(w, http.StatusBadRequest, "invalid_request", err.Error())
+		return
+	}
+	page, err := call(anonymous(r), x)
+	if err != nil {
+		s.oauthFault(w, err)
+		return
+	}
+	h := w.Header()
+	h.Set("Pragma", "no-cache")
+	if t := page.GetContentType(); t != "" {
+		h.Set("Content-Type", t)
+	}
+	if p := page.GetContentSecurityPolicy(); p != "" {
+		h.Set("Content-Security-Policy", p)
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	}
+	cookie := &http.Cookie{Name: providerCookie, Value: page.GetCookie(), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode}
+	switch {
+	case page.GetClearCookie():
+		cookie.Value, cookie.MaxAge = "", -1
+		http.SetCookie(w, cookie)
+	case page.GetCookie() != "":
+		http.SetCookie(w, cookie)
+	}
+	if l := page.GetLocation(); l != "" {
+		h.Set("Location", l)
+	}
+	status := int(page.GetStatus())
+	if status < 200 || status > 599 {
+		status = http.StatusInternalServerError
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(page.GetBody()) // fails when the caller is gone
+}
+
+// exchangeOf is the request as the provider gets it. A header or cookie of those that count, given twice, is a request with two meanings.
+func exchangeOf(w http.ResponseWriter, r *http.Request) (*identityv1.Exchange, error) {
+	x := &identityv1.Exchange{Method: r.Method, Query: r.URL.RawQuery}
+	if len(x.GetQuery()) > maxQuery {
+		return nil, errors.New("the URL is longer than 16 KiB")
+	}
+	var err error
+	if x.Body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxForm)); err != nil {
+		return nil, errors.New("the body cannot be read, or is longer than 64 KiB")
+	}
+	for name, to := range map[string]*string{
+		"Content-Type": &x.ContentType, "Authorization": &x.Authorization, "Dpop": &x.Dpop, "Origin": &x.Origin, "Sec-Fetch-Site": &x.SecFetchSite,
+	} {
+		v := r.Header.Values(name)
+		if len(v) > 1 {
+			return nil, errors.New("the header " + name + " is given twice")
+		}
+		if len(v) == 1 {
+			*to = v[0]
+		}
+	}
+	if c := r.CookiesNamed(providerCookie); len(c) > 1 {
+		return nil, errors.New("the cookie is given twice")
+	} else if len(c) == 1 && len(c[0].Value) <= 256 {
+		x.Cookie = c[0].Value
+	}
+	return x, nil
+}
+
+// oauthFault is a refusal of identity in the words of RFC 6749 section 5.2.
+func (s *Service) oauthFault(w http.ResponseWriter, err error) {
+	f := fault.Describe(err)
+	code := f.Metadata()["oauth_error"]
+	w.Header().Set("Pragma", "no-cache")
+	switch c := fault.Code(err); {
+	case c == codes.ResourceExhausted:
+		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(f.RetryAfter()/time.Second))))
+		oauthError(w, http.StatusTooManyRequests, "temporarily_unavailable", f.Message())
+	case code == "invalid_client":
+		w.Header().Set("WWW-Authenticate", `Basic realm="redoubt"`)
+		oauthError(w, http.StatusUnauthorized, code, f.Message())
+	case code == "invalid_token":
+		w.Header().Set("WWW-Authenticate", `Bearer realm="redoubt", error="invalid_token", DPoP algs="ES256"`)
+		oauthError(w, http.StatusUnauthorized, code, f.Message())
+	case code == "insufficient_scope":
+		w.Header().Set("WWW-Authenticate", `Bearer realm="redoubt", error="insufficient_scope"`)
+		oauthError(w, http.StatusForbidden, code, f.Message())
+	case code != "":
+		oauthError(w, http.StatusBadRequest, code, f.Message())
+	case c == codes.InvalidArgument:
+		oauthError(w, http.StatusBadRequest, "invalid_request", f.Message())
+	case c == codes.Unavailable || c == codes.DeadlineExceeded || c == codes.Aborted:
+		oauthError(w, http.StatusServiceUnavailable, "temporarily_unavailable", "identity does not answer; repeat the request")
+	default:
+		s.cfg.Logger.Error("the provider", "error", err.Error())
+		oauthError(w, http.StatusInternalServerError, "server_error", "internal fault")
+	}
+}
