@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -18,6 +19,10 @@ func main() {
 }
 
 func run(args []string) int {
+	if err := cli.NoCores(); err != nil { // what lies in memory stays there: tokens, keys, data
+		fmt.Fprintln(os.Stderr, "redoubt: core dumps cannot be switched off:", err)
+		return 1
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	go func() { // a second signal ends the process at once

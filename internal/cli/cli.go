@@ -19,6 +19,7 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/jobs"
 	"github.com/redoubt-ml/redoubt/internal/cli/keyring"
 	"github.com/redoubt-ml/redoubt/internal/cli/models"
+	"github.com/redoubt-ml/redoubt/internal/cli/rotate"
 	"github.com/redoubt-ml/redoubt/internal/cli/tenancy"
 	"github.com/redoubt-ml/redoubt/internal/cli/vault"
 )
@@ -49,7 +50,7 @@ Exit codes: 0 ok, 1 wrong use or a local problem, 2 the installation refused or 
 	root.AddGroup(&cobra.Group{ID: "run", Title: "An installation:"}, &cobra.Group{ID: "use", Title: "Working with one:"})
 	for group, commands := range map[string][]*cobra.Command{
 		"run": installation.Commands(a),
-		"use": slices.Concat(account.Commands(a), tenancy.Commands(a), vault.Commands(a), jobs.Commands(a), models.Commands(a), endpoints.Commands(a), declare.Commands(a), activity.Commands(a)),
+		"use": slices.Concat(account.Commands(a), tenancy.Commands(a), vault.Commands(a), jobs.Commands(a), models.Commands(a), endpoints.Commands(a), declare.Commands(a), activity.Commands(a), rotate.Commands(a)),
 	} {
 		for _, c := range commands {
 			c.GroupID = group

@@ -115,7 +115,11 @@ func TestWrongUseIsLocal(t *testing.T) {
 		{"etcd", "--data and --client"},
 		{"bootstrap", "--data"},
 		{"login --server ftp://x --user a --password-stdin", "https://host:port"},
-		{"login --server https://127.0.0.1:1 --user a", "--password-stdin"},
+		{"login --server https://127.0.0.1:1 --user a --ask-password", "--password-stdin"},
+		{"login --server https://127.0.0.1:1 --user a --password-stdin --device", "give one"},
+		{"login --server https://127.0.0.1:1 --client-id spn_x", "--client-secret-stdin"},
+		{"login --server https://127.0.0.1:1 --client-secret-stdin", "--client-id"},
+		{"login --server https://127.0.0.1:1 --client-id spn_x --client-secret-stdin --user a", "leave --user"},
 		{"up --data /dev/null/x", "--data"},
 		{"up --listen nonsense --data x", "--listen"},
 		{"version x", "takes 0 arguments"},
@@ -148,9 +152,50 @@ func (i *site) SignIn(_ context.Context, r *identityv1.SignInRequest) (*identity
 	if r.GetPassword() != testPassword {
 		return nil, fault.ToStatus(fault.New(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED, "user name or password is wrong"), "redoubt.test", "r1").Err()
 	}
+	if r.GetUser() == "eve" { // of whom a factor is required, and who has none
+		return &identityv1.SignInResponse{Outcome: &identityv1.SignInResponse_Challenge{Challenge: &identityv1.Challenge{State: "eve's state", Enrol: true}}}, nil
+	}
+	return signedIn(r.GetUser()), nil
+}
+
+func signedIn(user string) *identityv1.SignInResponse {
 	return &identityv1.SignInResponse{Outcome: &identityv1.SignInResponse_Session{Session: &identityv1.Session{
-		AccessToken: testToken, ExpireTime: timestamppb.New(time.Now().Add(time.Hour)), Principal: "users/" + r.GetUser(),
-	}}}, nil
+		AccessToken: testToken, ExpireTime: timestamppb.New(time.Now().Add(time.Hour)), Principal: "users/" + user,
+	}}}
+}
+
+func (i *site) EnrolSignInFactor(_ context.Context, r *identityv1.EnrolSignInFactorRequest) (*identityv1.EnrolSignInFactorResponse, error) {
+	return &identityv1.EnrolSignInFactorResponse{Kind: "totp", Secret: "ABCD", Uri: "otpauth://totp/of-" + strings.ReplaceAll(r.GetState(), " ", "-")}, nil
+}
+
+func (i *site) ContinueSignIn(_ context.Context, r *identityv1.ContinueSignInRequest) (*identityv1.SignInResponse, error) {
+	if r.GetState() != "eve's state" || r.GetFactor() != "totp" || r.GetResponse() != "123456" {
+		return nil, fault.ToStatus(fault.New(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED, "the code is wrong"), "redoubt.test", "r3").Err()
+	}
+	out := signedIn("eve")
+	out.RecoveryCodes = []string{"aaaaa-bbbbb"}
+	return out, nil
+}
+
+// A2: who needs a factor and has none enrols one while he signs in.
+func TestLoginEnrols(t *testing.T) {
+	i, s := install(t), newSession(t)
+	login := func(stdin string, more ...string) (int, string, string) {
+		return s.run(stdin, append([]string{"login", "--server", i.url, "--ca", i.ca, "--user", "eve", "--password-stdin"}, more...)...)
+	}
+	if code, _, errs := login(testPassword + "\n"); code != app.ExitLocal || !strings.Contains(errs, "a code is asked for") {
+		t.Errorf("no code: %d %s", code, errs)
+	}
+	if code, _, errs := login(testPassword + "\n000000\n123456\n"); code != app.ExitDenied || !strings.Contains(errs, "wrong") {
+		t.Errorf("a wrong code: %d %s", code, errs)
+	}
+	code, out, errs := login(testPassword + "\n123456\n")
+	if code != app.ExitOK || !strings.Contains(errs, "otpauth://totp/of-eve's-state") || !strings.Contains(errs, "ABCD") || out != "aaaaa-bbbbb\n" {
+		t.Errorf("%d\n%s\n%s", code, out, errs)
+	}
+	if code, out, errs = login(testPassword+"\n123456\n", "-o", "json"); code != app.ExitOK || strings.Contains(out, "aaaaa") || !strings.Contains(errs, "aaaaa-bbbbb") || strings.Contains(out+errs, testToken) {
+		t.Errorf("%d\n%s\n%s", code, out, errs)
+	}
 }
 
 func known(ctx context.Context) error {

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -28,8 +30,21 @@ type Config struct {
 	Keep bool
 	// Out takes what is shown.
 	Out io.Writer
+	// Server is an installation that runs already, https://host:port, to go the walk on; empty starts one. CAPEM are its roots. User and Password
+	// sign in there, as somebody who may make workspaces and service principals.
+	Server   string
+	CAPEM    []byte
+	User     string
+	Password redact.Secret
+	// Workspace is the id of the workspace that the walk makes, in the default resource group, and removes; without it demo. Target is the id
+	// of its compute target; without it here.
+	Workspace, Target string
+	// Carry has this process carry the target's runs, where Server is set; otherwise some machine with `redoubt compute serve` does.
+	Carry bool
 	// AgentCommand starts the agent of the local target; empty is this binary with "agent".
 	AgentCommand []string
+	// Blobs is the bucket in place of the services' folders.
+	Blobs node.Bucket
 	// Now is the clock of the times that are shown; nil means time.Now.
 	Now func() time.Time
 }
@@ -37,9 +52,12 @@ type Config struct {
 // walk is a demo on its way.
 type walk struct {
 	cfg   Config
+	out   sync.Mutex
 	dir   string
 	log   *os.File
-	in    *node.Installation
+	in    *node.Installation // nil where the installation is not the demo's own
+	url   string
+	ca    []byte
 	admin *client.Client
 	token redact.Secret
 	steps []step
@@ -48,7 +66,16 @@ type walk struct {
 
 	model, endpoint, scoring   string
 	primary, secondary, reader redact.Secret
+
+	// What is to be removed from an installation that goes on, and the host of its runs.
+	made    bool // the workspace
+	robot   string
+	carrier *carrier
+	begun   time.Time
 }
+
+// remote says that the installation is not the demo's own.
+func (w *walk) remote() bool { return w.cfg.Server != "" }
 
 type step struct {
 	what, result string
@@ -63,12 +90,17 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	w := &walk{cfg: cfg}
-	if _, _, err := sandbox.Interpreter(ctx, "python3"); err != nil {
-		return errors.New("the demo trains a model with Python's standard library, and there is no python3 on the PATH: install it (on Debian: apt-get install python3) and run the demo again; nothing was started")
+	if cfg.Workspace == "" {
+		cfg.Workspace = "demo"
 	}
-	if err := sandbox.Check(ctx); err != nil {
-		return fmt.Errorf("this machine cannot isolate a run, so nothing was started: %w", err)
+	if cfg.Target == "" {
+		cfg.Target = "here"
+	}
+	w := &walk{cfg: cfg, begun: cfg.Now()}
+	if !w.remote() || cfg.Carry {
+		if err := canCarry(ctx); err != nil {
+			return fmt.Errorf("nothing was started: %w", err)
+		}
 	}
 	if err := w.folder(); err != nil {
 		return err
@@ -82,11 +114,38 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			w.table(cfg.Now().Sub(began))
 		}
 	}()
-	for _, s := range []struct {
-		what string
-		do   func(context.Context) (string, error)
-	}{
-		{"start the mesh", w.start},
+	for _, s := range w.way() {
+		if err := w.step(ctx, s.what, s.do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// canCarry tells whether runs can be carried on this machine.
+func canCarry(ctx context.Context) error {
+	if _, _, err := sandbox.Interpreter(ctx, "python3"); err != nil {
+		return errors.New("the demo trains a model with Python's standard library, and there is no python3 on the PATH: install it (on Debian: apt-get install python3) and run the demo again")
+	}
+	if err := sandbox.Check(ctx); err != nil {
+		return fmt.Errorf("this machine cannot isolate a run: %w", err)
+	}
+	return nil
+}
+
+// stage is one step of the way.
+type stage struct {
+	what string
+	do   func(context.Context) (string, error)
+}
+
+// way is what is walked, from the first step to the last.
+func (w *walk) way() []stage {
+	first, last := []stage{{"start the mesh", w.start}}, []stage{{"stop the mesh", w.stop}}
+	if w.remote() {
+		first, last = []stage{{"find the installation", w.find}}, []stage{{"remove what was made", w.remove}}
+	}
+	return slices.Concat(first, []stage{
 		{"sign in", w.signIn},
 		{"create a workspace", w.createWorkspace},
 		{"upload the code and data", w.upload},
@@ -102,13 +161,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		{"read the scoring log", w.scoringLog},
 		{"take the endpoint down", w.takeDown},
 		{"read the activity log", w.activity},
-		{"stop the mesh", w.stop},
-	} {
-		if err := w.step(ctx, s.what, s.do); err != nil {
-			return err
-		}
-	}
-	return nil
+	}, last)
 }
 
 // step shows one step with its time.
@@ -119,7 +172,7 @@ func (w *walk) step(ctx context.Context, what string, do func(context.Context) (
 	took := w.cfg.Now().Sub(began)
 	if err != nil {
 		log := ""
-		if w.log != nil {
+		if w.in != nil {
 			log = "\nthe log of the mesh is in " + w.log.Name()
 			w.cfg.Keep = true
 		}
@@ -130,7 +183,11 @@ func (w *walk) step(ctx context.Context, what string, do func(context.Context) (
 	return nil
 }
 
-func (w *walk) printf(format string, args ...any) { _, _ = fmt.Fprintf(w.cfg.Out, format, args...) }
+func (w *walk) printf(format string, args ...any) {
+	w.out.Lock()
+	defer w.out.Unlock()
+	_, _ = fmt.Fprintf(w.cfg.Out, format, args...)
+}
 
 // folder makes the state folder, and the log beside the state.
 func (w *walk) folder() (err error) {
@@ -155,18 +212,19 @@ func (w *walk) start(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	in, err := node.Up(ctx, node.UpConfig{
-		Data: filepath.Join(w.dir, "state"), Listen: "127.0.0.1:0", AgentCommand: w.cfg.AgentCommand,
+		Data: filepath.Join(w.dir, "state"), Listen: "127.0.0.1:0", AgentCommand: w.cfg.AgentCommand, Blobs: w.cfg.Blobs,
 		Options: node.Options{LogWriter: w.log, Password: password.Config{}},
 	})
 	if err != nil {
 		return "", err
 	}
-	w.in = in
+	w.in, w.url, w.ca = in, in.URL, in.CA
+	w.cfg.User, w.cfg.Password = strings.TrimPrefix(in.Admin, "users/"), in.FirstPassword
 	return fmt.Sprintf("%d services and etcd answer over mTLS 1.3; the gateway is %s", len(node.Services), in.URL), nil
 }
 
 func (w *walk) connect(token redact.Secret) (*client.Client, error) {
-	return client.Dial(client.Context{Name: "demo", Server: w.in.URL, CAPEM: w.in.CA}, token)
+	return client.Dial(client.Context{Name: "demo", Server: w.url, CAPEM: w.ca}, token)
 }
 
 func (w *walk) signIn(ctx context.Context) (string, error) {
@@ -175,7 +233,7 @@ func (w *walk) signIn(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer func() { _ = anyone.Close() }()
-	s, err := anyone.SignIn(ctx, strings.TrimPrefix(w.in.Admin, "users/"), w.in.FirstPassword)
+	s, err := anyone.SignIn(ctx, strings.TrimPrefix(w.cfg.User, "users/"), w.cfg.Password)
 	if err != nil {
 		return "", err
 	}
@@ -197,7 +255,9 @@ func (w *walk) stop(ctx context.Context) (string, error) {
 
 // cleanUp takes down what still stands.
 func (w *walk) cleanUp() error {
+	w.carrier.stop()
 	if w.admin != nil {
+		w.giveUp()
 		_ = w.admin.Close()
 	}
 	if w.in != nil {

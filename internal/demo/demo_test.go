@@ -3,13 +3,20 @@ package demo
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/internal/agent"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
+	"github.com/redoubt-ml/redoubt/internal/node"
 )
 
 // TestMain is also the sandbox's stage and the local target's agent: the demo starts this binary again as both.
@@ -23,6 +30,7 @@ func TestMain(m *testing.M) {
 
 // A1 A3 A4 B1 D1 G2 H1 H2 H3 H5: the whole walk, and nothing left of it.
 func TestWalk(t *testing.T) {
+	t.Parallel()
 	if _, _, err := sandbox.Interpreter(t.Context(), "python3"); err != nil {
 		t.Skipf("no python3 to train with: %v", err)
 	}
@@ -42,6 +50,49 @@ func TestWalk(t *testing.T) {
 			t.Errorf("the demo does not say %q:\n%s", want, out.String())
 		}
 	}
+}
+
+// The same walk in an installation that was there before and goes on, which is left as it was found.
+func TestWalkElsewhere(t *testing.T) {
+	t.Parallel()
+	if err := canCarry(t.Context()); err != nil {
+		t.Skip(err)
+	}
+	in, err := node.Up(t.Context(), node.UpConfig{Data: filepath.Join(t.TempDir(), "state"), Listen: "127.0.0.1:0", Options: node.Options{LogWriter: io.Discard}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Stop()
+	cfg := Config{Server: in.URL, CAPEM: in.CA, User: "admin", Password: in.FirstPassword, Carry: true, Target: "elsewhere", Workspace: "visit"}
+	cfg.Data = filepath.Join(t.TempDir(), "demo")
+	var out bytes.Buffer
+	cfg.Out = &out
+	if err := Run(t.Context(), cfg); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	for _, want := range []string{"workspaces/visit with its vault", "the whole walk", "TOKEN_REVOKED", "run train-1: has ended", "remove what was made"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the demo does not say %q:\n%s", want, out.String())
+		}
+	}
+
+	// A walk that breaks off takes its things along too, and finds nothing of the first in its way.
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &walk{cfg: cfg}
+	defer cancel()
+	for _, do := range []func(context.Context) (string, error){w.find, w.signIn, w.createWorkspace, w.newRobot} {
+		if _, err := do(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.giveUp()
+	if _, err := w.admin.Resources().GetWorkspace(ctx, &workspacev1.GetWorkspaceRequest{Name: w.workspace}); status.Code(err) != codes.NotFound {
+		t.Errorf("the workspace: %v", err)
+	}
+	if l, err := w.admin.Directory().ListServicePrincipals(ctx, &identityv1.ListServicePrincipalsRequest{}); err != nil || len(l.GetServicePrincipals()) != 0 {
+		t.Errorf("left are %v: %v", l, err)
+	}
+	_ = w.admin.Close()
 }
 
 // Without python3 nothing is started, and it says so.

@@ -89,7 +89,7 @@ type caller struct {
 
 func (w *walk) caller() (*caller, error) {
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(w.in.CA) {
+	if !roots.AppendCertsFromPEM(w.ca) {
 		return nil, errors.New("the installation's root is no certificate")
 	}
 	return &caller{http: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}}}, uri: w.scoring}, nil
@@ -362,6 +362,9 @@ func (w *walk) takeDown(ctx context.Context) (string, error) {
 	}
 	if status != http.StatusUnauthorized && status != http.StatusNotFound {
 		return "", fmt.Errorf("the endpoint still answers: status %d", status)
+	}
+	if w.remote() {
+		return fmt.Sprintf("its key reads %d; whether its replica has ended is for the machine that carried it to say", status), nil
 	}
 	// The replica finishes what it has and ends by itself; its agent would outlive the installation otherwise.
 	if err := eventually(ctx, func() error { return working(w.dir) }); err != nil {

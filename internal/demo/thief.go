@@ -33,19 +33,17 @@ import (
 
 // readerTries has someone with the role Reader submit a run.
 func (w *walk) readerTries(ctx context.Context) (string, error) {
-	pw := redact.FromString(strings.ToLower(rand.Text()))
-	u, err := w.admin.Directory().CreateUser(ctx, &identityv1.CreateUserRequest{UserId: "robin", DisplayName: "Reader of the demo", Password: pw.RevealString()})
+	make := w.newReader
+	if w.remote() {
+		make = w.newRobot
+	}
+	uid, err := make(ctx)
 	if err != nil {
 		return "", err
 	}
-	if _, err := w.admin.Access().CreateRoleAssignment(ctx, &workspacev1.CreateRoleAssignmentRequest{Scope: w.workspace, Role: "roleDefinitions/reader", Principal: u.GetUid()}); err != nil {
+	if _, err := w.admin.Access().CreateRoleAssignment(ctx, &workspacev1.CreateRoleAssignmentRequest{Scope: w.workspace, Role: "roleDefinitions/reader", Principal: uid}); err != nil {
 		return "", err
 	}
-	s, err := w.admin.SignIn(ctx, "robin", pw)
-	if err != nil {
-		return "", err
-	}
-	w.reader = redact.FromString(s.GetAccessToken())
 	reader, err := w.connect(w.reader)
 	if err != nil {
 		return "", err
@@ -64,6 +62,21 @@ func (w *walk) readerTries(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("a Reader's submit was not refused as it should be: %w", err)
 	}
 	return fmt.Sprintf("he reads the run; submitting: %s, the action %s is missing", fault.CodeName(codes.PermissionDenied), f.Metadata()["action"]), nil
+}
+
+// newReader makes a user, who signs in.
+func (w *walk) newReader(ctx context.Context) (uid string, err error) {
+	pw := redact.FromString(strings.ToLower(rand.Text()))
+	u, err := w.admin.Directory().CreateUser(ctx, &identityv1.CreateUserRequest{UserId: "robin", DisplayName: "Reader of the demo", Password: pw.RevealString()})
+	if err != nil {
+		return "", err
+	}
+	s, err := w.admin.SignIn(ctx, "robin", pw)
+	if err != nil {
+		return "", err
+	}
+	w.reader = redact.FromString(s.GetAccessToken())
+	return u.GetUid(), nil
 }
 
 // eventually repeats what becomes true soon.
@@ -86,6 +99,9 @@ func eventually(ctx context.Context, f func() error) error {
 // thiefTries hosts an agent for a self-hosted target, takes the run token that it holds, and uses it from elsewhere: while the run
 // lives, and with the right key after it has ended.
 func (w *walk) thiefTries(ctx context.Context) (string, error) {
+	if err := canCarry(ctx); err != nil && w.remote() {
+		return "skipped: the thief takes his token from an agent beside him, and " + err.Error(), nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	a, run, err := w.hostRun(ctx)
@@ -176,13 +192,13 @@ func (w *walk) hostRun(ctx context.Context) (*agent.Agent, string, error) {
 	if b.GetRun() != r.GetName() {
 		return nil, "", fmt.Errorf("claimed %q, submitted %q", b.GetRun(), r.GetName())
 	}
-	u, err := url.Parse(w.in.URL)
+	u, err := url.Parse(w.url)
 	if err != nil {
 		return nil, "", err
 	}
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(w.in.CA)
-	a, err := agent.New(agent.Config{Gateway: u.Host, PublicURL: w.in.URL, Roots: roots, Run: b.GetRun(), RunUID: b.GetRunUid(), JoinToken: redact.FromString(b.GetJoinToken())})
+	roots.AppendCertsFromPEM(w.ca)
+	a, err := agent.New(agent.Config{Gateway: u.Host, PublicURL: w.url, Roots: roots, Run: b.GetRun(), RunUID: b.GetRunUid(), JoinToken: redact.FromString(b.GetJoinToken())})
 	return a, r.GetName(), err
 }
 
@@ -193,14 +209,14 @@ type thief struct {
 }
 
 func (w *walk) newThief() (*thief, error) {
-	u, err := url.Parse(w.in.URL)
+	u, err := url.Parse(w.url)
 	if err != nil {
 		return nil, err
 	}
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(w.in.CA)
+	roots.AppendCertsFromPEM(w.ca)
 	conn, err := grpc.NewClient("passthrough:///"+u.Host, grpc.WithNoProxy(), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13})))
-	return &thief{conn, w.in.URL}, err
+	return &thief{conn, w.url}, err
 }
 
 // with adds a token and, where there is a key, a proof for exactly this method.

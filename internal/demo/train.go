@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/redoubt-ml/redoubt/examples"
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
@@ -28,12 +29,12 @@ import (
 
 func (w *walk) createWorkspace(ctx context.Context) (string, error) {
 	ws, err := w.admin.Resources().CreateWorkspace(ctx, &workspacev1.CreateWorkspaceRequest{
-		Parent: "subscriptions/default/resourceGroups/default", WorkspaceId: "demo", DisplayName: "The walk",
+		Parent: "subscriptions/default/resourceGroups/default", WorkspaceId: w.cfg.Workspace, DisplayName: "The walk",
 	})
 	if err != nil {
 		return "", err
 	}
-	w.workspace = ws.GetName()
+	w.workspace, w.made = ws.GetName(), true
 	return fmt.Sprintf("%s with its vault, its storage and the managed identity %s", ws.GetName(), ws.GetManagedIdentity()), nil
 }
 
@@ -53,13 +54,26 @@ func (w *walk) upload(ctx context.Context) (string, error) {
 
 // train submits the training and shows what it logs and measures while it runs.
 func (w *walk) train(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	limit := time.Minute
+	if w.remote() {
+		limit = 3 * time.Minute // the machine that carries the run may have to come first
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	c, err := w.admin.Computes().CreateCompute(ctx, &computev1.CreateComputeRequest{Parent: w.workspace, ComputeId: "here", Kind: computev1.Compute_KIND_LOCAL, MaxRuns: 2})
+	kind := computev1.Compute_KIND_LOCAL
+	if w.remote() {
+		kind = computev1.Compute_KIND_SELF_HOSTED
+	}
+	c, err := w.admin.Computes().CreateCompute(ctx, &computev1.CreateComputeRequest{Parent: w.workspace, ComputeId: w.cfg.Target, Kind: kind, MaxRuns: 2})
 	if err != nil {
 		return "", err
 	}
 	w.compute = c.GetName()
+	if w.remote() {
+		if err := w.carried(ctx); err != nil {
+			return "", err
+		}
+	}
 	r, err := w.admin.Runs().SubmitRun(ctx, &computev1.SubmitRunRequest{
 		Parent: w.workspace, RunId: "train-1", Compute: w.compute, Snapshot: w.snapshot, Command: []string{"python3", "train.py"}, Experiment: "breast-cancer",
 		Limits: &computev1.RunLimits{Timeout: durationpb.New(50 * time.Second)},
@@ -70,7 +84,7 @@ func (w *walk) train(ctx context.Context) (string, error) {
 	w.run = r.GetName()
 	live, err := w.follow(ctx)
 	if err != nil {
-		return "", err
+		return "", w.notTaken(err)
 	}
 	end, err := w.admin.WaitRun(ctx, w.run, nil)
 	if err != nil {
@@ -221,12 +235,16 @@ func (w *walk) activity(ctx context.Context) (string, error) {
 	}
 	found := make(map[string]int)
 	var total int
+	var since *timestamppb.Timestamp
+	if w.remote() {
+		since = timestamppb.New(w.begun.Add(-time.Minute)) // its clock may be another
+	}
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		clear(found)
 		total = 0
 		for page := ""; ; {
-			r, err := w.admin.Activity().ListActivity(ctx, &telemetryv1.ListActivityRequest{Scope: "/", PageSize: 1000, PageToken: page})
+			r, err := w.admin.Activity().ListActivity(ctx, &telemetryv1.ListActivityRequest{Scope: "/", PageSize: 1000, PageToken: page, StartTime: since})
 			if err != nil {
 				return "", err
 			}

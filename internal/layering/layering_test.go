@@ -63,6 +63,8 @@ func TestCheck(t *testing.T) {
 		{"etcd in a service", pkg{ImportPath: "services/compute", Imports: []string{"go.etcd.io/etcd/client/v3"}}, "discovery and fence"},
 		{"etcd embedded by node", pkg{ImportPath: "internal/node/etcd", Imports: []string{"go.etcd.io/etcd/server/v3/embed"}}, ""},
 		{"etcd embedded by discovery", pkg{ImportPath: "pkg/discovery", Imports: []string{"go.etcd.io/etcd/server/v3/embed"}}, "only node"},
+		{"bucket in blob", pkg{ImportPath: "pkg/blob", Imports: []string{"github.com/aws/aws-sdk-go-v2/service/s3"}}, ""},
+		{"bucket in a service", pkg{ImportPath: "services/workspace", Imports: []string{"github.com/aws/aws-sdk-go-v2/service/s3"}}, "behind blob"},
 		{"cipher in keyvault", pkg{ImportPath: "services/keyvault", Imports: []string{"crypto/cipher"}}, ""},
 		{"cipher in workspace", pkg{ImportPath: "services/workspace", Imports: []string{"crypto/cipher"}}, "ciphers"},
 		{"hash in workspace", pkg{ImportPath: "services/workspace", Imports: []string{"crypto/sha256", "crypto/subtle", "crypto/tls"}}, ""},

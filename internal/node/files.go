@@ -14,8 +14,8 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
-// lockFolder takes the state folder for this process, as long as it lives.
-func lockFolder(dir string) (unlock func(), err error) {
+// LockFolder takes the state folder for this process, as long as it lives.
+func LockFolder(dir string) (unlock func(), err error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

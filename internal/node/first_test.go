@@ -16,15 +16,16 @@ func TestFirstPasswordSurvives(t *testing.T) {
 	cfg.Options.LogWriter = io.Discard
 	cut := &Installation{}
 	mesh := Mesh{TrustDomain: "redoubt.local", PublicURL: "https://127.0.0.1:1", Etcd: []string{"https://127.0.0.1:2"}, EnrolAddress: "127.0.0.1:3"}
-	ids, err := openIdentity(t.Context(), cut.config(cfg, mesh, "identity"), cfg.Options)
+	ids, err := Found(t.Context(), cut.config(cfg, mesh, "identity"), cfg.Options)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cut.firstAdmin(t.Context(), cfg, ids.identity); err != nil {
+	admin, err := ids.FirstAdmin(t.Context(), cfg.Data, cfg.Admin)
+	if err != nil {
 		t.Fatal(err)
 	}
-	first := cut.FirstPassword.RevealString()
-	ids.Stop() // cut off here
+	first := admin.Password.RevealString()
+	ids.Close() // cut off here
 	for start, want := range []string{first, ""} {
 		in, err := Up(t.Context(), cfg)
 		if err != nil {

@@ -4,28 +4,33 @@ import (
 	"context"
 	"crypto"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	"github.com/redoubt-ml/redoubt/internal/node/etcdnode"
 	"github.com/redoubt-ml/redoubt/pkg/discovery"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 	"github.com/redoubt-ml/redoubt/pkg/svid/jointoken"
+	"github.com/redoubt-ml/redoubt/services/gateway"
 )
 
 // mesh is a service's side of the mesh: its identity, what it finds others by, and its connections to them.
@@ -37,7 +42,9 @@ type mesh struct {
 	rules     *rule.Table
 	exchanges *rpc.Exchanges
 	calls     string // the service config of every connection
-	conns     map[string]*grpc.ClientConn
+
+	mu    sync.Mutex
+	conns map[string]*grpc.ClientConn // guarded by mu
 }
 
 // joinMesh gets the service its identity and its client connections. issue asks for certificates: over the enrolment listener, or,
@@ -70,9 +77,10 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 	if m.keeper, err = svid.NewKeeper(svid.KeeperConfig{Dir: dir, ID: id, Issue: issue, OnError: func(error) { failures.Inc() }, Now: n.opts.Now, Logger: n.log}); err != nil {
 		return nil, err
 	}
+	n.keeper.Store(m.keeper)
 	n.background("svid", m.keeper.Run)
 	if err := m.keeper.Ready(ctx); err != nil {
-		return nil, fmt.Errorf("no certificate from identity at %s: %w", n.cfg.Mesh.EnrolAddress, err)
+		return nil, fmt.Errorf("no certificate from identity at %s: %w", strings.Join(n.cfg.Mesh.Enrolment(), ", "), err)
 	}
 	w, err := svid.NewWorkloadServer(svid.WorkloadConfig{Keeper: m.keeper, Dir: dir, Logger: n.log})
 	if err != nil {
@@ -87,7 +95,9 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 	if err != nil {
 		return nil, err
 	}
-	if m.registry, err = discovery.Open(discovery.Config{Endpoints: n.cfg.Mesh.Etcd, TLS: etcdTLS, Now: n.opts.Now, Logger: n.log}); err != nil {
+	n.warnOfEnd(etcdTLS)
+	version, _, _ := observe.Build()
+	if m.registry, err = discovery.Open(discovery.Config{Endpoints: n.cfg.Mesh.Etcd, TLS: etcdTLS, Version: version, Now: n.opts.Now, Logger: n.log}); err != nil {
 		return nil, err
 	}
 	n.onStop(func() { _ = m.registry.Close() })
@@ -95,6 +105,7 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 	if err != nil {
 		return nil, err
 	}
+	n.followAuthorities(m, identityv1.NewKeyServiceClient(ids))
 	tokens := identityv1.NewTokenServiceClient(ids)
 	m.exchanges = rpc.NewExchanges(func(ctx context.Context, subject, audience string) (string, time.Time, error) {
 		r, err := tokens.ExchangeToken(ctx, &identityv1.ExchangeTokenRequest{SubjectToken: subject, Audience: audience})
@@ -106,8 +117,21 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 	return m, nil
 }
 
+// peers are the connections to other services, and their states.
+func (m *mesh) peers() map[string]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make(map[string]string, len(m.conns))
+	for name, c := range m.conns {
+		out[name] = c.GetState().String()
+	}
+	return out
+}
+
 // dial makes the connection to a peer, once.
 func (n *Node) dial(m *mesh, service string) (*grpc.ClientConn, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if c, ok := m.conns[service]; ok {
 		return c, nil
 	}
@@ -115,8 +139,12 @@ func (n *Node) dial(m *mesh, service string) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	opts := append(m.registry.DialOptions(), grpc.WithDefaultServiceConfig(m.calls))
+	if n.name == rpc.Gateway {
+		opts = append(opts, gateway.PeerOptions()...)
+	}
 	c, err := rpc.Dial(rpc.DialConfig{
-		Service: service, Target: discovery.Target(service), Options: append(m.registry.DialOptions(), grpc.WithDefaultServiceConfig(m.calls)), Creds: m.source.ClientCredentials(id),
+		Service: service, Target: discovery.Target(service), Options: opts, Creds: m.source.ClientCredentials(id),
 		Rules: m.rules, Exchanges: m.exchanges, Logger: n.log,
 	})
 	if err != nil {
@@ -127,14 +155,15 @@ func (n *Node) dial(m *mesh, service string) (*grpc.ClientConn, error) {
 	return c, nil
 }
 
-// enrol asks identity's enrolment listener for certificates. The join token is needed once; after that the pinned key is enough.
+// enrol asks identity's enrolment listeners for certificates, one after the other until one answers. The join token is needed once; after
+// that the pinned key is enough.
 func (n *Node) enrol(m *mesh) svid.IssueFunc {
-	return func(ctx context.Context, key crypto.Signer, csr []byte) ([][]byte, [][]byte, error) {
+	return func(ctx context.Context, key crypto.Signer, csr []byte) (chain, bundle [][]byte, err error) {
 		server, err := svid.ServiceID(m.td, "identity")
 		if err != nil {
 			return nil, nil, err
 		}
-		join, address, pin, err := n.joinToken()
+		join, pin, err := n.joinToken()
 		if err != nil {
 			return nil, nil, err
 		}
@@ -143,74 +172,96 @@ func (n *Node) enrol(m *mesh) svid.IssueFunc {
 			e.Pins = []string{pin}
 		}
 		if m.keeper != nil {
-			e.Roots = m.keeper.Bundle()
+			e.Roots, e.Left = m.keeper.Bundle(), m.keeper.Left()
 		}
 		cfg, err := svid.EnrolClientTLS(e)
 		if err != nil {
 			return nil, nil, err
 		}
-		conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithNoProxy())
-		if err != nil {
-			return nil, nil, err
+		req := &identityv1.IssueRequest{Service: n.name, Instance: n.cfg.Service.Instance, Csr: csr, JoinToken: join.RevealString()}
+		addresses := n.cfg.Mesh.Enrolment()
+		for i, address := range addresses {
+			var r *identityv1.IssueResponse
+			if r, err = enrolAt(ctx, address, cfg, req, len(addresses)-i); err == nil {
+				n.dropJoinToken()
+				return r.GetChain(), r.GetBundle(), nil
+			}
+			if code := status.Code(err); ctx.Err() != nil || code != codes.Unavailable && code != codes.DeadlineExceeded {
+				break // it was refused, and the others know the same
+			}
 		}
-		defer func() { _ = conn.Close() }()
-		r, err := identityv1.NewEnrolmentServiceClient(conn).Issue(ctx, &identityv1.IssueRequest{Service: n.name, Instance: n.cfg.Service.Instance, Csr: csr, JoinToken: join.RevealString()})
-		if err != nil {
-			return nil, nil, fault.FromStatus(err)
-		}
-		n.dropJoinToken()
-		return r.GetChain(), r.GetBundle(), nil
+		return nil, nil, fault.FromStatus(err)
 	}
 }
 
-// joinToken reads the join token, where there still is one, and says where identity is and which root to believe.
-func (n *Node) joinToken() (secret redact.Secret, address, pin string, err error) {
-	address, pin = n.cfg.Mesh.EnrolAddress, n.cfg.Mesh.CAPin
+// enrolAt asks one instance of identity. Where others remain it may take its share of the caller's time only, as one that is frozen
+// must not be what keeps the service from asking them.
+func enrolAt(ctx context.Context, address string, cfg *tls.Config, req *identityv1.IssueRequest, remaining int) (*identityv1.IssueResponse, error) {
+	if end, ok := ctx.Deadline(); ok && remaining > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(remaining))
+		defer cancel()
+	}
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithNoProxy())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	return identityv1.NewEnrolmentServiceClient(conn).Issue(ctx, req)
+}
+
+// joinToken reads the join token, where there still is one, and says which root to believe.
+func (n *Node) joinToken() (secret redact.Secret, pin string, err error) {
+	pin = n.cfg.Mesh.CAPin
 	if n.cfg.Service.JoinTokenFile == "" {
-		return redact.Secret{}, address, pin, nil
+		return redact.Secret{}, pin, nil
 	}
 	s, err := readSecret(n.cfg.Service.JoinTokenFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return redact.Secret{}, address, pin, nil
+		return redact.Secret{}, pin, nil
 	}
 	if err != nil {
-		return redact.Secret{}, "", "", err
+		return redact.Secret{}, "", err
 	}
 	t, err := jointoken.Parse(s)
 	if err != nil {
-		return redact.Secret{}, "", "", err
+		return redact.Secret{}, "", err
 	}
 	if pin == "" {
 		pin = t.Pin
 	}
-	return t.Secret, address, pin, nil
+	return t.Secret, pin, nil
 }
 
 // dropJoinToken removes the token that is used up.
 func (n *Node) dropJoinToken() {
-	if f := n.cfg.Service.JoinTokenFile; f != "" {
-		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			n.log.Warn("the used join token could not be removed", "error", err)
-		}
+	f := n.cfg.Service.JoinTokenFile
+	if f == "" {
+		return
+	}
+	if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.tokenStays.Do(func() {
+			n.log.Warn("the join token is used up and could not be removed: it opens nothing any more", "error", err)
+		})
 	}
 }
 
-// etcdClientTLS reads the folder that bootstrap made for this service.
+// etcdClientTLS reads the folder that bootstrap made for this service, and the certificate in it anew at each connection.
 func etcdClientTLS(dir string) (*tls.Config, error) {
-	files := etcdnode.Files{CA: filepath.Join(dir, "root.crt"), Cert: filepath.Join(dir, "client.crt"), Key: filepath.Join(dir, "client.key")}
-	ca, err := os.ReadFile(files.CA)
-	if err != nil {
-		return nil, fmt.Errorf("etcd's root: %w", err)
+	return etcdnode.Files{CA: filepath.Join(dir, "root.crt"), Cert: filepath.Join(dir, "client.crt"), Key: filepath.Join(dir, "client.key")}.ClientTLS()
+}
+
+// etcdSoon is how long before its end the certificate for etcd is worth a line at each start: nothing renews it by itself.
+const etcdSoon = 90 * 24 * time.Hour
+
+func (n *Node) warnOfEnd(cfg *tls.Config) {
+	c, err := cfg.GetClientCertificate(nil)
+	if err != nil || c.Leaf == nil {
+		return // it was read a moment ago
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("%s holds no certificate", files.CA)
+	if left := c.Leaf.NotAfter.Sub(n.opts.Now()); left < etcdSoon {
+		n.log.Warn("the certificate for etcd ends soon: run redoubt bootstrap --renew --data FOLDER, and carry it here", "end", c.Leaf.NotAfter, "left", left.Round(time.Hour))
 	}
-	cert, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-	if err != nil {
-		return nil, fmt.Errorf("etcd's client certificate: %w", err)
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}}, nil
 }
 
 // vaultSource gives a service the data keys of workspaces: keyvault makes and opens them for this service alone.

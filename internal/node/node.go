@@ -8,10 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,10 +21,13 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/redoubt-ml/redoubt/pkg/authn/password"
+	"github.com/redoubt-ml/redoubt/pkg/blob"
 	"github.com/redoubt-ml/redoubt/pkg/discovery"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
 	"github.com/redoubt-ml/redoubt/services/identity"
 	"github.com/redoubt-ml/redoubt/services/workspace"
 )
@@ -42,6 +45,9 @@ type Options struct {
 	// Listeners that are open already, by service, so that ports can be known before anything starts. "identity-enrol" is the
 	// enrolment listener, "inference-scoring" and "inference-replicas" are those of inference.
 	Listeners map[string]net.Listener
+	// Postgres is the connection string in place of the one in the configuration's file: who makes an installation sees its files at
+	// other paths than the process that uses them.
+	Postgres redact.Secret
 }
 
 // Node is one service that runs, and everything below it.
@@ -56,19 +62,27 @@ type Node struct {
 	inside  string // the gateway's own port in the mesh
 
 	scoring, replicas net.Listener // of the node "inference"
+	blobs             *blob.Store  // nil where the service keeps none
 
 	identity  *identity.Service  // of the node "identity"
 	workspace *workspace.Service // of the node "workspace"
 
 	state        *state // nil in the gateway
 	mesh         *mesh
+	keeper       atomic.Pointer[svid.Keeper] // of the mesh, as soon as there is one
 	registration *discovery.Registration
+
+	chain  *rpc.Chain // nil until it serves
+	drains []func()   // ask parts to send their callers elsewhere, while they still answer
+	ends   []func()   // end listeners, each within the grace; run at the same time
 
 	ctx    context.Context // ends when the node stops
 	cancel context.CancelFunc
 	failed chan error
 	stops  []func() // run in reverse order
 	once   sync.Once
+
+	tokenStays sync.Once // says so once
 }
 
 // Start builds one service and runs it. It returns when the service answers, which may wait for identity, or when ctx ends. The
@@ -78,7 +92,10 @@ func Start(ctx context.Context, cfg Config, opts Options) (*Node, error) {
 		return nil, err
 	}
 	if opts.Now == nil {
-		opts.Now = time.Now
+		opts.Now = systemClock
+	}
+	if err := refuseHalfRestored(cfg.Service.Dir, filepath.Dir(cfg.Service.Dir)); err != nil {
+		return nil, err
 	}
 	n := newNode(ctx, cfg, opts)
 	if err := os.MkdirAll(cfg.Service.Dir, 0o700); err != nil {
@@ -115,33 +132,61 @@ func (n *Node) Identity() *identity.Service { return n.identity }
 // Workspace is the service itself on the node "workspace", else nil: for giving the first administrator his role.
 func (n *Node) Workspace() *workspace.Service { return n.workspace }
 
-// Ready waits until the service decides from fresh state and stands in etcd.
+// Ready waits until the service decides from fresh state, under the fence, and stands in etcd.
 func (n *Node) Ready(ctx context.Context) error {
+	if n.state != nil {
+		if err := n.decides(ctx, n.state, n.failed); err != nil {
+			return err
+		}
+	}
+	return n.registration.Ready(ctx)
+}
+
+// decides waits until the service decides from fresh state, under the fence, or a part of it has failed.
+func (n *Node) decides(ctx context.Context, st *state, failed <-chan error) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for n.state != nil {
-		err := n.state.engine.Fresh(n.opts.Now())
+	for {
+		err := st.engine.Fresh(n.opts.Now())
 		if err == nil {
 			break
 		}
 		select {
 		case <-ctx.Done():
 			return err
-		case err := <-n.failed:
+		case err := <-failed:
 			return err
 		case <-tick.C:
 		}
 	}
-	return n.registration.Ready(ctx)
+	f, err := st.fence.get(ctx)
+	if err != nil {
+		return err
+	}
+	return f.Ready(ctx)
 }
 
 // roots are the mesh's roots as this node knows them.
 func (n *Node) roots() []*x509.Certificate { return n.mesh.keeper.Bundle() }
 
-// Stop ends the service: no new calls, those under way finish for a while, then everything is closed in reverse order.
+// CA are the roots that this node believes now, as PEM.
+func (n *Node) CA() []byte { return pemOf(n.roots()) }
+
+// SVID is the certificate of the node as it is now, nil if it has none.
+func (n *Node) SVID() *svid.SVID {
+	s, err := n.mesh.keeper.Current()
+	if err != nil {
+		return nil
+	}
+	return s
+}
+
+// Stop ends the service. It leaves etcd and says that it does not serve; where another instance can take the calls it waits until
+// clients have heard of it. Then watches end, connections are told to go, and calls under way finish within the grace. Last of all
+// everything is closed in reverse order.
 func (n *Node) Stop() {
 	n.once.Do(func() {
-		n.health.Shutdown()
+		n.leave()
 		for i := len(n.stops) - 1; i >= 0; i-- {
 			n.stops[i]()
 		}
@@ -184,7 +229,34 @@ func portError(addr string, err error) error {
 	return fault.FailedPrecondition("cannot listen on %s: %v; is another redoubt running, or another program on that port?", addr, errors.Unwrap(err))
 }
 
-// serve runs a gRPC server with health and reflection until the node stops. It gives calls under way three seconds.
+// leave sends callers elsewhere, and ends the listeners.
+func (n *Node) leave() {
+	others := false
+	if n.registration != nil {
+		n.registration.Close()
+		ctx, cancel := context.WithTimeout(n.ctx, time.Second)
+		all, err := n.mesh.registry.List(ctx)
+		cancel()
+		others = err != nil || len(all[n.name]) > 0
+	}
+	n.health.Shutdown()
+	for _, drain := range n.drains {
+		drain()
+	}
+	if others {
+		<-time.After(n.cfg.Service.Drain)
+	}
+	if n.chain != nil {
+		n.chain.Drain()
+	}
+	var wg sync.WaitGroup
+	for _, end := range n.ends {
+		wg.Go(end)
+	}
+	wg.Wait()
+}
+
+// serve runs a gRPC server with health and reflection until the node stops.
 func (n *Node) serve(what string, s *grpc.Server, l net.Listener) {
 	n.background(what, func(context.Context) error {
 		if err := s.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
@@ -192,10 +264,10 @@ func (n *Node) serve(what string, s *grpc.Server, l net.Listener) {
 		}
 		return nil
 	})
-	n.onStop(func() {
+	n.ends = append(n.ends, func() {
 		done := make(chan struct{})
 		go func() { s.GracefulStop(); close(done) }()
-		t := time.NewTimer(3 * time.Second)
+		t := time.NewTimer(n.cfg.Service.Grace)
 		defer t.Stop()
 		select {
 		case <-done:
@@ -220,28 +292,6 @@ type reflected struct {
 
 // GetServiceInfo implements reflection.GRPCServer.
 func (r reflected) GetServiceInfo() map[string]grpc.ServiceInfo { return r.s.GetServiceInfo() }
-
-// serveMetrics answers Prometheus on loopback.
-func (n *Node) serveMetrics() error {
-	if n.cfg.Service.Metrics == "" {
-		return nil
-	}
-	l, err := n.listen("metrics", n.cfg.Service.Metrics)
-	if err != nil {
-		return err
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", n.metrics.Handler(n.log))
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
-	n.background("metrics", func(context.Context) error {
-		if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
-	n.onStop(func() { _ = srv.Close() })
-	return nil
-}
 
 // path is a file or folder in the service's state.
 func (n *Node) path(elem ...string) string {

@@ -3,10 +3,13 @@ package node
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
+	"time"
 
 	rulev1 "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
 	"github.com/redoubt-ml/redoubt/pkg/discovery"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 )
 
@@ -43,7 +46,33 @@ func callConfig(rules *rule.Table) (string, error) {
 	return string(b), err
 }
 
+// RetryPolicy is the gRPC service config for clients of the gateway, as JSON: UNAVAILABLE is repeated for methods that change nothing. With
+// identified it is also for changes whose request has a request_id; that is for clients which always set one, a new one for each change.
+// All else may have been carried out, and is for the caller to look at. Every call waits for a gateway that serves, up to its deadline.
+func RetryPolicy(rules *rule.Table, identified bool) ([]byte, error) {
+	seconds := func(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + "s" }
+	var names []any
+	for _, m := range rules.Methods() {
+		service, method, _ := strings.Cut(strings.TrimPrefix(m.FullName, "/"), "/")
+		if len(m.Rule.GetCallers()) > 0 || !strings.HasPrefix(service, "redoubt.") || !rpc.Repeatable(m.Rule) && !(identified && rpc.Identified(m)) {
+			continue
+		}
+		names = append(names, map[string]any{"service": service, "method": method})
+	}
+	return json.MarshalIndent(map[string]any{
+		"loadBalancingConfig": []any{map[string]any{"round_robin": map[string]any{}}},
+		"healthCheckConfig":   map[string]any{"serviceName": ""},
+		"methodConfig": []any{map[string]any{"name": []any{map[string]any{}}, "waitForReady": true}, map[string]any{
+			"name": names, "waitForReady": true,
+			"retryPolicy": map[string]any{
+				"maxAttempts": rpc.RepeatTries, "initialBackoff": seconds(rpc.RepeatFirst), "maxBackoff": seconds(rpc.RepeatLongest), "backoffMultiplier": 2,
+				"retryableStatusCodes": []string{"UNAVAILABLE"},
+			},
+		}},
+	}, "", "  ")
+}
+
 // repeatable methods are reads, which are recorded when they are refused alone, and those of services.
 func repeatable(r *rulev1.Rule) bool {
-	return r.GetAudit() == rulev1.Audit_AUDIT_DENIALS || len(r.GetCallers()) > 0
+	return rpc.Repeatable(r) || len(r.GetCallers()) > 0
 }

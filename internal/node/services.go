@@ -1,16 +1,19 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
-	"errors"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	channelzpb "google.golang.org/grpc/channelz/grpc_channelz_v1"
+	channelz "google.golang.org/grpc/channelz/service"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
@@ -25,6 +28,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/blob"
+	"github.com/redoubt-ml/redoubt/pkg/discovery"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
@@ -41,7 +45,7 @@ import (
 )
 
 // foreign are the contracts of others that our servers serve.
-var foreign = []string{"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
+var foreign = []string{"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection", channelzpb.Channelz_ServiceDesc.ServiceName}
 
 // Rules loads what every method of ours declares, with the overlay for the contracts of others.
 func Rules() (*rule.Table, error) {
@@ -67,11 +71,10 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.serveMetrics(); err != nil {
 		return err
 	}
-	tracing, err := observe.NewTracing(ctx, observe.TraceConfig{Service: n.name, Instance: n.cfg.Service.Instance, Endpoint: n.cfg.Mesh.TraceEndpoint, Ratio: n.cfg.Mesh.TraceRatio, Log: n.log})
+	tracing, err := n.newTracing(ctx)
 	if err != nil {
 		return err
 	}
-	n.onStop(func() { _ = tracing.Shutdown(context.WithoutCancel(ctx)) })
 	red, err := observe.NewRED(n.metrics.Registerer())
 	if err != nil {
 		return err
@@ -92,7 +95,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	chain.Recorder, chain.Engine = st.outbox, st.engine
-	if chain.Proofs, err = authn.NewProofChecker(authn.ProofConfig{Now: n.opts.Now}); err != nil {
+	if chain.Proofs, err = authn.NewProofChecker(authn.ProofConfig{Now: n.opts.Now, Shared: st.proofs}); err != nil {
 		return err
 	}
 	l, err := n.listen(n.name, n.cfg.Service.Listen)
@@ -111,6 +114,19 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if n.name == "identity" {
+		// Others need no etcd to enrol, and get nothing but certificates of a root that they know already.
+		if err := n.serveEnrolment(chain, m); err != nil {
+			return err
+		}
+	}
+	if err := n.claim(ctx, m); err != nil {
+		return err
+	}
+	n.elect(st, m)
+	if chain.Fence, err = n.joinFence(st, m); err != nil {
+		return err
+	}
 	svc, err := n.build(ctx, st, m)
 	if err != nil {
 		return err
@@ -122,17 +138,18 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.chain = c
 	server := c.NewServer(m.source.ServerCredentials(), rule.Registered("redoubt."+n.name)...)
 	svc.Register(c.Registrar(server))
+	if err := n.serveBackup(c.Registrar(server), st); err != nil {
+		return err
+	}
+	n.serveStatus(c.Registrar(server), st, m)
 	n.standard(c, server)
+	channelz.RegisterChannelzServiceToServer(c.Registrar(server)) // not at the gateway, which decides about nobody
 	n.serve("server", server, l)
 	if s, ok := svc.(*inference.Service); ok {
-		n.serveScoring(s)
-	}
-	if n.name == "identity" {
-		if err := n.serveEnrolment(chain, m); err != nil {
-			return err
-		}
+		n.serveScoring(s, m)
 	}
 	if err := n.follow(st, m); err != nil {
 		return err
@@ -144,12 +161,30 @@ func (n *Node) start(ctx context.Context) error {
 		n.onStop(func() { _ = s.Close() })
 	}
 	n.state, n.mesh = st, m
+	n.catchUp(ctx, st, m)
 	return n.announce(m, n.addr)
 }
 
-// announce says where the service is, and that it serves.
+// catchUpWithin is how long an instance leaves the calls to the others while it does not decide yet.
+const catchUpWithin = 10 * time.Second
+
+// catchUp waits, where another instance of the service takes calls, until this one decides too: from fresh state, under the fence. A call that
+// may not be repeated would fail here else. The first instance does not wait: others may need it to get their own state.
+func (n *Node) catchUp(ctx context.Context, st *state, m *mesh) {
+	ctx, cancel := context.WithTimeout(ctx, catchUpWithin)
+	defer cancel()
+	there, err := m.registry.List(ctx)
+	if err != nil || !slices.ContainsFunc(there[n.name], func(i discovery.Instance) bool { return i.Name != n.cfg.Service.Instance }) {
+		return
+	}
+	if err := n.decides(ctx, st, nil); err != nil {
+		n.log.WarnContext(ctx, "this instance is announced although it does not decide yet", "error", err)
+	}
+}
+
+// announce says where the service is, which is addr unless the configuration knows better, and that it serves.
 func (n *Node) announce(m *mesh, addr string) (err error) {
-	if n.registration, err = m.registry.Announce(n.name, n.cfg.Service.Instance, addr); err != nil {
+	if n.registration, err = m.registry.Announce(n.name, n.cfg.Service.Instance, cmp.Or(n.cfg.Service.Advertise, addr)); err != nil {
 		return err
 	}
 	n.onStop(n.registration.Close)
@@ -199,7 +234,7 @@ func (n *Node) verifier(st *state, m *mesh) (rpc.Verifier, error) {
 		return nil, err
 	}
 	tokens := identityv1.NewTokenServiceClient(c)
-	keys, err := authn.NewRemoteKeys(authn.RemoteKeysConfig{Now: n.opts.Now, Fetch: func(ctx context.Context) ([]byte, error) {
+	keys, err := authn.NewRemoteKeys(authn.RemoteKeysConfig{Now: n.opts.Now, Epoch: st.engine.Revocations().KeysEpoch, Fetch: func(ctx context.Context) ([]byte, error) {
 		d, err := tokens.GetKeys(ctx, &identityv1.GetKeysRequest{})
 		return d.GetJson(), err
 	}})
@@ -211,8 +246,10 @@ func (n *Node) verifier(st *state, m *mesh) (rpc.Verifier, error) {
 
 func (n *Node) newIdentity(st *state) (err error) {
 	n.identity, err = identity.New(identity.Config{
-		DB: st.db, Outbox: st.outbox, Own: st.own, Engine: st.engine, TrustDomain: n.cfg.Mesh.TrustDomain, Issuer: n.cfg.Mesh.PublicURL,
-		EnrolAddress: n.cfg.Mesh.EnrolAddress, SVIDLife: n.cfg.Mesh.LeafLife, Password: n.opts.Password, Now: n.opts.Now, Logger: n.log,
+		DB: st.db, Outbox: st.outbox, Own: st.own, Engine: st.engine, Leader: st.leader, Fence: st.fence, Proofs: st.proofs, TrustDomain: n.cfg.Mesh.TrustDomain, Issuer: n.cfg.Mesh.PublicURL,
+		PublicHosts: n.cfg.Service.PublicHosts, EnrolAddress: n.cfg.Mesh.Enrolment()[0], SVIDLife: n.cfg.Mesh.LeafLife,
+		Instance: n.cfg.Service.Instance, ConnectionLife: n.opts.Limits.ConnectionLife(),
+		KeyPeriod: n.cfg.Service.KeyPeriod, KeyAhead: n.cfg.Service.KeyAhead, TokenLife: n.cfg.Service.TokenLife, Consumers: n.cfg.Service.Consumers, Password: n.opts.Password, Now: n.opts.Now, Logger: n.log,
 	})
 	return err
 }
@@ -224,7 +261,7 @@ func (n *Node) serveEnrolment(cfg rpc.Config, m *mesh) error {
 	if err != nil {
 		return err
 	}
-	l, err := n.listen("identity-enrol", n.cfg.Mesh.EnrolAddress)
+	l, err := n.listen("identity-enrol", n.cfg.enrolListen())
 	if err != nil {
 		return err
 	}
@@ -248,14 +285,11 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 		return c
 	}
 	keys := func() (*envelope.Keyring, error) {
-		return envelope.New(envelope.Config{Source: vaultSource{keyvaultv1.NewVaultServiceClient(peer("keyvault"))}, DB: st.db, Now: n.opts.Now})
-	}
-	blobs := func() (*blob.Store, error) {
-		b, err := blob.Open(ctx, blob.Config{Dir: n.path("blob")})
+		k, err := envelope.New(envelope.Config{Source: vaultSource{keyvaultv1.NewVaultServiceClient(peer("keyvault"))}, DB: st.db, Now: n.opts.Now})
 		if err == nil {
-			n.onStop(func() { _ = b.Close() })
+			n.background("data keys", func(ctx context.Context) error { k.Follow(ctx); return nil })
 		}
-		return b, err
+		return k, err
 	}
 	switch n.name {
 	case "identity":
@@ -269,18 +303,18 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 	}
 	if n.name == "telemetry" {
 		return telemetry.New(telemetry.Config{
-			DB: st.db, Own: st.own, Keys: k, Runs: computev1.NewRunInternalServiceClient(peer("compute")),
+			DB: st.db, Own: st.own, Keys: k, Leader: st.leader, Runs: computev1.NewRunInternalServiceClient(peer("compute")),
 			Endpoints:        inferencev1.NewInferenceInternalServiceClient(peer("inference")),
 			RequestRetention: time.Duration(n.cfg.Service.RequestLogDays) * 24 * time.Hour, Now: n.opts.Now, Logger: n.log,
 		})
 	}
-	b, err := blobs()
+	b, err := n.openBlobs(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if n.name == "workspace" {
 		n.workspace, err = workspace.New(workspace.Config{
-			DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine,
+			DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Leader: st.leader, Fence: st.fence,
 			Identity: identityv1.NewPrincipalServiceClient(peer("identity")), Vaults: keyvaultv1.NewVaultServiceClient(peer("keyvault")),
 			Runs: computev1.NewRunInternalServiceClient(peer("compute")), Ingest: telemetryv1.NewIngestServiceClient(peer("telemetry")),
 			Endpoints: inferencev1.NewInferenceInternalServiceClient(peer("inference")),
@@ -294,19 +328,20 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 	if n.name == "inference" {
 		return n.buildInference(st, m, k, b, peer)
 	}
-	ca, err := n.publicCA(m)
-	if err != nil {
+	if _, err := n.publicCA(m); err != nil {
 		return nil, err
 	}
+	ca := func() ([]byte, error) { return n.publicCA(m) }
 	u, err := url.Parse(n.cfg.Mesh.PublicURL)
 	if err != nil {
 		return nil, err
 	}
 	return compute.New(compute.Config{
-		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Dir: n.cfg.Service.Dir,
+		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Decide: st.fence.decide, Dir: n.cfg.Service.Dir,
 		Tokens: identityv1.NewTokenServiceClient(peer("identity")), Agents: identityv1.NewAgentServiceClient(peer("identity")),
 		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), RunData: telemetryv1.NewMetricServiceClient(peer("telemetry")),
-		Gateway: u.Host, PublicURL: n.cfg.Mesh.PublicURL, CA: ca, AgentCommand: n.cfg.Service.AgentCommand, Now: n.opts.Now, Logger: n.log,
+		Gateway: u.Host, PublicURL: n.cfg.Mesh.PublicURL, CA: ca, AgentCommand: n.cfg.Service.AgentCommand, Instance: n.cfg.Service.Instance, Leader: st.leader, NoLocalTargets: !n.cfg.Service.LocalTargets,
+		Now: n.opts.Now, Logger: n.log,
 		Python: func(ctx context.Context) (compute.Interpreter, error) {
 			path, roots, err := sandbox.Interpreter(ctx, agent.UsualPython)
 			return compute.Interpreter{Path: path, Roots: roots}, err
@@ -332,14 +367,19 @@ func (n *Node) buildInference(st *state, m *mesh, k *envelope.Keyring, b *blob.S
 	if err != nil {
 		return nil, err
 	}
+	limits, refused, err := n.edge()
+	if err != nil {
+		return nil, err
+	}
 	compute, ingest := peer("compute"), peer("telemetry")
 	return inference.New(inference.Config{
 		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Dir: n.cfg.Service.Dir,
 		Replicas: computev1.NewReplicaServiceClient(compute), Computes: computev1.NewComputeServiceClient(compute), Runs: computev1.NewRunServiceClient(compute), RunInternal: computev1.NewRunInternalServiceClient(compute),
 		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), Ingest: telemetryv1.NewIngestServiceClient(ingest),
 		RequestLog: telemetryv1.NewRequestLogServiceClient(ingest), Instance: n.cfg.Service.Instance,
+		Edge: limits, OnRefused: refused,
 		OnRequestsDropped: func(k int64) { dropped.Add(float64(k)) }, OnUnknownEndpoint: unknown.Inc,
-		ScoringURL: n.cfg.Service.ScoringURL, ReplicaAddress: dialled(n.replicas.Addr()),
+		ScoringURL: n.cfg.Service.ScoringURL, ReplicaAddress: cmp.Or(n.cfg.Service.ReplicaAdvertise, dialled(n.replicas.Addr())),
 		CertificateFile: n.cfg.Service.ScoringCertificateFile, KeyFile: n.cfg.Service.ScoringKeyFile,
 		Certificate: func() (*tls.Certificate, error) {
 			s, err := m.keeper.Current()
@@ -353,8 +393,8 @@ func (n *Node) buildInference(st *state, m *mesh, k *envelope.Keyring, b *blob.S
 }
 
 // serveScoring opens inference's own listeners.
-func (n *Node) serveScoring(s *inference.Service) {
-	n.background("scoring", func(ctx context.Context) error { return s.Serve(ctx, n.scoring, n.replicas) })
+func (n *Node) serveScoring(s *inference.Service, m *mesh) {
+	n.background("scoring", func(ctx context.Context) error { return s.Serve(ctx, n.scoring, m.source.Listen(n.replicas)) })
 }
 
 // dialled is how agents of this machine reach a listener.
@@ -392,8 +432,14 @@ func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
 			return err
 		}
 	}
+	limits, refused, err := n.edge()
+	if err != nil {
+		return err
+	}
 	g, err := gateway.New(gateway.Config{
-		Rules: cfg.Rules, Peers: peers, Installation: n.cfg.Mesh.TrustDomain, Now: n.opts.Now, Logger: n.log,
+		Grace: n.cfg.Service.Grace,
+		Edge:  limits, OnRefused: refused, Calls: n.cfg.Edge.calls(), CertificateFile: n.cfg.Service.CertificateFile, KeyFile: n.cfg.Service.KeyFile,
+		Rules: cfg.Rules, Peers: peers, Installation: n.cfg.Mesh.TrustDomain, Tracing: cfg.Tracing, Now: n.opts.Now, Logger: n.log,
 		Certificate: func() (*tls.Certificate, error) {
 			s, err := m.keeper.Current()
 			if err != nil {
@@ -409,6 +455,7 @@ func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
 	if err != nil {
 		return err
 	}
+	n.chain = c
 	inside, err := n.listen("gateway-mesh", n.cfg.Service.MeshListen)
 	if err != nil {
 		return err
@@ -422,18 +469,17 @@ func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
 		return err
 	}
 	n.addr = public.Addr().String()
-	n.background("public", func(ctx context.Context) error { return g.Serve(ctx, public) })
+	serving, end := context.WithCancel(n.ctx)
+	ended := make(chan struct{})
+	n.background("public", func(ctx context.Context) error {
+		defer close(ended)
+		defer context.AfterFunc(ctx, end)()
+		return g.Serve(serving, public)
+	})
+	n.drains = append(n.drains, g.Drain)
+	n.ends = append(n.ends, func() { end(); <-ended })
 	n.mesh = m
 	return n.announce(m, inside.Addr().String())
-}
-
-// publicCA are the roots that an agent believes at the gateway, as PEM.
-func (n *Node) publicCA(m *mesh) ([]byte, error) {
-	roots := m.keeper.Bundle()
-	if len(roots) == 0 {
-		return nil, errors.New("there is no root to give to agents")
-	}
-	return pemOf(roots), nil
 }
 
 // counter registers a counter of this node.

@@ -9,35 +9,69 @@ import (
 	"strings"
 
 	"github.com/redoubt-ml/redoubt/pkg/audit"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/authn/proofs"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/seal"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
-// state is what a service keeps: its seal, its database, its own keys, its outbox; and the engine that decides for it.
+// state is what a service keeps: its seal, its database, its own keys, its outbox; the engine that decides for it, and who of its
+// instances leads.
 type state struct {
-	db     *sqldb.DB
-	own    *envelope.Keyring
-	outbox *audit.Outbox
-	engine *authz.Engine
+	db       *sqldb.DB
+	own      *envelope.Keyring
+	outbox   *audit.Outbox
+	engine   *authz.Engine
+	leader   *leader.Leader
+	election *election
+	fence    *lateFence
+	proofs   authn.SharedProofs // used proofs of possession; nil where this process has the database for itself
+	seal     string             // its fingerprint
 }
 
-// finish is the one function that every commit passes. The fence's check joins here.
-func finish(_ context.Context, commit func() error) error { return commit() }
+// election is etcd's, which is reached later than the state is opened.
+type election struct {
+	ready chan struct{}
+	in    leader.Election
+}
+
+// Campaign implements leader.Election.
+func (e *election) Campaign(ctx context.Context, role string) (leader.Seat, error) {
+	select {
+	case <-e.ready:
+		return e.in.Campaign(ctx, role)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// elect lets the service's instances stand for its roles.
+func (n *Node) elect(st *state, m *mesh) {
+	st.election.in = leader.Etcd(m.registry, n.name, n.instance())
+	close(st.election.ready)
+}
+
+// instance is this process's name in the mesh, "identity-a".
+func (n *Node) instance() string { return n.name + "-" + n.cfg.Service.Instance }
 
 func (n *Node) openState(ctx context.Context, own ...sqldb.MigrationSet) (*state, error) {
 	s, err := n.openSeal()
 	if err != nil {
 		return nil, err
 	}
-	cfg := sqldb.Config{Driver: sqldb.SQLite, Path: n.path("db.sqlite"), Migrations: append([]sqldb.MigrationSet{envelope.Migrations(), audit.Migrations()}, own...), Finish: finish, Logger: n.log, Now: n.opts.Now}
+	cfg := sqldb.Config{Driver: sqldb.SQLite, Path: n.path("db.sqlite"), Migrations: sets(own...), Finish: rpc.Finish, Logger: n.log, Now: n.opts.Now}
 	if f := n.cfg.Service.PostgresFile; f != "" {
-		dsn, err := readSecret(f)
-		if err != nil {
-			return nil, err
+		dsn := n.opts.Postgres
+		if dsn.Empty() {
+			if dsn, err = readSecret(f); err != nil {
+				return nil, err
+			}
 		}
 		cfg.Driver, cfg.Path, cfg.DSN, cfg.Schema = sqldb.Postgres, "", dsn, n.name
 	}
@@ -46,11 +80,19 @@ func (n *Node) openState(ctx context.Context, own ...sqldb.MigrationSet) (*state
 		return nil, err
 	}
 	n.onStop(func() { _ = db.Close() })
-	st := &state{db: db, engine: authz.New(authz.Config{Now: n.opts.Now, OwnAuthorization: n.name == "workspace", OwnSecurity: n.name == "identity"})}
+	st := &state{db: db, seal: s.Fingerprint(), fence: newLateFence()}
+	st.engine = authz.New(authz.Config{Now: n.opts.Now, OwnAuthorization: n.name == "workspace", OwnSecurity: n.name == "identity", OnApplied: st.fence.applied})
 	if st.own, err = envelope.New(envelope.Config{Source: envelope.SealSource(s, n.name), DB: db, Now: n.opts.Now}); err != nil {
 		return nil, err
 	}
-	if st.outbox, err = audit.New(audit.Config{Service: n.name, DB: db, Keys: st.own, Now: n.opts.Now, Logger: n.log}); err != nil {
+	if cfg.Driver == sqldb.Postgres {
+		st.proofs = proofs.New(db, n.opts.Now)
+	}
+	st.election = &election{ready: make(chan struct{})}
+	if st.leader, err = leader.New(leader.Config{DB: db, Election: st.election, Holder: n.instance(), Now: n.opts.Now, Logger: n.log}); err != nil {
+		return nil, err
+	}
+	if st.outbox, err = audit.New(audit.Config{Service: n.name, DB: db, Keys: st.own, Leader: st.leader, Now: n.opts.Now, Logger: n.log}); err != nil {
 		return nil, err
 	}
 	return st, nil
@@ -65,7 +107,8 @@ func (n *Node) openSeal() (*seal.Seal, error) {
 	if err != nil && !fresh {
 		return nil, fmt.Errorf("the seal's fingerprint cannot be read: %w", err)
 	}
-	s, err := seal.OpenFile(n.path("seal.key"), fresh)
+	key := n.cfg.sealFile()
+	s, err := seal.OpenFile(key, fresh)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +117,7 @@ func (n *Node) openSeal() (*seal.Seal, error) {
 		return s, svid.WritePrivate(id, []byte(s.Fingerprint()+"\n"))
 	}
 	if err := s.Check(strings.TrimSpace(string(stored))); err != nil {
-		return nil, fmt.Errorf("%s: %w", n.path("seal.key"), err)
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
 	return s, nil
 }

@@ -47,6 +47,8 @@ type UpConfig struct {
 	ScoringURL string
 	// ScoringCertificateFile and ScoringKeyFile are what the scoring listener shows in place of the mesh's certificate.
 	ScoringCertificateFile, ScoringKeyFile string
+	// Blobs is the bucket in place of the services' folders.
+	Blobs Bucket
 	// EtcdUnsafe leaves out etcd's fsync: for tests.
 	EtcdUnsafe bool
 	Log        Log
@@ -125,9 +127,14 @@ func Up(ctx context.Context, cfg UpConfig) (*Installation, error) {
 		return nil, fault.FailedPrecondition("the folder %s cannot be made: %v; choose another with --data", data, reason(err))
 	}
 	in := &Installation{Nodes: make(map[string]*Node)}
-	if in.unlock, err = lockFolder(data); err != nil {
+	if in.unlock, err = LockFolder(data); err != nil {
 		return nil, err
 	}
+	if err = refuseHalfRestored(data); err != nil {
+		in.Stop()
+		return nil, err
+	}
+	wasRestored(data)
 	if err := in.up(ctx, cfg); err != nil {
 		in.Stop()
 		return nil, err
@@ -182,18 +189,19 @@ func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
 		return err
 	}
 	mesh.CAPin = ids.Identity().Pin()
-	admin, err := in.firstAdmin(ctx, cfg, ids.Identity())
+	admin, err := firstAdmin(ctx, cfg.Data, cfg.Admin, ids.Identity())
 	if err != nil {
 		return err
 	}
-	if err := in.startRest(ctx, cfg, mesh, opts, ids.Identity(), admin); err != nil {
+	in.Admin, in.FirstPassword = admin.Name, admin.Password
+	if err := in.startRest(ctx, cfg, mesh, opts, ids.Identity(), admin.UID); err != nil {
 		return err
 	}
 	in.CA = pemOf(ids.roots())
 	if err := in.ready(ctx); err != nil {
 		return err
 	}
-	return passwordGiven(cfg.Data)
+	return PasswordGiven(cfg.Data)
 }
 
 // startRest starts every service but identity, at once.
@@ -239,8 +247,9 @@ func (in *Installation) config(cfg UpConfig, mesh Mesh, name string) Config {
 	dir := filepath.Join(cfg.Data, name)
 	mesh.EtcdTLS = filepath.Join(dir, "etcd")
 	c := Config{Mesh: mesh, Log: cfg.Log, Service: Service{
-		Name: name, Instance: "a", Dir: dir, Listen: "127.0.0.1:0", MeshListen: "127.0.0.1:0", JoinTokenFile: filepath.Join(dir, "join.token"), AgentCommand: cfg.AgentCommand,
+		Name: name, Instance: "a", Dir: dir, Listen: "127.0.0.1:0", MeshListen: "127.0.0.1:0", JoinTokenFile: filepath.Join(dir, "join.token"), LocalTargets: true, AgentCommand: cfg.AgentCommand,
 	}}
+	c.Service.bucket(cfg.Blobs)
 	if name == "inference" {
 		c.Service.ScoringListen, c.Service.ReplicaListen = "127.0.0.1:0", "127.0.0.1:0"
 		c.Service.ScoringURL, c.Service.ScoringCertificateFile, c.Service.ScoringKeyFile = cfg.ScoringURL, cfg.ScoringCertificateFile, cfg.ScoringKeyFile
@@ -259,42 +268,6 @@ func join(ctx context.Context, data string, ids *identity.Service, name string) 
 		return err
 	}
 	return writeSecret(filepath.Join(dir, "join.token"), token)
-}
-
-// unseen holds the first password from before the administrator is made until the start that made him is through, so that a start
-// that is cut off loses nothing: the next one gives the same.
-const unseen = "first.password"
-
-// firstAdmin makes the first administrator, if there is none.
-func (in *Installation) firstAdmin(ctx context.Context, cfg UpConfig, ids *identity.Service) (uid string, err error) {
-	path := filepath.Join(cfg.Data, unseen)
-	password, err := readSecret(path)
-	cutOff := err == nil
-	if errors.Is(err, fs.ErrNotExist) {
-		password = newPassword()
-		err = writeSecret(path, password)
-	}
-	if err != nil {
-		return "", err
-	}
-	p, created, err := ids.Bootstrap(ctx, identity.BootstrapRequest{User: cfg.Admin, Password: password})
-	if err != nil {
-		return "", err
-	}
-	in.Admin = p.Name
-	if created || cutOff {
-		in.FirstPassword = password
-		return p.UID, nil
-	}
-	return p.UID, os.Remove(path)
-}
-
-// passwordGiven removes the file: whoever started the installation has the first password now.
-func passwordGiven(data string) error {
-	if err := os.Remove(filepath.Join(data, unseen)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // newPassword is 130 bits in words that can be typed: five groups of lower-case letters and digits.

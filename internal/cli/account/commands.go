@@ -12,5 +12,5 @@ type verbs struct{ *app.App }
 // Commands are the nouns about people and sessions.
 func Commands(of *app.App) []*cobra.Command {
 	a := verbs{of}
-	return []*cobra.Command{a.login(), a.logout(), a.whoami(), a.contexts(), a.users(), a.console()}
+	return []*cobra.Command{a.login(), a.logout(), a.whoami(), a.contexts(), a.users(), a.userGroups(), a.principals(), a.factors(), a.issuers(), a.console()}
 }

@@ -2,6 +2,7 @@ package account
 
 import (
 	"context"
+	"errors"
 	"html/template"
 	"net/url"
 	"os"
@@ -43,30 +44,17 @@ func (a verbs) console() *cobra.Command {
 	return c
 }
 
-// open leads the desktop's browser to the link by a page that only this user may read: the arguments of a process are read by all.
+// open leads the desktop's browser to the link, once.
 func (a verbs) open(ctx context.Context, link string) error {
-	opener, err := exec.LookPath("xdg-open")
-	if err != nil {
+	if _, err := exec.LookPath("xdg-open"); err != nil {
 		return app.Usagef("there is no xdg-open here to open a browser with; leave --open out and follow the link yourself")
 	}
-	dir, err := os.MkdirTemp("", "redoubt-console-") // 0700
+	page, remove, err := leadingTo(link)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	page := filepath.Join(dir, "console.html")
-	f, err := os.OpenFile(page, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	err = leadTo.Execute(f, link)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		return err
-	}
-	if err := exec.CommandContext(ctx, opener, page).Run(); err != nil {
+	defer remove()
+	if err := exec.CommandContext(ctx, "xdg-open", page).Run(); err != nil {
 		return app.Usagef("the browser could not be opened (%v); leave --open out and follow the link yourself", err)
 	}
 	a.Say("opening the console in the browser")
@@ -77,5 +65,24 @@ func (a verbs) open(ctx context.Context, link string) error {
 	return nil
 }
 
-var leadTo = template.Must(template.New("").Parse(`<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><meta http-equiv="refresh" content="0; url={{.}}"><title>Redoubt</title><a href="{{.}}">to the console</a>
+// leadingTo is a page that leads a browser to the link and that only this user may read: the arguments of a process are read by all.
+func leadingTo(link string) (page string, remove func(), err error) {
+	dir, err := os.MkdirTemp("", "redoubt-browser-") // 0700
+	if err != nil {
+		return "", nil, err
+	}
+	remove = func() { _ = os.RemoveAll(dir) }
+	page = filepath.Join(dir, "redoubt.html")
+	f, err := os.OpenFile(page, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = errors.Join(leadTo.Execute(f, link), f.Close())
+	}
+	if err != nil {
+		remove()
+		return "", nil, err
+	}
+	return page, remove, nil
+}
+
+var leadTo = template.Must(template.New("").Parse(`<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><meta http-equiv="refresh" content="0; url={{.}}"><title>Redoubt</title><a href="{{.}}">go on</a>
 `))

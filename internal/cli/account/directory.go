@@ -10,18 +10,22 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
 func (a verbs) users() *cobra.Command {
 	var display string
-	var stdin bool
+	var stdin, invite bool
 	create := &cobra.Command{Use: "create NAME", Short: "Make a user", Args: app.Exactly(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
 		id := strings.TrimPrefix(args[0], "users/")
-		p, err := a.Password(ctx, "password for "+id+": ", stdin, true)
-		if err != nil {
-			return err
+		var p redact.Secret
+		if !invite {
+			var err error
+			if p, err = a.Password(ctx, "password for "+id+": ", stdin, true); err != nil {
+				return err
+			}
+			defer p.Wipe()
 		}
-		defer p.Wipe()
 		u, err := c.Directory().CreateUser(ctx, &identityv1.CreateUserRequest{UserId: id, DisplayName: display, Password: p.RevealString()})
 		if err != nil {
 			return err
@@ -30,6 +34,7 @@ func (a verbs) users() *cobra.Command {
 	})}
 	create.Flags().StringVar(&display, "display-name", "", "the name as people write it")
 	create.Flags().BoolVar(&stdin, "password-stdin", false, "read the password from standard input")
+	create.Flags().BoolVar(&invite, "invite", false, "make him without a password: with the code of redoubt user code he sets one")
 
 	limit := 0
 	list := &cobra.Command{Use: "list", Short: "The users", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
@@ -74,7 +79,14 @@ func (a verbs) users() *cobra.Command {
 		return nil
 	})}
 	set.Flags().BoolVar(&newStdin, "password-stdin", false, "read the password from standard input")
-	return app.Noun("user", "People who sign in", create, list, disabled("disable", "Disable a user; his sessions end at once", true), disabled("enable", "Enable a user again", false), set)
+	remove := &cobra.Command{Use: "delete NAME", Short: "Remove a user; his tokens die at once", Args: app.Exactly(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+		if err := a.Sure("remove the user " + args[0]); err != nil {
+			return err
+		}
+		r, err := c.Directory().DeleteUser(ctx, &identityv1.DeleteUserRequest{Name: app.Principal(args[0])})
+		return a.Done(r, err, "%s is removed", app.Principal(args[0]))
+	})}
+	return app.Noun("user", "People who sign in", create, list, disabled("disable", "Disable a user; his sessions end at once", true), disabled("enable", "Enable a user again", false), set, a.code(), a.redeem(), remove)
 }
 
 func (a verbs) user(u *identityv1.User) error {

@@ -20,18 +20,24 @@ import (
 
 func (a verbs) login() *cobra.Command {
 	var user string
-	var stdin bool
+	var stdin, ask bool
+	var by way
 	c := &cobra.Command{
 		Use: "login [--server https://host:port --ca FILE] [--user NAME]", Short: "Sign in, and keep the session for the commands that follow",
 		Args: app.Exactly(0),
 	}
-	c.Flags().StringVar(&user, "user", "", "whom to sign in; without it whoever signed in last")
-	c.Flags().BoolVar(&stdin, "password-stdin", false, "read the password from standard input")
+	c.Flags().StringVar(&user, "user", "", "whom to sign in; without it whoever signed in last, or in a browser whoever does there")
+	c.Flags().BoolVar(&stdin, "password-stdin", false, "read the password from standard input, and from its next line a code if one is asked for")
+	c.Flags().BoolVar(&ask, "ask-password", false, "ask for the password at the terminal")
+	by.flags(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx := cmd.Context()
 		chosen, err := a.Chosen()
 		if err != nil {
 			return err
+		}
+		if !stdin && !ask || by.given() {
+			return a.byProvider(ctx, chosen, by, user, stdin || ask)
 		}
 		if user == "" {
 			user = chosen.User
@@ -52,10 +58,14 @@ func (a verbs) login() *cobra.Command {
 			return err
 		}
 		defer password.Wipe()
-		session, err := cl.SignIn(ctx, user, password)
+		signed, err := a.signIn(ctx, cl, user, password, stdin)
 		if err != nil {
 			return err
 		}
+		if err := a.recovery(signed.GetRecoveryCodes()); err != nil {
+			return err
+		}
+		session := signed.GetSession()
 		d, err := a.Folder()
 		if err != nil {
 			return err
@@ -116,6 +126,9 @@ func (a verbs) logout() *cobra.Command {
 	return &cobra.Command{Use: "logout", Short: "End the session, here and at the installation", Args: app.Exactly(0), RunE: func(cmd *cobra.Command, _ []string) error {
 		chosen, err := a.Chosen()
 		if err != nil {
+			return err
+		}
+		if ended, err := a.endGrant(cmd.Context(), chosen); ended || err != nil {
 			return err
 		}
 		token, err := a.Token(cmd.Context(), chosen)

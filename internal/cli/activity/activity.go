@@ -135,11 +135,13 @@ func permissionsJSON(rows []rule.Permission) ([]byte, error) {
 		Public    bool     `json:"public,omitempty"`
 		Self      bool     `json:"self,omitempty"`
 		Run       bool     `json:"run,omitempty"`
+		StepUp    int      `json:"stepUp,omitempty"`
+		StepUpAt  []string `json:"stepUpAt,omitempty"`
 		Audit     string   `json:"audit"`
 	}
 	out := make([]row, 0, len(rows))
 	for _, p := range rows {
-		r := row{Method: p.Method, Action: p.Action, Data: p.Data, Scope: p.Scope, ScopeKind: p.ScopeKind, Callers: p.Callers, Public: p.Public, Self: p.Self, Run: p.Run, Audit: p.Audit}
+		r := row{Method: p.Method, Action: p.Action, Data: p.Data, Scope: p.Scope, ScopeKind: p.ScopeKind, Callers: p.Callers, Public: p.Public, Self: p.Self, Run: p.Run, StepUp: p.StepUp, StepUpAt: p.StepUpAt, Audit: p.Audit}
 		for _, u := range p.Uses {
 			r.Uses = append(r.Uses, use(u))
 		}
@@ -198,4 +200,22 @@ func roleColumns() []rule.Role {
 		out = append(out, rule.Role{Name: d.GetDisplayName(), Has: func(action string, data bool) bool { return authz.RoleAllows(d, action, data) }})
 	}
 	return out
+}
+
+func (a verbs) retryPolicy() *cobra.Command {
+	var identified bool
+	c := &cobra.Command{Use: "retry-policy [--with-request-ids]", Short: "What a client may repeat by itself, as a gRPC service config in JSON", Args: app.Exactly(0), RunE: func(*cobra.Command, []string) error {
+		rules, err := node.Rules()
+		if err != nil {
+			return err
+		}
+		text, err := node.RetryPolicy(rules, identified)
+		if err != nil {
+			return err
+		}
+		_, err = a.Out.Write(append(text, '\n'))
+		return err
+	}}
+	c.Flags().BoolVar(&identified, "with-request-ids", false, "also changes that have a request_id, for a client that always sets one")
+	return c
 }

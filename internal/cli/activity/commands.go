@@ -12,5 +12,5 @@ type verbs struct{ *app.App }
 // Commands are the nouns of the log and the rules.
 func Commands(of *app.App) []*cobra.Command {
 	a := verbs{of}
-	return []*cobra.Command{a.activity(), a.permissions()}
+	return []*cobra.Command{a.activity(), a.permissions(), a.retryPolicy()}
 }

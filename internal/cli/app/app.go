@@ -11,10 +11,13 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
+	"github.com/redoubt-ml/redoubt/internal/cli/openid"
 	"github.com/redoubt-ml/redoubt/internal/cli/settings"
+	"github.com/redoubt-ml/redoubt/pkg/config"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
@@ -208,17 +211,62 @@ func (a *App) Connect(ctx context.Context) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	token, err := a.Token(ctx, c)
+	by, err := a.Credentials(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	if token.Empty() {
+	if by == nil {
 		return nil, &Exit{Code: ExitDenied, Message: "not signed in at " + c.Server + ", or no longer\n  → sign in: redoubt login"}
 	}
-	return client.Dial(c.Client(), token, a.DialOptions()...)
+	return a.DialBy(c, by)
 }
 
-// Token is the one to call with: of the environment, or the kept one; empty where there is none.
+// DialBy dials an installation with what proves who calls.
+func (a *App) DialBy(c settings.Context, by credentials.PerRPCCredentials) (*client.Client, error) {
+	return client.Dial(c.Client(), redact.Secret{}, append([]grpc.DialOption{grpc.WithPerRPCCredentials(by)}, a.DialOptions()...)...)
+}
+
+// Credentials are what to call with: a token of the environment, or the kept session, which renews itself; nil where there is neither.
+func (a *App) Credentials(ctx context.Context, c settings.Context) (credentials.PerRPCCredentials, error) {
+	if a.Env("REDOUBT_TOKEN") == "" && c.Name != "" {
+		d, err := a.Folder()
+		if err != nil {
+			return nil, err
+		}
+		t, ok, err := d.Session(ctx, c.Name, c.Server, a.Now())
+		switch {
+		case err != nil:
+			return nil, err
+		case ok && t.Bound():
+			return openid.NewSession(openid.Config{Context: c, Folder: d, Now: a.Now}, t)
+		}
+	}
+	token, err := a.Token(ctx, c)
+	if err != nil || token.Empty() {
+		return nil, err
+	}
+	return client.Bearer(token), nil
+}
+
+// ConnectAs dials the chosen installation, at an address of its own where that is not empty, as a service principal whose secret stands in a file. The client gets its tokens by itself, for
+// as long as it lives.
+func (a *App) ConnectAs(id, secretFile, address string) (*client.Client, error) {
+	c, err := a.Chosen()
+	if err != nil {
+		return nil, err
+	}
+	read := func() (redact.Secret, error) { return config.ReadSecret(secretFile) }
+	s, err := read()
+	if err != nil {
+		return nil, Usagef("the service principal's secret cannot be read: %v", err)
+	}
+	s.Wipe()
+	to := c.Client()
+	to.Address = address
+	return client.DialAs(to, client.ServicePrincipal{ID: id, Secret: read, Now: a.Now}, a.DialOptions()...)
+}
+
+// Token is one that is good by itself, without a key: of the environment, or the kept one; empty where there is none.
 func (a *App) Token(ctx context.Context, c settings.Context) (redact.Secret, error) {
 	if t := a.Env("REDOUBT_TOKEN"); t != "" {
 		return redact.FromString(t), nil

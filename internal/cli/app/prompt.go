@@ -16,6 +16,7 @@ import (
 const (
 	maxPassword = 1024
 	maxSecret   = 64 << 10
+	maxCode     = 64
 )
 
 // Password asks for one at the terminal without echo, twice if confirm, or reads one line of standard input.
@@ -48,17 +49,60 @@ func (a *App) hidden(ctx context.Context, f *os.File, prompt string) (redact.Sec
 	return redact.New(b), err
 }
 
-// FirstLine reads one line of standard input.
+// FirstLine reads one line of standard input, and no byte of the next one.
 func (a *App) FirstLine(most int) (redact.Secret, error) {
-	b, err := bufio.NewReader(io.LimitReader(a.In, int64(most)+3)).ReadBytes('\n')
-	if err != nil && len(b) == 0 {
-		return redact.Secret{}, Usagef("standard input is empty")
+	var line []byte
+	for b := make([]byte, 1); len(line) <= most+1; {
+		n, err := a.In.Read(b)
+		if n == 1 {
+			if b[0] == '\n' {
+				break
+			}
+			line = append(line, b[0])
+		}
+		if err != nil {
+			if len(line) == 0 {
+				return redact.Secret{}, Usagef("standard input is empty")
+			}
+			break
+		}
 	}
-	b = bytes.TrimRight(b, "\r\n")
-	if len(b) == 0 || len(b) > most {
+	line = bytes.TrimRight(line, "\r\n")
+	if len(line) == 0 || len(line) > most {
 		return redact.Secret{}, Usagef("standard input has to begin with a line of 1 to %d bytes", most)
 	}
-	return redact.New(b), nil
+	return redact.New(line), nil
+}
+
+// Code asks for a one-time code at the terminal, or reads one line of standard input.
+func (a *App) Code(ctx context.Context, prompt string, stdin bool) (redact.Secret, error) {
+	if stdin {
+		c, err := a.FirstLine(maxCode)
+		if err != nil {
+			err = Usagef("a code is asked for (%s): give it as the next line of standard input, or run this at a terminal", strings.TrimSuffix(prompt, ": "))
+		}
+		return c, err
+	}
+	f, ok := a.In.(*os.File)
+	if !ok || !IsTerminal(f) {
+		return redact.Secret{}, Usagef("a code is asked for (%s), and there is no terminal to ask at", strings.TrimSuffix(prompt, ": "))
+	}
+	return a.hidden(ctx, f, prompt)
+}
+
+// Lines reads the first n lines of standard input, each a secret of at most most bytes.
+func (a *App) Lines(most, n int) ([]redact.Secret, error) {
+	in := bufio.NewReader(io.LimitReader(a.In, int64(n)*int64(most+3)))
+	var out []redact.Secret
+	for range n {
+		b, err := in.ReadBytes('\n')
+		b = bytes.TrimRight(b, "\r\n")
+		if err != nil && len(b) == 0 || len(b) == 0 || len(b) > most {
+			return nil, Usagef("standard input has to begin with %d lines of 1 to %d bytes", n, most)
+		}
+		out = append(out, redact.New(b))
+	}
+	return out, nil
 }
 
 // Value is a secret's: all of standard input, or of a file, or what is typed.

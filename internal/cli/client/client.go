@@ -12,6 +12,7 @@ import (
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/retry"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
@@ -28,6 +30,7 @@ import (
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 )
 
 const (
@@ -38,9 +41,10 @@ const (
 	// maxMessage bounds one message in either direction: the gateway's limit.
 	maxMessage = 40 << 20
 
-	tries       = 4
-	firstWait   = 100 * time.Millisecond
-	longestWait = 3 * time.Second
+	// firstWait and longestWait are between attempts to follow what broke off, longestConnect between tries to connect.
+	firstWait      = 100 * time.Millisecond
+	longestWait    = 3 * time.Second
+	longestConnect = 5 * time.Second
 )
 
 // Context names an installation, and who speaks to it about what.
@@ -48,6 +52,8 @@ type Context struct {
 	Name string
 	// Server is the public URL: https://host:port.
 	Server string
+	// Address is where the server is dialled, host:port, where that is not what Server says; its certificate is still that of Server's host.
+	Address string
 	// CAPEM are the roots that are believed; where it is empty those in CAFile; where that is empty too, the system's.
 	CAPEM  []byte
 	CAFile string
@@ -62,6 +68,8 @@ type Context struct {
 type Client struct {
 	ctx  Context
 	conn *grpc.ClientConn
+	// issuer is what a service principal's tokens come from, nil where the token is given.
+	issuer *Client
 }
 
 // Dial makes a client that calls with the token; with an empty one only public methods answer. It does not connect: the first call
@@ -71,9 +79,15 @@ func Dial(c Context, token redact.Secret, opts ...grpc.DialOption) (*Client, err
 	if err != nil {
 		return nil, err
 	}
-	roots, err := c.roots()
+	roots, err := c.Roots()
 	if err != nil {
 		return nil, err
+	}
+	if c.Address != "" {
+		if _, _, err := net.SplitHostPort(c.Address); err != nil {
+			return nil, fault.InvalidArgument("%q is not host:port", c.Address)
+		}
+		addr = c.Address
 	}
 	base := []grpc.DialOption{
 		// gRPC offers h2 alone, by which the gateway tells its clients from those of HTTP/1.1.
@@ -81,10 +95,14 @@ func Dial(c Context, token redact.Secret, opts ...grpc.DialOption) (*Client, err
 		grpc.WithChainUnaryInterceptor(
 			bounded,
 			retry.UnaryClientInterceptor(retry.WithMax(0), retry.WithCodes(codes.Unavailable),
-				retry.WithBackoff(retry.BackoffExponentialWithJitterBounded(firstWait, 0.2, longestWait))),
+				retry.WithBackoff(retry.BackoffExponentialWithJitterBounded(rpc.RepeatFirst, 0.2, rpc.RepeatLongest))),
 		),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		// gRPC's own bound is two minutes, for which a host would not notice that the gateway is back.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{BaseDelay: firstWait, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longestConnect}, MinConnectTimeout: 5 * time.Second,
+		}),
 		grpc.WithUserAgent("redoubt-cli"),
 		grpc.WithDisableServiceConfig(),
 	}
@@ -99,7 +117,12 @@ func Dial(c Context, token redact.Secret, opts ...grpc.DialOption) (*Client, err
 }
 
 // Close ends the connection.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	if c.issuer != nil {
+		_ = c.issuer.Close()
+	}
+	return c.conn.Close()
+}
 
 // Conn is the connection itself, for generated clients that have no method here.
 func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }
@@ -209,11 +232,11 @@ func (c *Client) SignIn(ctx context.Context, user string, password redact.Secret
 	if s := r.GetSession(); s != nil {
 		return s, nil
 	}
-	return nil, fault.FailedPrecondition("a further factor is asked for (%s), which this version cannot answer", strings.Join(r.GetChallenge().GetFactors(), ", "))
+	return nil, fault.New(codes.FailedPrecondition, faultv1.Reason_FACTOR_REQUIRED, "a second factor is asked for; sign in with `redoubt login`")
 }
 
-// roots are nil for the system's.
-func (c Context) roots() (*x509.CertPool, error) {
+// Roots are those that the context believes; nil for the system's.
+func (c Context) Roots() (*x509.CertPool, error) {
 	text := c.CAPEM
 	if len(text) == 0 {
 		if c.CAFile == "" {
@@ -244,6 +267,9 @@ func address(server string) (host, addr string, err error) {
 	return u.Hostname(), net.JoinHostPort(u.Hostname(), port), nil
 }
 
+// Bearer are the credentials of a token that is good by itself.
+func Bearer(token redact.Secret) credentials.PerRPCCredentials { return bearer{token} }
+
 // bearer puts the token on every call, over TLS alone.
 type bearer struct{ token redact.Secret }
 
@@ -264,33 +290,28 @@ func bounded(ctx context.Context, method string, req, reply any, cc *grpc.Client
 	}
 	// What has a request id can be repeated too: the same one gives the same answer again.
 	ided, _ := req.(interface{ GetRequestId() string })
-	if reads(method) || ided != nil && ided.GetRequestId() != "" {
-		opts = append(opts, retry.WithMax(tries))
+	if rpc.Repeatable(ruleOf(method)) || ided != nil && ided.GetRequestId() != "" {
+		opts = append(opts, retry.WithMax(rpc.RepeatTries))
 	}
 	return invoke(ctx, method, req, reply, cc, opts...)
 }
 
 // timeout is a little more than the server gives itself, so that its own word comes first.
 func timeout(method string) time.Duration {
-	name := protoreflect.FullName(strings.ReplaceAll(strings.TrimPrefix(method, "/"), "/", "."))
-	d, err := protoregistry.GlobalFiles.FindDescriptorByName(name)
-	if err != nil {
-		return callTimeout
-	}
-	r, ok := proto.GetExtension(d.Options(), rulev1.E_Rule).(*rulev1.Rule)
-	if !ok || r.GetMaxSeconds() == 0 {
+	r := ruleOf(method)
+	if r.GetMaxSeconds() == 0 {
 		return callTimeout + slack
 	}
 	return time.Duration(r.GetMaxSeconds())*time.Second + slack
 }
 
-// reads reports whether a method changes nothing, so that it can be repeated.
-func reads(method string) bool {
-	_, name, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
-	for _, verb := range []string{"Get", "List", "Find", "WhoAmI", "Explain", "Check", "Lookup", "Search"} {
-		if strings.HasPrefix(name, verb) {
-			return true
-		}
+// ruleOf is what a method declares, nil where it is none of ours.
+func ruleOf(method string) *rulev1.Rule {
+	name := protoreflect.FullName(strings.ReplaceAll(strings.TrimPrefix(method, "/"), "/", "."))
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(name)
+	if err != nil {
+		return nil
 	}
-	return false
+	r, _ := proto.GetExtension(d.Options(), rulev1.E_Rule).(*rulev1.Rule)
+	return r
 }

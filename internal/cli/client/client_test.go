@@ -23,6 +23,7 @@ import (
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
@@ -36,16 +37,21 @@ type gateway struct {
 	computev1.UnimplementedRunServiceServer
 	workspacev1.UnimplementedSnapshotServiceServer
 	telemetryv1.UnimplementedMetricServiceServer
+	identityv1.UnimplementedTokenServiceServer
 
-	mu      sync.Mutex
-	calls   map[string]int
-	tokens  []string
-	fail    int // so many calls are answered UNAVAILABLE first
-	states  []computev1.Run_State
-	log     string
-	history []*telemetryv1.Metric
-	blobs   map[string]string
-	entries []*workspacev1.SnapshotEntry
+	mu         sync.Mutex
+	calls      map[string]int
+	tokens     []string
+	fail       int    // so many calls are answered UNAVAILABLE first
+	issued     int    // tokens
+	refused    string // this token, or all with *
+	failTokens bool
+	states     []computev1.Run_State
+	log        string
+	batches    int // calls of UploadBlobs
+	history    []*telemetryv1.Metric
+	blobs      map[string]string
+	entries    []*workspacev1.SnapshotEntry
 }
 
 func (g *gateway) called(ctx context.Context, what string) error {
@@ -53,7 +59,17 @@ func (g *gateway) called(ctx context.Context, what string) error {
 	defer g.mu.Unlock()
 	g.calls[what]++
 	md, _ := metadata.FromIncomingContext(ctx)
-	g.tokens = append(g.tokens, strings.Join(md.Get("authorization"), ","))
+	bearer := strings.Join(md.Get("authorization"), ",")
+	if what == "token" {
+		if g.failTokens {
+			return status.Error(codes.Unavailable, "away")
+		}
+		return nil
+	}
+	g.tokens = append(g.tokens, bearer)
+	if g.refused == "*" || bearer != "" && bearer == g.refused {
+		return status.Error(codes.Unauthenticated, "no more")
+	}
 	if g.fail > 0 {
 		g.fail--
 		return fault.ToStatus(fault.Unavailable("away"), "redoubt.test", "r1").Err()
@@ -159,6 +175,22 @@ func (g *gateway) UploadBlob(s grpc.ClientStreamingServer[workspacev1.UploadBlob
 	return s.SendAndClose(&workspacev1.UploadBlobResponse{Size: int64(b.Len())})
 }
 
+func (g *gateway) UploadBlobs(_ context.Context, r *workspacev1.UploadBlobsRequest) (*workspacev1.UploadBlobsResponse, error) {
+	if r.GetParent() == "" || len(r.GetBlobs()) > batchFiles {
+		return nil, status.Error(codes.InvalidArgument, "a parent, and not too many")
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.batches++
+	for _, b := range r.GetBlobs() {
+		if sum := sha256.Sum256(b.GetData()); !bytes.Equal(sum[:], b.GetDigest()) {
+			return nil, status.Error(codes.InvalidArgument, "digest")
+		}
+		g.blobs[string(b.GetDigest())] = string(b.GetData())
+	}
+	return &workspacev1.UploadBlobsResponse{}, nil
+}
+
 func (g *gateway) CreateSnapshot(_ context.Context, r *workspacev1.CreateSnapshotRequest) (*workspacev1.Snapshot, error) {
 	g.entries = r.GetEntries()
 	return &workspacev1.Snapshot{Name: r.GetParent() + "/snapshots/s1"}, nil
@@ -184,6 +216,7 @@ func serve(t *testing.T) (*gateway, Context) {
 	computev1.RegisterRunServiceServer(s, g)
 	workspacev1.RegisterSnapshotServiceServer(s, g)
 	telemetryv1.RegisterMetricServiceServer(s, g)
+	identityv1.RegisterTokenServiceServer(s, g)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	go func() { _ = s.Serve(l) }()

@@ -114,7 +114,7 @@ func (f *folder) stream(e *workspacev1.SnapshotEntry, send func(begin bool, data
 	defer func() { _ = file.Close() }()
 	left := io.LimitReader(file, e.GetSize())
 	for begin := true; ; begin = false {
-		buf := make([]byte, chunk)
+		buf := make([]byte, min(chunk, e.GetSize()+1)) // a byte more, to see the end
 		n, rerr := io.ReadFull(left, buf)
 		if n > 0 || begin {
 			if err := send(begin, buf[:n]); err != nil {

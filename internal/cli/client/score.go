@@ -50,7 +50,7 @@ func ScoreAt(ctx context.Context, c Context, r ScoringRequest) (*ScoringAnswer, 
 	if r.CAFile != "" {
 		c.CAPEM, c.CAFile = nil, r.CAFile
 	}
-	roots, err := c.roots()
+	roots, err := c.Roots()
 	if err != nil {
 		return nil, err
 	}

@@ -16,8 +16,13 @@ import (
 const (
 	// chunk is how much of a file one message carries.
 	chunk = 256 << 10
-	// atOnce is how many files are on their way at a time.
-	atOnce = 4
+	// atOnce is how many files are on their way at a time: what a service stores at the same time shares one commit.
+	atOnce = 32
+	// Files of at most smallBytes go many in a call: batchFiles and batchBytes at most, batchesAtOnce calls at a time.
+	smallBytes    = 64 << 10
+	batchFiles    = 250
+	batchBytes    = 512 << 10
+	batchesAtOnce = 4
 )
 
 // Progress is how far an upload is.
@@ -57,26 +62,53 @@ func (c *Client) UploadSnapshot(ctx context.Context, workspace, dir string, prog
 		return nil, err
 	}
 	u := &upload{c: c, workspace: workspace, folder: f, report: progress, p: Progress{Files: len(f.entries), Bytes: f.total}}
-	var send []*workspacev1.SnapshotEntry
+	var small, large []*workspacev1.SnapshotEntry
 	for _, d := range missing.GetMissing() {
 		e, ok := byDigest[string(d)]
 		if !ok {
 			return nil, fault.Internal(errors.New("unknown digest"), "the installation asks for a file that was not offered")
 		}
-		send = append(send, e)
+		if e.GetSize() <= smallBytes {
+			small = append(small, e)
+		} else {
+			large = append(large, e)
+		}
 		u.p.MissingFiles++
 		u.p.MissingBytes += e.GetSize()
 	}
 	u.tell(0, 0)
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(atOnce)
-	for _, e := range send {
-		g.Go(func() error { return u.send(gctx, e) })
+	if err := each(ctx, batchesAtOnce, batches(small), u.sendTogether); err != nil {
+		return nil, err
 	}
-	if err := g.Wait(); err != nil {
+	if err := each(ctx, atOnce, large, u.send); err != nil {
 		return nil, err
 	}
 	return c.Snapshots().CreateSnapshot(ctx, &workspacev1.CreateSnapshotRequest{Parent: workspace, Entries: f.entries})
+}
+
+// each does something for every part, some at a time, until it fails.
+func each[T any](ctx context.Context, atOnce int, parts []T, do func(context.Context, T) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	for _, p := range parts {
+		g.Go(func() error { return do(ctx, p) })
+	}
+	return g.Wait()
+}
+
+// batches cuts small files into what one call takes.
+func batches(files []*workspacev1.SnapshotEntry) (out [][]*workspacev1.SnapshotEntry) {
+	begin, sum := 0, int64(0)
+	for i, e := range files {
+		if sum += e.GetSize(); i-begin == batchFiles || sum > batchBytes {
+			out = append(out, files[begin:i])
+			begin, sum = i, e.GetSize()
+		}
+	}
+	if begin < len(files) {
+		out = append(out, files[begin:])
+	}
+	return out
 }
 
 type upload struct {
@@ -98,6 +130,27 @@ func (u *upload) tell(files int, bytes int64) {
 	u.p.SentFiles += files
 	u.p.SentBytes += bytes
 	u.report(u.p)
+}
+
+// sendTogether sends small files in one call.
+func (u *upload) sendTogether(ctx context.Context, files []*workspacev1.SnapshotEntry) error {
+	req, sum := &workspacev1.UploadBlobsRequest{Parent: u.workspace}, int64(0)
+	for _, e := range files {
+		var content []byte
+		if err := u.folder.stream(e, func(_ bool, data []byte) error {
+			content = append(content, data...)
+			return nil
+		}); err != nil {
+			return err
+		}
+		req.Blobs = append(req.Blobs, &workspacev1.SmallBlob{Digest: e.GetDigest(), Data: content})
+		sum += e.GetSize()
+	}
+	if _, err := u.c.Snapshots().UploadBlobs(ctx, req); err != nil {
+		return err
+	}
+	u.tell(len(files), sum)
+	return nil
 }
 
 // send streams one file.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"runtime/metrics"
 	"slices"
 	"strings"
 	"time"
@@ -19,9 +20,9 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/settings"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
 	"github.com/redoubt-ml/redoubt/internal/node"
-	"github.com/redoubt-ml/redoubt/internal/node/etcdnode"
-	"github.com/redoubt-ml/redoubt/pkg/config"
+	"github.com/redoubt-ml/redoubt/internal/node/plan"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/machine"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
@@ -35,6 +36,11 @@ const (
 
 	serverGC     = 400
 	serverMemory = 2 << 30
+	containerGC  = 40
+
+	trimBelow = 1 << 30
+	trimAbove = 2 << 20
+	trimEvery = 30 * time.Second
 )
 
 // dataFolder is where an installation is kept when nothing is said.
@@ -53,14 +59,48 @@ func (a verbs) dataFolder(flag string) (string, error) {
 	return filepath.Join(base, "redoubt"), nil
 }
 
-// tune trades memory for speed in processes that serve, where the environment does not say otherwise.
+// tune trades memory for speed in processes that serve, where the environment does not say otherwise. In a container with a limit, memory
+// is what is scarce: the heap is collected at its usual pace, and harder when it comes near the limit.
 func (a verbs) tune() {
+	limit := machine.Limit()
+	percent, most := serverTuning(limit)
 	if a.Env("GOGC") == "" {
-		debug.SetGCPercent(serverGC)
+		debug.SetGCPercent(percent)
 	}
 	if a.Env("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(serverMemory)
+		debug.SetMemoryLimit(most)
 	}
+}
+
+// trim gives back what a container's process has freed and not used since, until ctx ends: the runtime by itself keeps a reserve as large as
+// its last peak, and a sign-in alone makes one of 64 MiB. Where there is no small limit, it does nothing.
+func trim(ctx context.Context) {
+	if limit := machine.Limit(); limit == 0 || limit > trimBelow {
+		return
+	}
+	t := time.NewTicker(trimEvery)
+	defer t.Stop()
+	idle := []metrics.Sample{{Name: "/memory/classes/heap/free:bytes"}}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			metrics.Read(idle)
+			if idle[0].Value.Uint64() > trimAbove {
+				debug.FreeOSMemory()
+			}
+		}
+	}
+}
+
+// serverTuning is how often the heap is collected, and how large it may become, for what the container may have; 0 is no limit.
+func serverTuning(limit int64) (percent int, most int64) {
+	if limit == 0 || limit > serverMemory {
+		return serverGC, serverMemory
+	}
+	// A fifth is for what is no heap: stacks of the kernel, pages of files, SQLite.
+	return containerGC, limit / 5 * 4
 }
 
 // untilStopped waits for ctx or a failure, and stops within stopLimit.
@@ -91,6 +131,7 @@ func (a verbs) up() *cobra.Command {
 	var data, listen, domain, level string
 	var leaf time.Duration
 	var scoring scoringFlags
+	var blobs blobFlags
 	c := &cobra.Command{Use: "up", Short: "Run a whole installation in this process", Args: app.Exactly(0)}
 	f := c.Flags()
 	f.StringVar(&data, "data", "", "the folder that keeps it; without it $XDG_STATE_HOME/redoubt")
@@ -99,19 +140,23 @@ func (a verbs) up() *cobra.Command {
 	f.StringVar(&level, "log-level", "warn", "debug, info, warn or error")
 	f.DurationVar(&leaf, "leaf-life", 0, "how long certificates live; without it 1h")
 	scoring.add(c)
+	blobs.add(c)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, begin := cmd.Context(), a.Now()
 		data, err := a.dataFolder(data)
 		if err != nil {
 			return err
 		}
-		if err := scoring.absolute(); err != nil {
+		if err := errors.Join(scoring.absolute(), blobs.absolute()); err != nil {
+			return err
+		}
+		if err := hide(); err != nil {
 			return err
 		}
 		a.tune()
 		in, err := node.Up(ctx, node.UpConfig{
 			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.Err},
-			ScoringURL: scoring.url, ScoringCertificateFile: scoring.cert, ScoringKeyFile: scoring.key,
+			ScoringURL: scoring.url, ScoringCertificateFile: scoring.cert, ScoringKeyFile: scoring.key, Blobs: blobs.Bucket,
 		})
 		if err != nil {
 			return a.unlessAsked(ctx, err)
@@ -168,9 +213,9 @@ func (a verbs) welcome(data string, in *node.Installation, begin time.Time) erro
 	if err != nil {
 		return err
 	}
-	next := "redoubt login"
+	next := "redoubt login --ask-password"
 	if name == "" {
-		next = fmt.Sprintf("redoubt login --server %s --ca %s --user %s", in.URL, filepath.Join(data, caFile), show.Last(in.Admin))
+		next = fmt.Sprintf("redoubt login --ask-password --server %s --ca %s --user %s", in.URL, filepath.Join(data, caFile), show.Last(in.Admin))
 	}
 	_, err = fmt.Fprintf(a.Out, "next, in another terminal: %s, then: redoubt workspace create NAME\nstop it with Ctrl-C\n", next)
 	return err
@@ -248,12 +293,16 @@ func (a verbs) keepContext(server string, ca []byte, admin string) (string, erro
 }
 
 func (a verbs) bootstrap() *cobra.Command {
-	var data, listen, domain, level string
+	var data, listen, domain, level, file string
 	var leaf time.Duration
+	var sqlOnly, renew bool
 	var scoring scoringFlags
-	c := &cobra.Command{Use: "bootstrap --data FOLDER", Short: "Make an installation of separate processes", Args: app.Exactly(0)}
+	c := &cobra.Command{Use: "bootstrap --data FOLDER [--plan FILE]", Short: "Make an installation of separate processes", Args: app.Exactly(0)}
 	f := c.Flags()
 	f.StringVar(&data, "data", "", "the folder that keeps it")
+	f.StringVar(&file, "plan", "", "a file that names every process and its host; without it all of them are on this machine. The other flags but --data are then its own")
+	f.BoolVar(&sqlOnly, "sql", false, "with --plan: stop when the SQL is written that the administrator of PostgreSQL runs before the rest")
+	f.BoolVar(&renew, "renew", false, "sign the certificates for etcd in the folders of --data again, and do nothing else")
 	f.StringVar(&listen, "listen", defaultListen, "the public host:port; the eleven ports after it are the services'")
 	f.StringVar(&domain, "trust-domain", "", "the installation's name in certificates; without it redoubt.local")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
@@ -266,6 +315,18 @@ func (a verbs) bootstrap() *cobra.Command {
 		data, err := filepath.Abs(data)
 		if err != nil {
 			return err
+		}
+		if renew {
+			return a.renew(data, file != "" || sqlOnly)
+		}
+		if file != "" {
+			if f := firstChanged(cmd, "listen", "trust-domain", "log-level", "leaf-life", "scoring-url", "scoring-cert", "scoring-key"); f != "" {
+				return app.Usagef("--%s says what the plan says", f)
+			}
+			return a.carryOut(cmd.Context(), plan.Config{Plan: file, Data: data, SQLOnly: sqlOnly, Options: node.Options{LogWriter: a.Err}})
+		}
+		if sqlOnly {
+			return app.Usagef("--sql is of a --plan")
 		}
 		if err := scoring.absolute(); err != nil {
 			return err
@@ -287,7 +348,7 @@ func (a verbs) bootstrap() *cobra.Command {
 		for _, name := range node.Services {
 			_, _ = fmt.Fprintf(a.Out, "  redoubt serve %s --config %s\n", name, b.Configs[name])
 		}
-		_, err = fmt.Fprintf(a.Out, "then: redoubt login\n")
+		_, err = fmt.Fprintf(a.Out, "then: redoubt login --ask-password\n")
 		return err
 	}
 	return c
@@ -295,14 +356,20 @@ func (a verbs) bootstrap() *cobra.Command {
 
 func (a verbs) serve() *cobra.Command {
 	var file string
+	var set settingFlags
 	c := &cobra.Command{Use: "serve NAME --config FILE", Short: "Run one service in this process", Args: app.Exactly(1), ValidArgs: node.Services}
 	c.Flags().StringVar(&file, "config", "", "the service's configuration, as `redoubt bootstrap` writes it")
+	set.add(c)
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		cfg, err := a.serviceConfig(args[0], file)
+		cfg, err := a.serviceConfig(args[0], file, set)
 		if err != nil {
 			return err
 		}
+		if err := hide(); err != nil {
+			return err
+		}
 		a.tune()
+		go trim(cmd.Context())
 		n, err := node.Start(cmd.Context(), cfg, node.Options{LogWriter: a.Err})
 		if err != nil {
 			return a.unlessAsked(cmd.Context(), err)
@@ -322,14 +389,14 @@ func (a verbs) unlessAsked(ctx context.Context, err error) error {
 	return nil
 }
 
-func (a verbs) serviceConfig(name, file string) (node.Config, error) {
+func (a verbs) serviceConfig(name, file string, set settingFlags) (node.Config, error) {
 	switch {
 	case !slices.Contains(node.Services, name):
 		return node.Config{}, app.Usagef("there is no service %q; there are %s", name, strings.Join(node.Services, ", "))
 	case file == "":
 		return node.Config{}, app.Usagef("--config says where the configuration is; `redoubt bootstrap` writes it")
 	}
-	cfg, err := config.Load(file, a.settingsEnv(), node.Config{})
+	cfg, err := a.settings(file, set)
 	if err != nil {
 		return cfg, err
 	}
@@ -341,34 +408,6 @@ func (a verbs) serviceConfig(name, file string) (node.Config, error) {
 
 // settingsEnv is the environment without what is the CLI's own.
 func (a verbs) settingsEnv() []string { return a.Environ }
-
-func (a verbs) etcd() *cobra.Command {
-	var data, client string
-	c := &cobra.Command{Use: "etcd --data FOLDER --client HOST:PORT", Short: "Run the etcd member of an installation of separate processes", Args: app.Exactly(0)}
-	c.Flags().StringVar(&data, "data", "", "the folder that `redoubt bootstrap` made")
-	c.Flags().StringVar(&client, "client", "", "the address that it printed")
-	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		if data == "" || client == "" {
-			return app.Usagef("--data and --client say where it is kept and where it listens; `redoubt bootstrap` prints both")
-		}
-		a.tune()
-		e, err := etcdnode.Start(cmd.Context(), etcdnode.Config{Dir: filepath.Join(data, "etcd"), ClientAddr: client})
-		if err != nil {
-			return err
-		}
-		a.Say("etcd listens on %s", strings.Join(e.Endpoints(), ", "))
-		failed := make(chan error, 1)
-		go func() {
-			select {
-			case <-e.Failed():
-				failed <- fault.Internal(nil, "etcd has stopped by itself")
-			case <-cmd.Context().Done():
-			}
-		}()
-		return a.untilStopped(cmd.Context(), failed, func() { _ = e.Close() })
-	}
-	return c
-}
 
 // agent is what compute starts on its own machine. What to run comes by an inherited descriptor, so that nobody else sees the token
 // in it.

@@ -7,7 +7,8 @@
 // Invariants: contexts and tokens are in two files, so that the first can be shown; both are written 0600, in one step, in a folder of
 // 0700; a key that is not known is an error, so that a misspelt one is not silently without effect; a token belongs to the address
 // that it was made for and is given for no other. A token is kept in one place: in the keyring, to which the file of tokens points, or,
-// where there is none that takes it, in that file. What stands in the file is never lost to a keyring.
+// where there is none that takes it, in that file. What stands in the file is never lost to a keyring. Two processes change tokens one
+// after the other.
 //
 // Failure: a file that cannot be read or understood is named, with what to do; nothing is repaired silently.
 package settings

@@ -18,12 +18,12 @@ func TestFilesArePrivate(t *testing.T) {
 	if err := d.SetToken(t.Context(), "a", Token{Server: "https://h", Value: "secret", Expires: now.Add(time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
-	for name, mode := range map[string]os.FileMode{"": os.ModeDir | 0o700, ConfigFile: 0o600, TokenFile: 0o600} {
+	for name, mode := range map[string]os.FileMode{"": os.ModeDir | 0o700, ConfigFile: 0o600, TokenFile: 0o600, lockFile: 0o600} {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != mode {
 			t.Errorf("%q: %v, %v", name, info.Mode(), err)
 		}
 	}
-	if all, err := os.ReadDir(dir); err != nil || len(all) != 2 {
+	if all, err := os.ReadDir(dir); err != nil || len(all) != 3 {
 		t.Errorf("left behind: %v, %v", all, err)
 	}
 	b, err := os.ReadFile(d.Path())

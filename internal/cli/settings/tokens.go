@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"time"
 
@@ -38,6 +39,23 @@ type Token struct {
 	Expires time.Time `json:"expires"`
 	// Keyring says that the value is in the keyring, and not here.
 	Keyring bool `json:"keyring,omitempty"`
+
+	// What follows is of a session that the OpenID provider gave, in clear as Value is.
+
+	// Key is the key that all of it is bound to, PKCS #8 in base64; without it none of it opens anything.
+	Key string `json:"key,omitempty"`
+	// Refresh gives the next Value, once.
+	Refresh string `json:"refresh,omitempty"`
+	// Renew is when the next Value is fetched, before Expires.
+	Renew time.Time `json:"renew,omitzero"`
+}
+
+// Bound tells whether the token counts only together with proofs by its key.
+func (t Token) Bound() bool { return t.Key != "" }
+
+// live tells whether there is something to call with, or to get that by.
+func (t Token) live(now time.Time) bool {
+	return t.Value != "" && now.Before(t.Expires) || t.Refresh != "" && t.Key != ""
 }
 
 // WithKeyring is the folder with a keyring for its tokens; nil is none.
@@ -58,41 +76,70 @@ func (d Folder) keyring() (Keyring, error) {
 // account names a context's entry: two folders of settings do not share one.
 func (d Folder) account(name string) string { return filepath.Clean(d.dir) + ": " + name }
 
-// Token is the context's token, if there is one for this server that has not expired.
+// Token is the context's token, if there is one for this server that has not expired and is good by itself.
 func (d Folder) Token(ctx context.Context, name, server string, now time.Time) (redact.Secret, bool, error) {
-	all, err := d.tokens()
-	if err != nil {
+	t, ok, err := d.Session(ctx, name, server, now)
+	if err != nil || !ok || t.Bound() || !now.Before(t.Expires) {
 		return redact.Secret{}, false, err
 	}
+	return redact.FromString(t.Value), true, nil
+}
+
+// Session is all that is kept for the context, if it is for this server and not over.
+func (d Folder) Session(ctx context.Context, name, server string, now time.Time) (Token, bool, error) {
+	all, err := d.tokens()
+	if err != nil {
+		return Token{}, false, err
+	}
 	t, ok := all[name]
-	if !ok || t.Server != server || !now.Before(t.Expires) {
-		return redact.Secret{}, false, nil
+	if !ok || t.Server != server {
+		return Token{}, false, nil
 	}
 	if !t.Keyring {
-		return redact.FromString(t.Value), true, nil
+		return t, t.live(now), nil
 	}
 	ring, err := d.keyring()
 	if err != nil || ring == nil {
-		return redact.Secret{}, false, err
+		return Token{}, false, err
 	}
 	timed, cancel := context.WithTimeout(ctx, keyringLimit)
 	defer cancel()
 	v, ok, err := ring.Get(timed, keyringService, d.account(name))
 	if err != nil {
-		return redact.Secret{}, false, fault.FailedPrecondition("the session is in the keyring, which does not give it (%v): unlock it, or sign in again with REDOUBT_KEYRING=off to keep it in a file", err)
+		return Token{}, false, fault.FailedPrecondition("the session is in the keyring, which does not give it (%v): unlock it, or sign in again with REDOUBT_KEYRING=off to keep it in a file", err)
 	}
 	defer v.Wipe()
 	var kept Token
 	// The entry itself says where it may go: the file that points to it is not enough.
-	if !ok || json.Unmarshal(v.Reveal(), &kept) != nil || kept.Server != server || kept.Value == "" || !now.Before(kept.Expires) {
-		return redact.Secret{}, false, nil
+	if !ok || json.Unmarshal(v.Reveal(), &kept) != nil || kept.Server != server || kept.Value == "" || !kept.live(now) {
+		return Token{}, false, nil
 	}
-	return redact.FromString(kept.Value), true, nil
+	return kept, true, nil
+}
+
+// Exchange changes what is kept for the context, while no other process does. change gets what is there now, the zero Token for nothing, and
+// gives what is to be there: the same for no change, the zero Token to forget it. It is kept also where change fails.
+func (d Folder) Exchange(ctx context.Context, name, server string, now time.Time, change func(Token) (Token, error)) error {
+	return d.locked(ctx, func() error {
+		before, _, err := d.Session(ctx, name, server, now)
+		if err != nil {
+			return err
+		}
+		after, failed := change(before)
+		if after == before {
+			return failed
+		}
+		return errors.Join(failed, d.setToken(context.WithoutCancel(ctx), name, after))
+	})
 }
 
 // SetToken keeps a token for a context; a zero Token forgets it. It goes into the keyring if there is one that takes it, else into the
 // file.
 func (d Folder) SetToken(ctx context.Context, name string, t Token) error {
+	return d.locked(ctx, func() error { return d.setToken(ctx, name, t) })
+}
+
+func (d Folder) setToken(ctx context.Context, name string, t Token) error {
 	all, err := d.tokens()
 	if err != nil {
 		return err

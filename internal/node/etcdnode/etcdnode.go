@@ -49,6 +49,9 @@ type Config struct {
 	Now    func() time.Time // for certificates; etcd itself has the machine's clock. time.Now when nil
 	Logger *slog.Logger     // gets warnings and errors; silent when nil
 
+	// Quota is how large the database may grow, in bytes; etcd's own 2 GiB when 0.
+	Quota int64
+
 	// UnsafeNoFsync loses acknowledged writes when the machine stops. Only tests may set it.
 	UnsafeNoFsync bool
 }
@@ -121,8 +124,22 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	return n, nil
 }
 
-func (n *Node) config(cfg Config) (*embed.Config, error) {
+// common is what every member has, whatever its cluster.
+func (n *Node) common(log *slog.Logger, unsafeNoFsync bool) *embed.Config {
 	c := embed.NewConfig()
+	c.ClientTLSInfo.ClientCertAuth = true
+	c.TlsMinVersion = "TLS1.3"
+	c.EnableGRPCGateway = false
+	c.AutoCompactionMode = embed.CompactorModePeriodic
+	c.AutoCompactionRetention = "1h"
+	c.UnsafeNoFsync = unsafeNoFsync
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(discovery.ZapLogger(slog.New(&quiet{Handler: log.Handler(), closing: &n.closing})))
+	return c
+}
+
+func (n *Node) config(cfg Config) (*embed.Config, error) {
+	c := n.common(cfg.Logger, cfg.UnsafeNoFsync)
+	c.QuotaBackendBytes = cfg.Quota
 	c.Name = memberName
 	c.Dir = filepath.Join(cfg.Dir, dataDir)
 	c.TickMs, c.ElectionMs = tick, election
@@ -138,14 +155,7 @@ func (n *Node) config(cfg Config) (*embed.Config, error) {
 	c.InitialCluster = c.InitialClusterFromName(memberName)
 	c.InitialClusterToken = memberName
 	c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile, c.ClientTLSInfo.TrustedCAFile = n.files.Cert, n.files.Key, n.files.CA
-	c.ClientTLSInfo.ClientCertAuth = true
 	c.PeerTLSInfo = c.ClientTLSInfo
-	c.TlsMinVersion = "TLS1.3"
-	c.EnableGRPCGateway = false
-	c.AutoCompactionMode = embed.CompactorModePeriodic
-	c.AutoCompactionRetention = "1h"
-	c.UnsafeNoFsync = cfg.UnsafeNoFsync
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(discovery.ZapLogger(slog.New(&quiet{Handler: cfg.Logger.Handler(), closing: &n.closing})))
 	return c, nil
 }
 
@@ -306,6 +316,7 @@ var usual = []struct{ message, err string }{
 	{"simple token is not cryptographically signed", ""},             // of etcd's own users, which are not used
 	{"Failed to detect schema version", "missing term information"},  // looked for before the first write, and again later
 	{"failed to update storage version", "missing term information"}, // the same
+	{"still pending configuration changes to apply", ""},             // a member that starts again on a slow disk: it tries once more
 }
 
 func isUsual(r slog.Record) bool {

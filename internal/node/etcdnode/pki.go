@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -224,7 +225,7 @@ func memberLeaf(name string, hosts ...string) svid.Leaf {
 	l := svid.Leaf{CommonName: name, Server: true, Client: true, DNSNames: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}}
 	for _, h := range hosts {
 		switch ip := net.ParseIP(h); {
-		case h == "" || h == "localhost" || (ip != nil && (ip.IsLoopback() || ip.IsUnspecified())):
+		case h == "" || h == "localhost" || ip != nil && (ip.IsUnspecified() || slices.ContainsFunc(l.IPs, ip.Equal)):
 		case ip != nil:
 			l.IPs = append(l.IPs, ip)
 		default:
