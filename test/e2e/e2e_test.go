@@ -14,6 +14,7 @@ var mesh *testmesh.Mesh
 
 func TestMain(m *testing.M) {
 	testmesh.Child()
+	asCommand()
 	var err error
 	if mesh, err = testmesh.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -61,7 +61,7 @@ func TestStandardClients(t *testing.T) {
 		status                   int
 		says                     string
 	}{
-		{"an unknown route", "GET", "/oauth2/authorize", "", 404, "not_found"},
+		{"an unknown route", "GET", "/oauth2/nothing", "", 404, "not_found"},
 		{"the wrong method", "GET", "/oauth2/token", "", 404, "not_found"},
 		{"another grant", "POST", "/oauth2/token", "grant_type=password", 400, "unsupported_grant_type"},
 		{"a parameter twice", "POST", "/oauth2/token", "grant_type=client_credentials&client_id=a&client_id=b", 400, "invalid_request"},

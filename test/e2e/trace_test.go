@@ -74,6 +74,7 @@ func TestTraceCrossesServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
+		"gateway " + workspacev1.ResourceService_CreateWorkspace_FullMethodName,
 		"workspace " + workspacev1.ResourceService_CreateWorkspace_FullMethodName,
 		"identity /redoubt.identity.v1.PrincipalService/CreateManagedIdentity", "keyvault /redoubt.keyvault.v1.VaultService/CreateVault",
 	}

@@ -18,6 +18,9 @@ func TestMain(m *testing.M) {
 	sandbox.MaybeStage()
 	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
 		_ = syscall.Umask(0o077)
+		if err := cli.NoCores(); err != nil {
+			os.Exit(70)
+		}
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		code := cli.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 		stop()

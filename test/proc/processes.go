@@ -158,11 +158,28 @@ type Installation struct {
 // New makes an installation and starts it: in several processes, or in one.
 func New(t testing.TB, several bool) *Installation {
 	t.Helper()
+	in := &Installation{User: "admin"}
+	in.make(t)
+	listen := freePorts(t)
+	in.URL = "https://" + listen
+	if several {
+		in.bootstrap(t, listen)
+	} else {
+		in.Processes = []*Process{in.process(Whole, "up", "--data", in.Data, "--listen", listen, "--leaf-life", LeafLife.String(), "--log-level", "info")}
+	}
+	in.Start(t)
+	in.WaitReady(t)
+	return in
+}
+
+// make makes its folders, which are gone after the test with all that worked in them.
+func (in *Installation) make(t testing.TB) {
+	t.Helper()
 	base, err := os.MkdirTemp("", "proc") //nolint:usetesting // a socket's path is short
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := &Installation{base: base, Data: filepath.Join(base, "data"), Temp: filepath.Join(base, "tmp"), User: "admin"}
+	in.base, in.Data, in.Temp = base, filepath.Join(base, "data"), filepath.Join(base, "tmp")
 	for _, d := range []string{in.Temp, in.run()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			t.Fatal(err)
@@ -179,16 +196,6 @@ func New(t testing.TB, several bool) *Installation {
 		}
 		_ = os.RemoveAll(base)
 	})
-	listen := freePorts(t)
-	in.URL = "https://" + listen
-	if several {
-		in.bootstrap(t, listen)
-	} else {
-		in.Processes = []*Process{in.process(Whole, "up", "--data", in.Data, "--listen", listen, "--leaf-life", LeafLife.String(), "--log-level", "info")}
-	}
-	in.Start(t)
-	in.WaitReady(t)
-	return in
 }
 
 func (in *Installation) run() string { return filepath.Join(in.base, "run") }

@@ -45,6 +45,7 @@ type targets struct {
 	Pids      map[string]int    `json:"pids"`
 	Sockets   map[string]string `json:"sockets"`
 	Ports     map[string]int    `json:"ports"`
+	Hosts     map[string][]any  `json:"hosts,omitempty"`
 	Endpoint  int               `json:"endpoint"`
 	OtherRun  string            `json:"other_run"`
 	OtherName string            `json:"other_run_name"`

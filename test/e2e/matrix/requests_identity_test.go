@@ -1,6 +1,8 @@
 package matrix
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"testing"
 	"time"
 
@@ -41,6 +43,14 @@ func (f *fixture) join(t *testing.T) string {
 	return r.GetBootstrap().GetJoinToken()
 }
 
+// publicKey is one that nobody has the private key of any more.
+func publicKey(t *testing.T) string {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(newKey(t).Public())
+	must(t, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+}
+
 func init() { //nolint:gochecknoinits // the registry of requests is filled from several files
 	register(map[string]spec{
 		identityv1.SignInService_SignIn_FullMethodName: {
@@ -61,15 +71,6 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 					refused(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED),
 				},
 			},
-		},
-		identityv1.SignInService_ContinueSignIn_FullMethodName: {
-			// No sign-in is interrupted by a factor yet, so none can be continued: there is no request that succeeds.
-			bad: map[string]badRequest{"no factor is asked for yet": {
-				func(*testing.T, *fixture) request {
-					return one(&identityv1.ContinueSignInRequest{State: "x", Factor: "totp", Response: "000000"})
-				},
-				refused(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED),
-			}},
 		},
 		identityv1.SignInService_CreateSignInCode_FullMethodName: {
 			build: func(*testing.T, *fixture, *place) request { return one(&identityv1.CreateSignInCodeRequest{}) },
@@ -103,6 +104,49 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 		}),
 		identityv1.DirectoryService_SetUserPassword_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
 			return &identityv1.SetUserPasswordRequest{Name: f.newName(t), NewPassword: resource.NewUID("pw")}
+		}),
+		identityv1.DirectoryService_DeleteUser_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
+			return &identityv1.DeleteUserRequest{Name: f.newName(t)}
+		}),
+		identityv1.DirectoryService_CreateUserCode_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
+			return &identityv1.CreateUserCodeRequest{Name: f.newName(t)}
+		}),
+		identityv1.DirectoryService_RedeemUserCode_FullMethodName: {
+			build: func(t *testing.T, f *fixture, _ *place) request {
+				c, err := identityv1.NewDirectoryServiceClient(f.admin).CreateUserCode(t.Context(), &identityv1.CreateUserCodeRequest{Name: f.newName(t)})
+				must(t, err)
+				return one(&identityv1.RedeemUserCodeRequest{Code: c.GetCode(), NewPassword: resource.NewUID("pw")})
+			},
+			bad: map[string]badRequest{"unknown code": {
+				func(*testing.T, *fixture) request {
+					return one(&identityv1.RedeemUserCodeRequest{Code: "rdi_nothing", NewPassword: resource.NewUID("pw")})
+				},
+				refused(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED),
+			}},
+		},
+		identityv1.DirectoryService_GetServicePrincipal_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
+			return &identityv1.GetServicePrincipalRequest{Name: f.newRobot(t)}
+		}),
+		identityv1.DirectoryService_SetServicePrincipalDisabled_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
+			return &identityv1.SetServicePrincipalDisabledRequest{Name: f.newRobot(t), Disabled: true}
+		}),
+		identityv1.DirectoryService_AddServicePrincipalKey_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
+			return &identityv1.AddServicePrincipalKeyRequest{Name: f.newRobot(t), Pem: publicKey(t)}
+		}),
+		identityv1.DirectoryService_ListServicePrincipalCredentials_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
+			return &identityv1.ListServicePrincipalCredentialsRequest{Name: f.newRobot(t)}
+		}),
+		identityv1.DirectoryService_DeleteServicePrincipalCredential_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
+			name := f.newRobot(t)
+			k, err := identityv1.NewDirectoryServiceClient(f.admin).AddServicePrincipalKey(t.Context(), &identityv1.AddServicePrincipalKeyRequest{Name: name, Pem: publicKey(t)})
+			must(t, err)
+			return &identityv1.DeleteServicePrincipalCredentialRequest{Name: name, CredentialId: k.GetCredentialId()}
+		}),
+		identityv1.DirectoryService_GetGroup_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
+			return &identityv1.GetGroupRequest{Name: f.group(t).GetName()}
+		}),
+		identityv1.DirectoryService_DeleteGroup_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
+			return &identityv1.DeleteGroupRequest{Name: f.group(t).GetName()}
 		}),
 		identityv1.DirectoryService_CreateServicePrincipal_FullMethodName: about(func(f *fixture, _ *place) proto.Message {
 			return &identityv1.CreateServicePrincipalRequest{ServicePrincipalId: f.id("robot")}
@@ -188,6 +232,31 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 			return &identityv1.IssueOperatorCertificateRequest{Csr: csr(t, newKey(t))}
 		}),
 
+		identityv1.KeyService_ListSigningKeys_FullMethodName:   about(func(*fixture, *place) proto.Message { return &identityv1.ListSigningKeysRequest{} }),
+		identityv1.KeyService_RotateSigningKeys_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.RotateSigningKeysRequest{} }),
+		identityv1.KeyService_ListAuthorities_FullMethodName:   about(func(*fixture, *place) proto.Message { return &identityv1.ListAuthoritiesRequest{} }),
+		identityv1.KeyService_PrepareAuthority_FullMethodName: aboutRoot(rootBeside, func(t *testing.T, f *fixture) proto.Message {
+			f.oneRoot(t)
+			return &identityv1.PrepareAuthorityRequest{}
+		}),
+		identityv1.KeyService_ActivateAuthority_FullMethodName: aboutRoot(ok, func(t *testing.T, f *fixture) proto.Message {
+			f.oneRoot(t) // the one that signs: what this package plays knows no other
+			return &identityv1.ActivateAuthorityRequest{Pin: firstRoot}
+		}),
+		identityv1.KeyService_TaintAuthority_FullMethodName: aboutRoot(ok, func(t *testing.T, f *fixture) proto.Message {
+			return &identityv1.TaintAuthorityRequest{Pin: f.oldRoot(t)}
+		}),
+		identityv1.KeyService_UntaintAuthority_FullMethodName: aboutRoot(ok, func(t *testing.T, f *fixture) proto.Message {
+			pin := f.oldRoot(t)
+			_, err := identityv1.NewKeyServiceClient(f.admin).TaintAuthority(t.Context(), &identityv1.TaintAuthorityRequest{Pin: pin})
+			must(t, err)
+			return &identityv1.UntaintAuthorityRequest{Pin: pin}
+		}),
+		identityv1.KeyService_RevokeAuthority_FullMethodName: aboutRoot(rootGone, func(t *testing.T, f *fixture) proto.Message {
+			return &identityv1.RevokeAuthorityRequest{Pin: f.preparedRoot(t), Force: true}
+		}),
+		identityv1.KeyService_WatchAuthorities_FullMethodName: forPeers(func(*testing.T, *fixture, string) proto.Message { return &identityv1.WatchAuthoritiesRequest{} }),
+
 		identityv1.TokenService_IssueToken_FullMethodName: {
 			build: func(_ *testing.T, f *fixture, _ *place) request {
 				return one(&identityv1.IssueTokenRequest{GrantType: "client_credentials", ClientId: f.servicePrincipal, ClientSecret: f.servicePrincipalSecret})
@@ -232,6 +301,9 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 			_, err := identityv1.NewPrincipalServiceClient(f.service(t, "workspace", nothing).conn(t, "identity")).CreateManagedIdentity(t.Context(), &identityv1.CreateManagedIdentityRequest{WorkspaceUid: ws})
 			must(t, err)
 			return &identityv1.DeleteManagedIdentityRequest{WorkspaceUid: ws}
+		}),
+		identityv1.PrincipalService_KeepAdministrator_FullMethodName: forPeers(func(_ *testing.T, f *fixture, _ string) proto.Message {
+			return &identityv1.KeepAdministratorRequest{PrincipalUids: []string{f.owner.uid}}
 		}),
 		identityv1.PrincipalService_ResolvePrincipals_FullMethodName: forPeers(func(*testing.T, *fixture, string) proto.Message {
 			return &identityv1.ResolvePrincipalsRequest{Names: []string{"users/admin"}}

@@ -157,6 +157,11 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 			sum := sha256.Sum256(b)
 			return &workspacev1.UploadBlobRequest{Parent: p.ws, Digest: sum[:], Size: int64(len(b)), Data: b}
 		}),
+		workspacev1.SnapshotService_UploadBlobs_FullMethodName: about(func(f *fixture, p *place) proto.Message {
+			b := []byte(f.id("blob"))
+			sum := sha256.Sum256(b)
+			return &workspacev1.UploadBlobsRequest{Parent: p.ws, Blobs: []*workspacev1.SmallBlob{{Digest: sum[:], Data: b}}}
+		}),
 		workspacev1.SnapshotService_CreateSnapshot_FullMethodName: making(func(t *testing.T, f *fixture, p *place) proto.Message {
 			content, digest := f.blob(t, p.ws)
 			return &workspacev1.CreateSnapshotRequest{Parent: p.ws, Entries: []*workspacev1.SnapshotEntry{{Path: "a.py", Digest: digest, Size: int64(len(content))}}}

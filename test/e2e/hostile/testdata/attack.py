@@ -225,6 +225,9 @@ for what, path in T["sockets"].items():
 for what, port in T["ports"].items():
     attack("connect to the port of " + what)(lambda port=port: dial(socket.AF_INET, ("127.0.0.1", port)))
 
+for what, (host, port) in T.get("hosts", {}).items():
+    attack("connect to " + what)(lambda host=host, port=port: dial(socket.AF_INET, (host, port)))
+
 
 @attack("a route to the network")
 def route():
