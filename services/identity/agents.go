@@ -106,7 +106,7 @@ func (s *Service) EnrolAgent(ctx context.Context, req *identityv1.EnrolAgentRequ
 			return err
 		}
 		out = &identityv1.EnrolAgentResponse{RunToken: token, ExpireTime: timestamppb.New(claims.Expiry), AgentUid: j.Agent}
-		if out.Svid, out.Roots, err = s.runSVID(key, j.Workspace, j.Run); err != nil {
+		if out.Svid, out.Roots, err = s.runSVID(ctx, tx, key, j.Workspace, j.Run); err != nil {
 			return err
 		}
 		call.Identify(p.UID, principalTypes[p.Kind])
@@ -124,12 +124,20 @@ func badJoin() error {
 
 // runSVID certifies the key of a run's agent for as long as its token lives. All that it opens is inference's listener for replicas,
 // while that expects the run.
-func (s *Service) runSVID(key *ecdsa.PublicKey, workspace, run string) (chain, roots [][]byte, err error) {
+func (s *Service) runSVID(ctx context.Context, q sqldb.DBTX, key *ecdsa.PublicKey, workspace, run string) (chain, roots [][]byte, err error) {
 	id, err := svid.RunID(s.td, workspace, run)
 	if err != nil {
 		return nil, nil, err
 	}
 	a := s.authority.Load()
+	// These are not written down: a root is kept for their life after it has signed, which this instance has to know of.
+	signs, err := s.store.Signs(ctx, q, a.Pin())
+	if err != nil {
+		return nil, nil, err
+	}
+	if !signs {
+		return nil, nil, fault.Unavailable("the root of the mesh changes; repeat the call")
+	}
 	chain, err = a.Sign(key, id, s.cfg.RunTokenLife, s.cfg.Now())
 	return chain, bundle(a), err
 }
@@ -163,10 +171,10 @@ func (s *Service) RenewRunToken(ctx context.Context, req *identityv1.RenewRunTok
 		return nil, err
 	}
 	out := &identityv1.EnrolAgentResponse{RunToken: token, ExpireTime: timestamppb.New(claims.Expiry), AgentUid: c.SessionID}
-	if key != nil {
-		if out.Svid, out.Roots, err = s.runSVID(key, c.Workspace, c.Run); err != nil {
-			return nil, err
-		}
+	if key == nil {
+		out.Roots = bundle(s.authority.Load())
+	} else if out.Svid, out.Roots, err = s.runSVID(ctx, q, key, c.Workspace, c.Run); err != nil {
+		return nil, err
 	}
 	return out, nil
 }

@@ -74,7 +74,7 @@ func (s *Service) RedeemSignInCode(ctx context.Context, req *identityv1.RedeemSi
 		}
 		token, claims, err := s.mint(ctx, tx, authn.Claims{
 			Audience: []string{s.cfg.Issuer}, Subject: user.UID, PrincipalType: authn.User, ClientID: firstParty,
-			SessionID: j.Instance, AuthTime: session.Created, AMR: []string{"pwd"},
+			SessionID: j.Instance, AuthTime: session.Auth.Time, AMR: session.Auth.AMR, ACR: session.Auth.ACR,
 		}, min(s.cfg.TokenLife, session.Expire.Sub(now)))
 		if err != nil {
 			return err

@@ -40,7 +40,8 @@ func TestUsers(t *testing.T) { // A1
 		{"slash", "a/b", "a good password", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"empty", "", "a good password", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"64 long", strings.Repeat("a", 64), "a good password", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
-		{"short password", "bob", "1234567", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
+		{"short password", "bob", "elevenchars", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
+		{"common password", "bob", "Password2026!", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 		{"name as password", "robert-paulson", "Robert-Paulson", codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID},
 	} {
 		_, err := directory.CreateUser(ctx, &identityv1.CreateUserRequest{UserId: c.id, Password: c.password})

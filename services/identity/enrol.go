@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/subtle"
@@ -74,11 +75,11 @@ func (s *Service) Issue(ctx context.Context, req *identityv1.IssueRequest) (*ide
 		return nil, err
 	}
 	now := s.cfg.Now()
-	chain, err := s.sign(key, id, req.GetService(), now)
+	chain, a, err := s.sign(ctx, key, id, req.GetService(), req.GetInstance())
 	if err != nil {
 		return nil, err
 	}
-	return s.issued(chain, now.Add(s.cfg.SVIDLife)), nil
+	return a.issued(chain, now.Add(s.cfg.SVIDLife)), nil
 }
 
 // join lets a key in that is not the pinned one: by a join token for this very instance, in place of a key that was pinned before.
@@ -106,15 +107,14 @@ func (s *Service) join(ctx context.Context, call *rpc.Call, req *identityv1.Issu
 	})
 }
 
-func (s *Service) issued(chain [][]byte, expire time.Time) *identityv1.IssueResponse {
-	a := s.authority.Load()
+func (a *authority) issued(chain [][]byte, expire time.Time) *identityv1.IssueResponse {
 	if end := a.Root().NotAfter; end.Before(expire) {
 		expire = end
 	}
 	return &identityv1.IssueResponse{Chain: chain, Bundle: bundle(a), ExpireTime: timestamppb.New(expire)}
 }
 
-func bundle(a *svid.Authority) (out [][]byte) {
+func bundle(a *authority) (out [][]byte) {
 	for _, root := range a.Bundle() {
 		out = append(out, root.Raw)
 	}
@@ -122,7 +122,7 @@ func bundle(a *svid.Authority) (out [][]byte) {
 }
 
 // IssueSelf gives identity its own SVID, in the process that holds the root. It is the svid.IssueFunc of its Keeper.
-func (s *Service) IssueSelf(_ context.Context, _ crypto.Signer, csrDER []byte) (chain, roots [][]byte, err error) {
+func (s *Service) IssueSelf(ctx context.Context, _ crypto.Signer, csrDER []byte) (chain, roots [][]byte, err error) {
 	id, err := svid.ServiceID(s.td, Name)
 	if err != nil {
 		return nil, nil, err
@@ -131,9 +131,11 @@ func (s *Service) IssueSelf(_ context.Context, _ crypto.Signer, csrDER []byte) (
 	if err != nil {
 		return nil, nil, err
 	}
-	a := s.authority.Load()
-	chain, err = s.sign(key, id, Name, s.cfg.Now())
-	return chain, bundle(a), err
+	chain, a, err := s.sign(ctx, key, id, Name, s.cfg.Instance)
+	if err != nil {
+		return nil, nil, err
+	}
+	return chain, bundle(a), nil
 }
 
 // Pin names the root of the mesh, for who must believe it without a join token.
@@ -188,8 +190,14 @@ func (s *Service) IssueOperatorCertificate(ctx context.Context, req *identityv1.
 	if err != nil {
 		return nil, err
 	}
+	key, err := svid.CSRKey(req.GetCsr())
+	if err != nil {
+		return nil, err
+	}
 	now := s.cfg.Now()
-	chain, key, err := s.authority.Load().SignCSR(req.GetCsr(), id, s.cfg.OperatorLife, now)
+	chain, a, err := s.certify(ctx, "operator/"+call.Principal, false, s.cfg.OperatorLife, func(a *authority, now time.Time) ([][]byte, error) {
+		return a.Sign(key, id, s.cfg.OperatorLife, now)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -198,31 +206,39 @@ func (s *Service) IssueOperatorCertificate(ctx context.Context, req *identityv1.
 		return nil, err
 	}
 	call.Detail("key", fingerprint)
-	return s.issued(chain, now.Add(s.cfg.OperatorLife)), nil
+	return a.issued(chain, now.Add(s.cfg.OperatorLife)), nil
 }
 
 // sign issues a service's SVID. Beside the SPIFFE ID it says the name <service>.<trust domain>, for clients that can only check names,
 // such as grpcurl; and those of the services that strangers reach, the gateway's and inference's, say how: by the host of the issuer
 // URL and, where that is this machine, by its other loopback names.
-func (s *Service) sign(key crypto.PublicKey, id spiffeid.ID, service string, now time.Time) ([][]byte, error) {
+func (s *Service) sign(ctx context.Context, key crypto.PublicKey, id spiffeid.ID, service, instance string) ([][]byte, *authority, error) {
 	names := []string{service + "." + s.td.Name()}
 	var ips []net.IP
 	if slices.Contains(publicServices, service) {
 		u, err := url.Parse(s.cfg.Issuer)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		ip := net.ParseIP(u.Hostname())
-		switch {
-		case u.Hostname() == "localhost" || ip != nil && ip.IsLoopback():
-			names, ips = append(names, "localhost"), []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
-		case ip != nil:
-			ips = append(ips, ip)
-		default:
-			names = append(names, u.Hostname())
+		for _, host := range append([]string{u.Hostname()}, s.cfg.PublicHosts...) {
+			ip := net.ParseIP(host)
+			if host == "localhost" || ip != nil && ip.IsLoopback() {
+				names, ips = append(names, "localhost"), append(ips, net.IPv4(127, 0, 0, 1), net.IPv6loopback)
+			}
+			if ip != nil {
+				ips = append(ips, ip)
+			} else {
+				names = append(names, host)
+			}
 		}
+		slices.Sort(names)
+		names = slices.Compact(names)
+		slices.SortFunc(ips, func(a, b net.IP) int { return bytes.Compare(a.To16(), b.To16()) })
+		ips = slices.CompactFunc(ips, net.IP.Equal)
 	}
-	return s.authority.Load().SignNamed(key, id, names, ips, s.cfg.SVIDLife, now)
+	return s.certify(ctx, holder(service, instance), true, s.cfg.SVIDLife, func(a *authority, now time.Time) ([][]byte, error) {
+		return a.SignNamed(key, id, names, ips, s.cfg.SVIDLife, now)
+	})
 }
 
 // Roots are every root of the mesh that is believed, the signing one first.

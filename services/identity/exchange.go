@@ -26,8 +26,8 @@ func (s *Service) ExchangeToken(ctx context.Context, req *identityv1.ExchangeTok
 	if err != nil {
 		return nil, err
 	}
-	subject, err := s.subject(ctx, call, req.GetSubjectToken())
-	if err != nil {
+	var subject *authn.Verified
+	if err := call.Hold(func() (err error) { subject, err = s.subject(ctx, call, req.GetSubjectToken()); return err }); err != nil {
 		return nil, err
 	}
 	q := s.cfg.DB.Reader()
@@ -35,6 +35,8 @@ func (s *Service) ExchangeToken(ctx context.Context, req *identityv1.ExchangeTok
 		return nil, orElse(err, fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_REVOKED, "the account that the token is for was deleted"))
 	}
 	c := authn.Claims{
+		// It counts as issued when its parent was: what revokes all of a subject's tokens up to a moment takes this one with its parent.
+		IssuedAt: subject.IssuedAt,
 		Audience: []string{audience}, Subject: subject.Subject, PrincipalType: subject.PrincipalType, ClientID: subject.ClientID,
 		SessionID: subject.SessionID, Scope: subject.Scope, Expiry: subject.Expiry, AuthTime: subject.AuthTime, AMR: subject.AMR,
 		ACR: subject.ACR, Run: subject.Run, Workspace: subject.Workspace, Actions: subject.Actions,

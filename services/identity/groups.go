@@ -4,6 +4,8 @@ import (
 	"context"
 	"strconv"
 
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
@@ -61,8 +63,50 @@ func (s *Service) ListGroups(ctx context.Context, req *identityv1.ListGroupsRequ
 	return out, nil
 }
 
-// AddGroupMember implements DirectoryService. It works when it returns for calls to identity; for other services as soon as the
-// security stream has told them.
+// GetGroup implements DirectoryService.
+func (s *Service) GetGroup(ctx context.Context, req *identityv1.GetGroupRequest) (*identityv1.Group, error) {
+	var out *identityv1.Group
+	err := s.cfg.DB.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		g, err := s.find(ctx, tx, req.GetName(), resource.KindGroup)
+		if err != nil {
+			return err
+		}
+		members, err := s.store.Members(ctx, tx, g.UID)
+		out = group(g, members)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// DeleteGroup implements DirectoryService. Role assignments that name the group reach nobody any more: its uid is nobody's again.
+func (s *Service) DeleteGroup(ctx context.Context, req *identityv1.DeleteGroupRequest) (*emptypb.Empty, error) {
+	call := rpc.From(ctx)
+	err := s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		g, err := s.find(ctx, tx, req.GetName(), resource.KindGroup)
+		if err != nil {
+			return err
+		}
+		if err := s.administered(ctx, tx, func() error {
+			outer, err := s.store.DeletePrincipal(ctx, tx, g.UID)
+			if err != nil {
+				return err
+			}
+			return s.store.Change(ctx, tx, s.cfg.Now(), nil, append(outer, g.UID))
+		}); err != nil {
+			return err
+		}
+		return call.Audit(ctx, tx, "name", g.Name(), "uid", g.UID)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// AddGroupMember implements DirectoryService. It works in every service when it returns.
 func (s *Service) AddGroupMember(ctx context.Context, req *identityv1.AddGroupMemberRequest) (*identityv1.Group, error) {
 	return s.changeMember(ctx, req.GetName(), req.GetMember(), func(ctx context.Context, tx *sqldb.Tx, g store.Principal) (bool, error) {
 		member, ok, err := s.store.Principal(ctx, tx, req.GetMember())
@@ -78,8 +122,12 @@ func (s *Service) AddGroupMember(ctx context.Context, req *identityv1.AddGroupMe
 
 // RemoveGroupMember implements DirectoryService.
 func (s *Service) RemoveGroupMember(ctx context.Context, req *identityv1.RemoveGroupMemberRequest) (*identityv1.Group, error) {
-	return s.changeMember(ctx, req.GetName(), req.GetMember(), func(ctx context.Context, tx *sqldb.Tx, g store.Principal) (bool, error) {
-		return s.store.RemoveMember(ctx, tx, g.UID, req.GetMember())
+	return s.changeMember(ctx, req.GetName(), req.GetMember(), func(ctx context.Context, tx *sqldb.Tx, g store.Principal) (changed bool, err error) {
+		err = s.administered(ctx, tx, func() error {
+			changed, err = s.store.RemoveMember(ctx, tx, g.UID, req.GetMember())
+			return err
+		})
+		return changed, err
 	})
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"encoding/json"
+	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/rotation"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/store"
 )
 
@@ -29,13 +32,14 @@ type tokenKeys struct {
 
 type keyState struct {
 	generation uint64
-	keys       []store.SigningKey
+	plan       []rotation.Key
+	keys       []store.SigningKey // as in plan
 	signers    map[string]*authn.Signer
 }
 
 // set takes up keys. The generation rises only if they are others than before.
 func (k *tokenKeys) set(keys []store.SigningKey) error {
-	next := &keyState{generation: 1, keys: keys, signers: make(map[string]*authn.Signer, len(keys))}
+	next := &keyState{generation: 1, plan: planOf(keys), keys: keys, signers: make(map[string]*authn.Signer, len(keys))}
 	for _, key := range keys {
 		signer, err := authn.NewSigner(key.Key, key.KeyID)
 		if err != nil {
@@ -43,33 +47,34 @@ func (k *tokenKeys) set(keys []store.SigningKey) error {
 		}
 		next.signers[key.KeyID] = signer
 	}
-	if old := k.state.Load(); old != nil {
-		next.generation = old.generation
-		if !sameKeys(old.keys, keys) {
-			next.generation++
+	for {
+		old := k.state.Load()
+		if old != nil {
+			next.generation = old.generation
+			if !slices.Equal(old.plan, next.plan) {
+				next.generation++
+			}
+		}
+		if k.state.CompareAndSwap(old, next) {
+			return nil
 		}
 	}
-	k.state.Store(next)
-	return nil
 }
 
-func sameKeys(a, b []store.SigningKey) bool {
-	if len(a) != len(b) {
-		return false
+// planOf is what the rows say of when keys do what. They come in the order in which they sign.
+func planOf(keys []store.SigningKey) []rotation.Key {
+	out := make([]rotation.Key, len(keys))
+	for i, k := range keys {
+		out[i] = rotation.Key{ID: k.KeyID, Publish: k.Publish, SignFrom: k.SignFrom, SignUntil: k.SignUntil, Remove: k.Remove}
 	}
-	for i := range a {
-		if a[i].KeyID != b[i].KeyID || !a[i].Publish.Equal(b[i].Publish) || !a[i].Remove.Equal(b[i].Remove) {
-			return false
-		}
-	}
-	return true
+	return out
 }
 
 // published are the public keys of the moment, by id.
 func (k *tokenKeys) published() map[string]*ecdsa.PublicKey {
-	now, out := k.now(), make(map[string]*ecdsa.PublicKey)
-	for _, key := range k.state.Load().keys {
-		if within(now, key.Publish, key.Remove) {
+	now, out, state := k.now(), make(map[string]*ecdsa.PublicKey), k.state.Load()
+	for i, key := range state.keys {
+		if state.plan[i].Published(now) {
 			out[key.KeyID] = &key.Key.PublicKey
 		}
 	}
@@ -78,9 +83,9 @@ func (k *tokenKeys) published() map[string]*ecdsa.PublicKey {
 
 // Key implements authn.KeySet.
 func (k *tokenKeys) Key(_ context.Context, kid string) (*ecdsa.PublicKey, error) {
-	now := k.now()
-	for _, key := range k.state.Load().keys {
-		if key.KeyID == kid && within(now, key.Publish, key.Remove) {
+	now, state := k.now(), k.state.Load()
+	for i, key := range state.keys {
+		if key.KeyID == kid && state.plan[i].Published(now) {
 			return &key.Key.PublicKey, nil
 		}
 	}
@@ -90,34 +95,31 @@ func (k *tokenKeys) Key(_ context.Context, kid string) (*ecdsa.PublicKey, error)
 // Generation implements authn.KeySet.
 func (k *tokenKeys) Generation() uint64 { return k.state.Load().generation }
 
-// signer is the newest key that signs now.
+// signer is the key that signs now.
 func (k *tokenKeys) signer() (*authn.Signer, error) {
-	now, state := k.now(), k.state.Load()
-	for i := len(state.keys) - 1; i >= 0; i-- {
-		key := state.keys[i]
-		if within(now, key.Publish, key.Remove) && within(now, key.SignFrom, key.SignUntil) {
-			return state.signers[key.KeyID], nil
-		}
+	state := k.state.Load()
+	i := rotation.Signer(k.now(), state.plan)
+	if i < 0 {
+		return nil, fault.Unavailable("no signing key is valid now; check the clock of identity")
 	}
-	return nil, fault.Unavailable("no signing key is valid now; check the clock of identity")
-}
-
-// within reports whether now is in [from, until); a zero until is no end. A clock that is a little behind the one of the replica
-// that made a key must not stop the service.
-func within(now, from, until time.Time) bool {
-	return !now.Before(from.Add(-authn.MaxLeeway)) && (until.IsZero() || now.Before(until))
+	return state.signers[state.keys[i].KeyID], nil
 }
 
 // openKeys reads the signing keys and the root, and makes them where there are none.
 func (s *Service) openKeys(ctx context.Context) error {
+	s.opening.Lock() // what was read first must not be taken up last
+	defer s.opening.Unlock()
 	var keys []store.SigningKey
-	var state svid.State
+	var roots []store.Authority
+	defer func() { store.Wipe(roots) }()
 	read := func(ctx context.Context, tx *sqldb.Tx) (found bool, err error) {
 		if keys, err = s.store.SigningKeys(ctx, tx); err != nil {
 			return false, err
 		}
-		state, found, err = s.store.Authority(ctx, tx)
-		return found && len(keys) > 0, err
+		store.Wipe(roots)
+		roots, err = s.store.Authorities(ctx, tx)
+		uncounted := slices.ContainsFunc(roots, func(a store.Authority) bool { return !a.Counted })
+		return len(roots) > 0 && len(keys) > 0 && !uncounted, err
 	}
 	var found bool
 	err := s.cfg.DB.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) (err error) {
@@ -130,8 +132,16 @@ func (s *Service) openKeys(ctx context.Context) error {
 			if err != nil || found { // another replica was first
 				return err
 			}
-			if err := s.makeKeys(ctx, tx, len(keys) == 0, len(state.Root) == 0); err != nil {
+			if err := s.makeKeys(ctx, tx, len(keys) == 0, len(roots) == 0); err != nil {
 				return err
+			}
+			for _, a := range roots {
+				// Of before certificates were written down: any may be in use.
+				if end := s.cfg.Now().Add(max(s.cfg.SVIDLife, s.cfg.OperatorLife)); !a.Counted {
+					if err := s.store.CountAuthority(ctx, tx, a.Pin, end); err != nil {
+						return err
+					}
+				}
 			}
 			_, err = read(ctx, tx)
 			return err
@@ -140,28 +150,24 @@ func (s *Service) openKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	authority, err := svid.ParseAuthority(s.td, state)
-	state.Key.Wipe()
+	next, err := newAuthority(s.td, roots)
 	if err != nil {
 		return err
 	}
 	if err := s.keys.set(keys); err != nil {
 		return err
 	}
-	s.authority.Store(authority)
+	if old := s.authority.Load(); old == nil || !slices.Equal(old.roots, next.roots) {
+		s.authority.Store(next)
+		s.turned.now()
+	}
 	return nil
 }
 
 func (s *Service) makeKeys(ctx context.Context, tx *sqldb.Tx, signing, root bool) error {
 	now := s.cfg.Now()
 	if signing {
-		key, err := authn.GenerateKey()
-		if err != nil {
-			return fault.Internal(err, "a signing key could not be made")
-		}
-		if err := s.store.InsertSigningKey(ctx, tx, store.SigningKey{
-			KeyID: authn.Thumbprint(&key.PublicKey), Key: key, Publish: now, SignFrom: now,
-		}); err != nil {
+		if _, err := s.writePlan(ctx, tx, nil, rotation.Scheduled(now, nil, s.policy)); err != nil {
 			return err
 		}
 	}
@@ -172,12 +178,7 @@ func (s *Service) makeKeys(ctx context.Context, tx *sqldb.Tx, signing, root bool
 	if err != nil {
 		return err
 	}
-	state, err := authority.Marshal()
-	if err != nil {
-		return err
-	}
-	defer state.Key.Wipe()
-	return s.store.InsertAuthority(ctx, tx, authority.Pin(), state, now)
+	return s.insertAuthority(ctx, tx, authority, rotation.Active, now)
 }
 
 // firstParty is the client_id of tokens that Redoubt's own clients and services ask for.
@@ -194,8 +195,21 @@ func (s *Service) mint(ctx context.Context, q sqldb.DBTX, c authn.Claims, life t
 	if err != nil {
 		return "", c, err
 	}
+	if c.PrincipalType == authn.User { // whoever mints and whatever for: the home identity stays in tokens
+		h, ok, err := s.store.HomeOf(ctx, q, c.Subject)
+		if err != nil {
+			return "", c, err
+		}
+		c.HomeIssuer, c.HomeSubject, c.HomeClass = "", "", ""
+		if ok && !s.admits(h.Class) {
+			return "", c, fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "this installation takes no consumers any more")
+		}
+		if ok {
+			c.HomeIssuer, c.HomeSubject, c.HomeClass = h.URL, h.Subject, homeClasses[h.Class]
+		}
+	}
 	now := s.cfg.Now().Truncate(time.Second)
-	issued := now
+	issued, life := now, min(life, s.policy.Life) // a key is kept for so long after it has signed
 	if !until.Before(issued) {
 		// Tokens know whole seconds: one of the second in which the subject's were revoked would be dead at birth.
 		issued = until.Truncate(time.Second).Add(time.Second)
@@ -203,7 +217,10 @@ func (s *Service) mint(ctx context.Context, q sqldb.DBTX, c authn.Claims, life t
 			return "", c, fault.Unavailable("identity's clock is behind an earlier change of this account; check it")
 		}
 	}
-	c.Issuer, c.ID, c.IssuedAt = s.cfg.Issuer, resource.NewUID("tok"), issued
+	if c.IssuedAt.IsZero() {
+		c.IssuedAt = issued
+	}
+	c.Issuer, c.ID = s.cfg.Issuer, resource.NewUID("tok")
 	if end := issued.Add(life); c.Expiry.IsZero() || c.Expiry.After(end) {
 		c.Expiry = end
 	}
@@ -214,44 +231,33 @@ func (s *Service) mint(ctx context.Context, q sqldb.DBTX, c authn.Claims, life t
 	if err != nil {
 		return "", c, fault.Internal(err, "the token could not be made")
 	}
-	return token, c, nil
+	return token, c, s.unended(ctx, q, c.Subject, until)
 }
 
-// discovery is what of OpenID Connect Discovery 1.0 and RFC 8414 is true today. There are no authorization requests yet, so no
-// authorization_endpoint and no response type.
-type discovery struct {
-	Issuer                 string   `json:"issuer"`
-	TokenEndpoint          string   `json:"token_endpoint"`
-	JWKSURI                string   `json:"jwks_uri"`
-	ResponseTypes          []string `json:"response_types_supported"`
-	SubjectTypes           []string `json:"subject_types_supported"`
-	IDTokenSigningAlgs     []string `json:"id_token_signing_alg_values_supported"`
-	GrantTypes             []string `json:"grant_types_supported"`
-	TokenEndpointAuth      []string `json:"token_endpoint_auth_methods_supported"`
-	DPoPSigningAlgs        []string `json:"dpop_signing_alg_values_supported"`
-	Claims                 []string `json:"claims_supported"`
-	RequestURIParameter    bool     `json:"request_uri_parameter_supported"`
-	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
+// unended reports whether an account is what it was when a token for it was dated, after the moment until which its tokens are revoked. What
+// ends an account revokes the tokens dated up to then: one that was begun before and is dated later would outlive it.
+func (s *Service) unended(ctx context.Context, q sqldb.DBTX, subject string, until time.Time) error {
+	now, err := s.store.IssuedUntil(ctx, q, subject)
+	if err != nil {
+		return err
+	}
+	if !now.Equal(until) {
+		return fault.Unavailable("the account was changed while a token was made for it; repeat the call")
+	}
+	p, ok, err := s.store.Principal(ctx, q, subject)
+	switch {
+	case err != nil:
+		return err
+	case !ok:
+		return fault.New(codes.Unauthenticated, faultv1.Reason_CREDENTIAL_INVALID, "the account is gone")
+	case p.Disabled:
+		return fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "the account is disabled; ask an administrator to enable it")
+	}
+	return nil
 }
 
-// Paths of the OAuth endpoints below the issuer; the gateway serves them.
-const (
-	pathGrant = "/oauth2/token"
-	pathKeys  = "/oauth2/keys"
-)
-
-// cacheControl is for whoever serves the documents over HTTP. A key is published for far longer than this before it signs.
-const cacheControl = "public, max-age=300"
-
-// GetDiscovery implements TokenService.
-func (s *Service) GetDiscovery(ctx context.Context, _ *identityv1.GetDiscoveryRequest) (*identityv1.Document, error) {
-	return document(ctx, discovery{
-		Issuer: s.cfg.Issuer, TokenEndpoint: s.cfg.Issuer + pathGrant, JWKSURI: s.cfg.Issuer + pathKeys,
-		ResponseTypes: []string{}, SubjectTypes: []string{"public"}, IDTokenSigningAlgs: []string{"ES256"},
-		GrantTypes: []string{grantClientCredentials}, TokenEndpointAuth: []string{"client_secret_basic", "client_secret_post"},
-		DPoPSigningAlgs: []string{"ES256"}, Claims: []string{"iss", "sub", "aud", "exp", "iat", "jti", "client_id"},
-	})
-}
+// longestCache is how long others may keep the documents at most: never longer than a key is published before it signs.
+const longestCache = 5 * time.Minute
 
 // GetKeys implements TokenService.
 func (s *Service) GetKeys(ctx context.Context, _ *identityv1.GetKeysRequest) (*identityv1.Document, error) {
@@ -259,16 +265,16 @@ func (s *Service) GetKeys(ctx context.Context, _ *identityv1.GetKeysRequest) (*i
 	if err != nil {
 		return nil, fault.Internal(err, "the key set could not be rendered")
 	}
-	return document(ctx, json.RawMessage(raw))
+	return s.document(ctx, json.RawMessage(raw))
 }
 
 // document answers with JSON and says in the header how long it may be kept.
-func document(ctx context.Context, v any) (*identityv1.Document, error) {
+func (s *Service) document(ctx context.Context, v any) (*identityv1.Document, error) {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return nil, fault.Internal(err, "the document could not be rendered")
 	}
-	if err := grpc.SetHeader(ctx, metadata.Pairs("cache-control", cacheControl)); err != nil {
+	if err := grpc.SetHeader(ctx, metadata.Pairs("cache-control", "public, max-age="+strconv.Itoa(int(min(s.policy.Ahead, longestCache)/time.Second)))); err != nil {
 		return nil, fault.Internal(err, "the document's header could not be set")
 	}
 	return &identityv1.Document{Json: raw}, nil

@@ -31,6 +31,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
@@ -59,6 +60,8 @@ type lab struct {
 	admin  string // uid
 	keeper *svid.Keeper
 
+	compute *ecdsa.PrivateKey // of an instance of it
+
 	mu    sync.Mutex
 	clock time.Time
 	conns map[string]*grpc.ClientConn
@@ -83,9 +86,15 @@ func newLab(t *testing.T) *lab { return newLabOf(t, func(*Config) {}) }
 
 func newLabOf(t *testing.T, change func(*Config)) *lab {
 	t.Helper()
-	l := &lab{t: t, clock: time.Now().Truncate(time.Second), conns: make(map[string]*grpc.ClientConn)}
+	return newLabAt(t, time.Now(), change)
+}
+
+// newLabAt is a lab whose clock stands at now.
+func newLabAt(t *testing.T, now time.Time, change func(*Config)) *lab {
+	t.Helper()
+	l := &lab{t: t, clock: now.Truncate(time.Second), conns: make(map[string]*grpc.ClientConn)}
 	log := slog.New(slog.DiscardHandler)
-	l.db = sqldbtest.Open(t, Migrations(), audit.Migrations(), envelope.Migrations())
+	l.db = sqldbtest.Open(t, Migrations(), audit.Migrations(), envelope.Migrations(), leader.Migrations())
 	key, err := seal.OpenFile(filepath.Join(t.TempDir(), "seal.key"), true)
 	must(t, err)
 	ring, err := envelope.New(envelope.Config{Source: envelope.SealSource(key, Name), DB: l.db})
@@ -134,7 +143,8 @@ func (l *lab) serve(log *slog.Logger) {
 	rules, err := rule.Load(
 		"redoubt.identity.v1.SignInService", "redoubt.identity.v1.DirectoryService", "redoubt.identity.v1.TokenService",
 		"redoubt.identity.v1.PrincipalService", "redoubt.identity.v1.EnrolmentService", "redoubt.identity.v1.AgentService",
-		"redoubt.identity.v1.OperatorService")
+		"redoubt.identity.v1.OperatorService", "redoubt.identity.v1.ApplicationService", "redoubt.identity.v1.ProviderService", "redoubt.identity.v1.KeyService",
+		"redoubt.identity.v1.FactorService", "redoubt.identity.v1.FederationService")
 	must(t, err)
 	proofs, err := authn.NewProofChecker(authn.ProofConfig{Now: l.now})
 	must(t, err)
@@ -305,4 +315,12 @@ func (l *lab) events() []*audit.Event {
 		l.t.Fatal(err)
 	}
 	return out
+}
+
+// long skips what has many password hashes and little that runs at the same time, where the race detector makes each take seconds (-short).
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: make test and make attack have it")
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -74,20 +75,54 @@ func (s *Service) ListServicePrincipals(ctx context.Context, req *identityv1.Lis
 	return out, nil
 }
 
+// GetServicePrincipal implements DirectoryService.
+func (s *Service) GetServicePrincipal(ctx context.Context, req *identityv1.GetServicePrincipalRequest) (*identityv1.ServicePrincipal, error) {
+	p, err := s.find(ctx, s.cfg.DB.Reader(), req.GetName(), resource.KindServicePrincipal)
+	if err != nil {
+		return nil, err
+	}
+	return servicePrincipal(p), nil
+}
+
+// SetServicePrincipalDisabled implements DirectoryService.
+func (s *Service) SetServicePrincipalDisabled(ctx context.Context, req *identityv1.SetServicePrincipalDisabledRequest) (*identityv1.ServicePrincipal, error) {
+	call := rpc.From(ctx)
+	now := s.cfg.Now()
+	var p store.Principal
+	err := s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) (err error) {
+		if p, err = s.find(ctx, tx, req.GetName(), resource.KindServicePrincipal); err != nil {
+			return err
+		}
+		if p.Disabled != req.GetDisabled() {
+			if err := s.store.SetDisabled(ctx, tx, p.UID, req.GetDisabled()); err != nil {
+				return err
+			}
+			p.Disabled = req.GetDisabled()
+		}
+		if p.Disabled {
+			if err := s.store.Change(ctx, tx, now, []*identityv1.Revocation{subjectUntil(p.UID, now)}, nil); err != nil {
+				return err
+			}
+		}
+		return call.Audit(ctx, tx, "name", p.Name(), "uid", p.UID, "disabled", strconv.FormatBool(p.Disabled))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return servicePrincipal(p), nil
+}
+
 // AddServicePrincipalSecret implements DirectoryService.
 func (s *Service) AddServicePrincipalSecret(ctx context.Context, req *identityv1.AddServicePrincipalSecretRequest) (*identityv1.ServicePrincipalSecret, error) {
 	call := rpc.From(ctx)
 	now := s.cfg.Now()
-	expire := now.Add(clientSecretLife)
-	if t := req.GetExpireTime(); t != nil {
-		if !t.IsValid() || !t.AsTime().After(now) || t.AsTime().After(now.Add(maxSecretLife)) {
-			return nil, fault.InvalidArgument("a secret ends in the future, at most two years ahead").Field("expire_time", "out of bounds")
-		}
-		expire = t.AsTime()
+	expire, err := credentialEnd(req.GetExpireTime(), now)
+	if err != nil {
+		return nil, err
 	}
 	secret := newSecret(clientSecretPrefix)
 	c := store.ClientSecret{ID: resource.NewUID("sec"), ExpireTime: expire}
-	err := s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+	err = s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		p, err := s.find(ctx, tx, req.GetName(), resource.KindServicePrincipal)
 		if err != nil {
 			return err
@@ -97,7 +132,7 @@ func (s *Service) AddServicePrincipalSecret(ctx context.Context, req *identityv1
 			return err
 		}
 		if n >= maxClientSecrets {
-			return fault.FailedPrecondition("a service principal has at most %d secrets; let some run out", maxClientSecrets)
+			return fault.FailedPrecondition("a service principal has at most %d secrets; delete one first", maxClientSecrets)
 		}
 		c.UID = p.UID
 		if err := s.store.InsertClientSecret(ctx, tx, c, secret, now); err != nil {

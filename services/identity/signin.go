@@ -20,34 +20,73 @@ import (
 	"github.com/redoubt-ml/redoubt/services/identity/internal/store"
 )
 
-// SignIn implements SignInService. No factor is asked for besides the password yet, so the outcome is a session.
+// SignIn implements SignInService.
 func (s *Service) SignIn(ctx context.Context, req *identityv1.SignInRequest) (*identityv1.SignInResponse, error) {
+	var session *identityv1.Session
+	asked, err := s.signIn(ctx, req, forSession, s.session(&session))
+	return signInResponse(session, asked.Challenge, err)
+}
+
+func signInResponse(session *identityv1.Session, challenge *identityv1.Challenge, err error) (*identityv1.SignInResponse, error) {
+	switch {
+	case err != nil:
+		return nil, err
+	case challenge != nil:
+		return &identityv1.SignInResponse{Outcome: &identityv1.SignInResponse_Challenge{Challenge: challenge}}, nil
+	}
+	return &identityv1.SignInResponse{Outcome: &identityv1.SignInResponse_Session{Session: session}}, nil
+}
+
+// session gives the finish of a sign-in over gRPC: a session of Redoubt's own clients, in *to.
+func (s *Service) session(to **identityv1.Session) login.Finish {
+	return func(ctx context.Context, tx *sqldb.Tx, p login.Proven) error {
+		sid := resource.NewUID("ses")
+		token, claims, err := s.mint(ctx, tx, authn.Claims{
+			Audience: []string{s.cfg.Issuer}, Subject: p.UID, PrincipalType: authn.User, ClientID: firstParty,
+			SessionID: sid, AuthTime: p.At, AMR: p.AMR, ACR: p.ACR,
+		}, s.cfg.TokenLife)
+		if err != nil {
+			return err
+		}
+		if err := s.store.InsertSession(ctx, tx, sid, p.UID, store.Auth{Time: p.At, ACR: p.ACR, AMR: p.AMR}, p.At, claims.Expiry); err != nil {
+			return err
+		}
+		*to = &identityv1.Session{
+			AccessToken: token, TokenType: "Bearer", ExpireTime: timestamppb.New(claims.Expiry), Principal: p.Name, Uid: p.UID,
+		}
+		return rpc.From(ctx).Audit(ctx, tx, "session", sid)
+	}
+}
+
+// signIn checks a name and a password, whoever asks: a client over gRPC or the pages of the provider. What the sign-in gives is made by
+// finish, in the transaction that looks once more whether it still may be given. Where one more factor is needed nothing is given, and the
+// challenge says which would do; continueSignIn with the same purpose answers it.
+func (s *Service) signIn(ctx context.Context, req *identityv1.SignInRequest, purpose string, finish login.Finish) (asked login.Asked, err error) {
 	call := rpc.From(ctx)
 	account := login.Canonical(req.GetUser())
 	if wait, ok := s.guard.Try(s.cfg.Now(), account, call.Address); !ok {
-		return nil, fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many failed sign-ins; wait %v and try again", wait.Round(time.Second)).Retry(wait)
+		return login.Asked{}, fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many failed sign-ins; wait %v and try again", wait.Round(time.Second)).Retry(wait)
 	}
 	pw := redact.FromString(req.GetPassword())
 	defer pw.Wipe()
 	user, checked, again, err := s.checkPassword(ctx, account, pw)
 	if err != nil {
-		return nil, err
+		return login.Asked{}, err
 	}
 	call.Identify(user.UID, authn.User)
 	if user.Disabled {
 		// Only who knows the password learns this. It is no success: the account stays guarded.
-		return nil, fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "the account is disabled; ask an administrator to enable it")
+		return login.Asked{}, fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "the account is disabled; ask an administrator to enable it")
 	}
 	s.guard.Succeeded(account, call.Address)
 
 	var stronger string
 	if again { // the cost of hashes was raised, and the password is at hand
 		if stronger, err = s.hasher.Hash(ctx, pw); err != nil {
-			return nil, err
+			return login.Asked{}, err
 		}
 	}
 	now := s.cfg.Now()
-	var session *identityv1.Session
 	err = s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		// Between the check and here he may have been disabled.
 		if user, ok, err := s.store.Principal(ctx, tx, user.UID); err != nil || !ok || user.Disabled {
@@ -57,31 +96,23 @@ func (s *Service) SignIn(ctx context.Context, req *identityv1.SignInRequest) (*i
 		if stored, _, err := s.store.Password(ctx, tx, user.UID); err != nil || stored != checked {
 			return orElse(err, fault.Aborted("the password was changed meanwhile; sign in again"))
 		}
+		bound := checked
 		if stronger != "" {
 			if err := s.store.SetPassword(ctx, tx, user.UID, stronger, now); err != nil {
 				return err
 			}
+			bound = stronger
 		}
-		sid := resource.NewUID("ses")
-		token, claims, err := s.mint(ctx, tx, authn.Claims{
-			Audience: []string{s.cfg.Issuer}, Subject: user.UID, PrincipalType: authn.User, ClientID: firstParty,
-			SessionID: sid, AuthTime: now, AMR: []string{"pwd"},
-		}, s.cfg.TokenLife)
-		if err != nil {
+		var more bool
+		if asked, more, err = s.challenge(ctx, tx, user, store.SignIn{Checked: fingerprint(bound), For: purpose}, now); err != nil || more {
 			return err
 		}
-		if err := s.store.InsertSession(ctx, tx, sid, user.UID, now, claims.Expiry); err != nil {
-			return err
-		}
-		session = &identityv1.Session{
-			AccessToken: token, TokenType: "Bearer", ExpireTime: timestamppb.New(claims.Expiry), Principal: user.Name(), Uid: user.UID,
-		}
-		return call.Audit(ctx, tx, "session", sid)
+		return finish(ctx, tx, login.Proven{UID: user.UID, Name: user.Name(), At: now, AMR: []string{authn.ByPassword}, ACR: authn.ACRPassword})
 	})
 	if err != nil {
-		return nil, err
+		return login.Asked{}, err
 	}
-	return &identityv1.SignInResponse{Outcome: &identityv1.SignInResponse_Session{Session: session}}, nil
+	return asked, nil
 }
 
 func orElse(err, otherwise error) error {
@@ -128,17 +159,13 @@ func (s *Service) checkPassword(ctx context.Context, account string, pw redact.S
 	return user, stored, again, nil
 }
 
-// ContinueSignIn implements SignInService. SignIn asks for no factor yet, so there is no state that could be continued.
-func (s *Service) ContinueSignIn(context.Context, *identityv1.ContinueSignInRequest) (*identityv1.SignInResponse, error) {
-	return nil, fault.New(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED, "this sign-in is not known or is over; start again")
-}
-
 // SignOut implements SignInService.
 func (s *Service) SignOut(ctx context.Context, _ *identityv1.SignOutRequest) (*emptypb.Empty, error) {
 	call := rpc.From(ctx)
 	now := s.cfg.Now()
 	revoked := &identityv1.Revocation{Jti: call.Claims.ID, ExpireTime: timestamppb.New(now.Add(revokedFor))}
-	if sid := call.Claims.SessionID; sid != "" {
+	// A program's session is the credential that it came with: that one is not over because a token of it is.
+	if sid := call.Claims.SessionID; sid != "" && call.Claims.PrincipalType == authn.User {
 		revoked.Jti, revoked.Sid = "", sid
 	}
 	err := s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
@@ -170,7 +197,7 @@ func (s *Service) WhoAmI(ctx context.Context, _ *identityv1.WhoAmIRequest) (*ide
 	}
 	return &identityv1.WhoAmIResponse{
 		Principal: p.Name(), Uid: p.UID, Type: p.Kind, DisplayName: p.DisplayName, TokenExpireTime: timestamppb.New(c.Expiry),
-		RunUid: c.Run, WorkspaceUid: c.Workspace, Actions: c.Actions, Actors: actors(c),
+		RunUid: c.Run, WorkspaceUid: c.Workspace, Actions: c.Actions, Actors: actors(c), Home: homeOf(p.Home),
 	}, nil
 }
 

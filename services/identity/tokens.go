@@ -76,7 +76,7 @@ func (s *Service) IssueToken(ctx context.Context, req *identityv1.IssueTokenRequ
 		return nil, fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "the account is disabled; ask an administrator to enable it").With(oauthError, "invalid_client")
 	}
 	token, claims, err := s.mint(ctx, q, authn.Claims{
-		Audience: []string{s.cfg.Issuer}, Subject: p.UID, PrincipalType: authn.ServicePrincipal, ClientID: p.UID,
+		Audience: []string{s.cfg.Issuer}, Subject: p.UID, PrincipalType: authn.ServicePrincipal, ClientID: p.UID, SessionID: c.ID,
 	}, s.cfg.TokenLife)
 	if err != nil {
 		return nil, err
@@ -103,8 +103,11 @@ func (s *Service) RevokeToken(ctx context.Context, req *identityv1.RevokeTokenRe
 	v, err := s.verifier.Verify(ctx, req.GetToken(), audienceOf(req.GetToken()))
 	switch fault.ReasonOf(err) {
 	case faultv1.Reason_REASON_UNSPECIFIED:
-	case faultv1.Reason_TOKEN_EXPIRED, faultv1.Reason_TOKEN_REVOKED:
+	case faultv1.Reason_TOKEN_EXPIRED:
 		return &emptypb.Empty{}, nil
+	case faultv1.Reason_TOKEN_REVOKED:
+		// It may be pending still: who repeats it waits too.
+		return &emptypb.Empty{}, s.feed.everywhere(ctx)
 	case faultv1.Reason_AUTHZ_STATE_STALE, faultv1.Reason_SERVICE_UNAVAILABLE:
 		return nil, err
 	default:

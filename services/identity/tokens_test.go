@@ -2,12 +2,14 @@ package identity
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +23,8 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/provider"
 )
 
 func codeOf(err error) codes.Code { return fault.Code(fault.FromStatus(err)) }
@@ -64,7 +68,7 @@ func publicly(t *testing.T, l **lab) *httptest.Server {
 	mux.HandleFunc("GET "+pathKeys, document(func(ctx context.Context) (*identityv1.Document, error) {
 		return (*l).tokens().GetKeys(ctx, &identityv1.GetKeysRequest{})
 	}))
-	mux.HandleFunc("POST "+pathGrant, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("POST "+provider.PathToken, func(w http.ResponseWriter, r *http.Request) {
 		id, secret, basic := r.BasicAuth()
 		if !basic {
 			id, secret = r.PostFormValue("client_id"), r.PostFormValue("client_secret")
@@ -128,23 +132,35 @@ func TestDiscoverySaysWhatIsTrue(t *testing.T) {
 	must(t, json.Unmarshal(doc.GetJson(), &d))
 	for name, value := range map[string]string{
 		"issuer": issuer, "token_endpoint": issuer + "/oauth2/token", "jwks_uri": issuer + "/oauth2/keys",
-		"id_token_signing_alg_values_supported": "[ES256]", "grant_types_supported": "[client_credentials]", "subject_types_supported": "[public]",
-		"response_types_supported": "[]", "token_endpoint_auth_methods_supported": "[client_secret_basic client_secret_post]",
+		"id_token_signing_alg_values_supported": "[ES256]", "subject_types_supported": "[public]", "response_types_supported": "[code]", "response_modes_supported": "[query]",
+		"grant_types_supported":                 "[authorization_code refresh_token client_credentials urn:ietf:params:oauth:grant-type:device_code]",
+		"token_endpoint_auth_methods_supported": "[none client_secret_basic client_secret_post private_key_jwt]", "code_challenge_methods_supported": "[S256]",
+		"authorization_response_iss_parameter_supported": "true", "dpop_signing_alg_values_supported": "[ES256]", "request_uri_parameter_supported": "false",
+		"tls_client_certificate_bound_access_tokens": "false",
 	} {
 		if fmt.Sprint(d[name]) != value {
 			t.Errorf("%s is %v", name, d[name])
 		}
 	}
-	for name := range d {
-		if strings.HasSuffix(name, "_endpoint") && name != "token_endpoint" {
+	routes := map[string]string{
+		"authorization_endpoint": provider.PathAuthorize, "token_endpoint": provider.PathToken, "userinfo_endpoint": provider.PathUserInfo,
+		"end_session_endpoint": provider.PathEnd, "introspection_endpoint": provider.PathIntro, "revocation_endpoint": provider.PathRevoke,
+		"device_authorization_endpoint": provider.PathDeviceReq,
+	}
+	for name, value := range d {
+		if strings.HasSuffix(name, "_endpoint") && value != issuer+routes[name] {
 			t.Errorf("there is no %s", name)
 		}
+		delete(routes, name)
+	}
+	if len(routes) > 0 {
+		t.Errorf("not told: %v", routes)
 	}
 	keys, err := l.tokens().GetKeys(t.Context(), &identityv1.GetKeysRequest{}, grpc.Header(&header))
 	must(t, err)
 	set, err := authn.ParseJWKS(keys.GetJson())
 	must(t, err)
-	if len(set) != 1 || set[l.s.keys.signerID(t)] == nil || strings.Contains(string(keys.GetJson()), `"d"`) {
+	if len(set) != 2 || set[l.s.keys.signerID(t)] == nil || strings.Contains(string(keys.GetJson()), `"d"`) {
 		t.Errorf("keys: %s", keys.GetJson())
 	}
 	if got := header.Get("cache-control"); !slices.Equal(got, []string{"public, max-age=300"}) {
@@ -162,7 +178,7 @@ func TestIssueToken(t *testing.T) { // A1
 		t.Errorf("token: %v until %v", res.GetTokenType(), res.GetExpireTime())
 	}
 	c := l.claims(res.GetAccessToken(), issuer)
-	if c.Subject != id || c.ClientID != id || c.PrincipalType != authn.ServicePrincipal || c.SessionID != "" {
+	if c.Subject != id || c.ClientID != id || c.PrincipalType != authn.ServicePrincipal || !strings.HasPrefix(c.SessionID, "sec_") {
 		t.Errorf("claims: %+v", c)
 	}
 	if who, err := l.whoAmI(res.GetAccessToken()); err != nil || who.GetPrincipal() != "servicePrincipals/robot" {
@@ -393,5 +409,55 @@ func TestActAs(t *testing.T) {
 	}
 	if recorded != 1 {
 		t.Errorf("%d records of one token", recorded)
+	}
+}
+
+// interposed does something after the first query that passes through it.
+type interposed struct {
+	sqldb.DBTX
+	once sync.Once
+	do   func()
+}
+
+func (b *interposed) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	row := b.DBTX.QueryRowContext(ctx, query, args...)
+	b.once.Do(b.do)
+	return row
+}
+
+// A2, A3: an account that ends while a token is made for it has none that outlives its end, whenever it happens.
+func TestNoTokenOutlivesItsAccountsEnd(t *testing.T) {
+	for name, end := range map[string]func(ctx context.Context, d identityv1.DirectoryServiceClient, sp *identityv1.ServicePrincipal) error{
+		"disabled": func(ctx context.Context, d identityv1.DirectoryServiceClient, sp *identityv1.ServicePrincipal) error {
+			_, err := d.SetServicePrincipalDisabled(ctx, &identityv1.SetServicePrincipalDisabledRequest{Name: sp.GetName(), Disabled: true})
+			return err
+		},
+		"deleted": func(ctx context.Context, d identityv1.DirectoryServiceClient, sp *identityv1.ServicePrincipal) error {
+			_, err := d.DeleteServicePrincipal(ctx, &identityv1.DeleteServicePrincipalRequest{Name: sp.GetName()})
+			return err
+		},
+	} {
+		for _, when := range []string{"after it was looked up", "after its token was dated"} {
+			t.Run(name+" "+when, func(t *testing.T) {
+				l := newLab(t)
+				ctx, d := l.asAdmin()
+				sp, err := d.CreateServicePrincipal(ctx, &identityv1.CreateServicePrincipalRequest{ServicePrincipalId: "robot"})
+				must(t, err)
+				ends := func() {
+					must(t, end(ctx, d, sp))
+					l.advance(2 * time.Second) // what is dated now is later than what was revoked
+				}
+				q := l.db.Reader()
+				if when == "after its token was dated" {
+					q = &interposed{DBTX: q, do: ends}
+				} else {
+					ends()
+				}
+				c := authn.Claims{Audience: []string{issuer}, Subject: sp.GetUid(), PrincipalType: authn.ServicePrincipal, ClientID: sp.GetUid()}
+				if _, got, err := l.s.mint(t.Context(), q, c, time.Hour); err == nil {
+					t.Errorf("a token was made, dated %v", got.IssuedAt)
+				}
+			})
+		}
 	}
 }

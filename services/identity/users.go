@@ -21,7 +21,7 @@ import (
 )
 
 // minPassword is the least number of characters of a new password.
-const minPassword = 8
+const minPassword = 12
 
 // newPassword checks a password that is to be set and hashes it.
 func (s *Service) newPassword(ctx context.Context, userID string, pw redact.Secret) (phc string, err error) {
@@ -30,6 +30,9 @@ func (s *Service) newPassword(ctx context.Context, userID string, pw redact.Secr
 		return "", fault.InvalidArgument("a password has at least %d characters", minPassword).Field("password", "too short")
 	case login.Canonical(pw.RevealString()) == userID:
 		return "", fault.InvalidArgument("the password must not be the user's name").Field("password", "the user's name")
+	case login.Common(pw.RevealString(), userID):
+		return "", fault.InvalidArgument("the password is one of those that are tried first: common words, rows of keys, repetitions or the user's name, with digits or signs around; take some words that do not belong together").
+			Field("password", "too common")
 	}
 	return s.hasher.Hash(ctx, pw)
 }
@@ -42,20 +45,25 @@ func (s *Service) CreateUser(ctx context.Context, req *identityv1.CreateUserRequ
 	}
 	pw := redact.FromString(req.GetPassword())
 	defer pw.Wipe()
-	phc, err := s.newPassword(ctx, req.GetUserId(), pw)
-	if err != nil {
-		return nil, err
+	var phc string
+	if !pw.Empty() {
+		var err error
+		if phc, err = s.newPassword(ctx, req.GetUserId(), pw); err != nil {
+			return nil, err
+		}
 	}
 	now := s.cfg.Now()
 	p := store.Principal{
 		UID: resource.NewUID("usr"), Kind: store.User, ID: req.GetUserId(), DisplayName: req.GetDisplayName(), Version: 1, CreateTime: now,
 	}
-	err = s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+	err := s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		if err := s.store.InsertPrincipal(ctx, tx, p); err != nil {
 			return err
 		}
-		if err := s.store.SetPassword(ctx, tx, p.UID, phc, now); err != nil {
-			return err
+		if phc != "" { // without one he is invited: nobody signs in as him before
+			if err := s.store.SetPassword(ctx, tx, p.UID, phc, now); err != nil {
+				return err
+			}
 		}
 		return call.Audit(ctx, tx, "name", p.Name(), "uid", p.UID)
 	})
@@ -68,7 +76,7 @@ func (s *Service) CreateUser(ctx context.Context, req *identityv1.CreateUserRequ
 func user(p store.Principal) *identityv1.User {
 	return &identityv1.User{
 		Name: p.Name(), Uid: p.UID, DisplayName: p.DisplayName, Disabled: p.Disabled, CreateTime: timestamppb.New(p.CreateTime),
-		Etag: `"` + strconv.FormatInt(p.Version, 10) + `"`,
+		Etag: etag(p.Version), Home: homeOf(p.Home),
 	}
 }
 
@@ -164,7 +172,7 @@ func (s *Service) SetUserDisabled(ctx context.Context, req *identityv1.SetUserDi
 			return fault.FailedPrecondition("you cannot disable your own account; another administrator can")
 		}
 		if p.Disabled != req.GetDisabled() {
-			if err := s.store.SetDisabled(ctx, tx, p.UID, req.GetDisabled()); err != nil {
+			if err := s.administered(ctx, tx, func() error { return s.store.SetDisabled(ctx, tx, p.UID, req.GetDisabled()) }); err != nil {
 				return err
 			}
 			p.Disabled = req.GetDisabled()
@@ -172,6 +180,9 @@ func (s *Service) SetUserDisabled(ctx context.Context, req *identityv1.SetUserDi
 		}
 		if p.Disabled {
 			if _, err := s.store.EndSessions(ctx, tx, p.UID, now); err != nil {
+				return err
+			}
+			if err := s.store.DropSignIns(ctx, tx, p.UID); err != nil {
 				return err
 			}
 			if err := s.store.Change(ctx, tx, now, []*identityv1.Revocation{subjectUntil(p.UID, now)}, nil); err != nil {
@@ -198,6 +209,9 @@ func (s *Service) SetUserPassword(ctx context.Context, req *identityv1.SetUserPa
 	if err != nil {
 		return nil, err
 	}
+	if err := signsInElsewhere(p); err != nil {
+		return nil, err
+	}
 	pw := redact.FromString(req.GetNewPassword())
 	defer pw.Wipe()
 	phc, err := s.newPassword(ctx, p.ID, pw)
@@ -206,21 +220,36 @@ func (s *Service) SetUserPassword(ctx context.Context, req *identityv1.SetUserPa
 	}
 	now := s.cfg.Now()
 	err = s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		if err := s.store.SetPassword(ctx, tx, p.UID, phc, now); err != nil {
-			return err
-		}
-		sids, err := s.store.EndSessions(ctx, tx, p.UID, now)
+		ended, err := s.setPassword(ctx, tx, p.UID, phc, now)
 		if err != nil {
 			return err
 		}
-		var revoked []*identityv1.Revocation
-		for _, sid := range sids {
-			revoked = append(revoked, &identityv1.Revocation{Sid: sid, ExpireTime: timestamppb.New(now.Add(revokedFor))})
-		}
-		if err := s.store.Change(ctx, tx, now, revoked, nil); err != nil {
+		return call.Audit(ctx, tx, "name", p.Name(), "uid", p.UID, "sessions_ended", strconv.Itoa(ended))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// DeleteUser implements DirectoryService. What he made stays, under a uid that nobody gets again.
+func (s *Service) DeleteUser(ctx context.Context, req *identityv1.DeleteUserRequest) (*emptypb.Empty, error) {
+	call := rpc.From(ctx)
+	err := s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		p, err := s.find(ctx, tx, req.GetName(), resource.KindUser)
+		if err != nil {
 			return err
 		}
-		return call.Audit(ctx, tx, "name", p.Name(), "uid", p.UID, "sessions_ended", strconv.Itoa(len(sids)))
+		if p.UID == call.Principal {
+			return fault.FailedPrecondition("you cannot delete your own account; another administrator can")
+		}
+		if err := s.store.DropJoinsFor(ctx, tx, store.JoinPassword, p.UID); err != nil {
+			return err
+		}
+		if err := s.administered(ctx, tx, func() error { return s.remove(ctx, tx, p.UID) }); err != nil {
+			return err
+		}
+		return call.Audit(ctx, tx, "name", p.Name(), "uid", p.UID)
 	})
 	if err != nil {
 		return nil, err

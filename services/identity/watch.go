@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,9 +11,13 @@ import (
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/fence"
+	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/store"
 )
 
 // slowSubscriber is how long one message may take to leave. Who is slower than this is cut, and starts over with the full state: a
@@ -35,11 +40,17 @@ type feed struct {
 	closed chan struct{}
 	once   sync.Once
 
-	slow time.Duration // slowSubscriber
+	slow     time.Duration    // slowSubscriber
+	progress *leader.Progress // how far the instances are, where there is no fence
+	owner    *fence.Owner     // nil where there is no fence
 }
 
 func newFeed(s *Service) *feed {
-	return &feed{s: s, woken: make(chan struct{}), closed: make(chan struct{}), slow: slowSubscriber}
+	f := &feed{s: s, woken: make(chan struct{}), closed: make(chan struct{}), slow: slowSubscriber, progress: s.cfg.Leader.Progress("security")}
+	if s.cfg.Fence != nil {
+		f.owner = fence.NewOwner(s.cfg.Fence, authz.Identity)
+	}
+	return f
 }
 
 func (f *feed) close() { f.once.Do(func() { close(f.closed) }) }
@@ -97,9 +108,64 @@ func (f *feed) apply(ctx context.Context) error {
 			started = true // once over, from the full state
 			continue
 		}
+		// Before it says how far it is: the keys are part of what it honours.
+		if slices.ContainsFunc(batch, func(m *identityv1.WatchSecurityResponse) bool { return m.GetKeysChanged() || m.GetReset_() }) {
+			if err := f.s.openKeys(ctx); err != nil {
+				f.primed = false // once more, from the full state
+				return err
+			}
+		}
+		f.progress.Reached(f.seq)
 		if fresh {
 			return nil
 		}
+	}
+}
+
+// heardWithin is how long a change waits for the other instances.
+const heardWithin = 2 * time.Second
+
+// at is the number up to which this instance has applied.
+func (f *feed) at() uint64 {
+	f.applying.Lock()
+	defer f.applying.Unlock()
+	return f.seq
+}
+
+// everywhere waits until what this instance honours is in force everywhere; the error is CHANGE_PENDING. Without a fence it waits for the
+// other instances for heardWithin and promises nothing.
+func (f *feed) everywhere(ctx context.Context) error {
+	seq := f.at()
+	if f.owner != nil {
+		return f.owner.Everywhere(ctx, seq)
+	}
+	short, cancel := context.WithTimeout(ctx, heardWithin)
+	defer cancel()
+	if err := f.progress.Await(short, seq); err != nil {
+		f.s.cfg.Logger.WarnContext(ctx, "a change of the security state stands, and not every instance is known to honour it yet", "error", err)
+	}
+	return nil
+}
+
+// settle brings the fence's log and the database together at the start.
+func (f *feed) settle(ctx context.Context) {
+	if f.owner == nil {
+		return
+	}
+	err := f.owner.Settle(ctx, f.at, func(ctx context.Context, to uint64) error {
+		f.s.cfg.Logger.WarnContext(ctx, "the database is older than what the installation knows: its changes are counted on from there", "number", to)
+		return f.s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+			if _, err := tx.ExecContext(ctx, "UPDATE installation SET security_seq = $1 WHERE id = 1 AND security_seq < $1", int64(to)); err != nil {
+				return err
+			}
+			if _, err := tx.ExecContext(ctx, "DELETE FROM security_changes"); err != nil {
+				return err
+			}
+			return tx.Signal(ctx, store.Changed)
+		})
+	})
+	if err != nil && ctx.Err() == nil {
+		f.s.cfg.Logger.ErrorContext(ctx, "the fence does not know how far the security state is", "error", err)
 	}
 }
 

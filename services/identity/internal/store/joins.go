@@ -17,9 +17,11 @@ const (
 	JoinService = "service"
 	JoinAgent   = "agent"
 	JoinBrowser = "browser"
+	// JoinPassword lets a user set his password; Submitter is the user.
+	JoinPassword = "password"
 )
 
-// Join is what a join token lets in: an instance of a service, the agent of a run, or a browser into a session.
+// Join is what a join token lets in: an instance of a service, the agent of a run, a browser into a session, or a user to his password.
 type Join struct {
 	Kind string
 	// Of a service. Of a browser, Instance is the session.
@@ -78,6 +80,18 @@ func (s *Store) UseJoin(ctx context.Context, tx *sqldb.Tx, kind string, secret r
 		}
 	}
 	return j, true, nil
+}
+
+// JoinOf finds whom a code that was not used is for.
+func (s *Store) JoinOf(ctx context.Context, q sqldb.DBTX, kind string, secret redact.Secret, now time.Time) (submitter string, ok bool, err error) {
+	submitter, err = db.New(q).GetJoinSubmitter(ctx, db.GetJoinSubmitterParams{Digest: digest(secret), Kind: kind, ExpireTime: micros(now)})
+	ok, err = found(err)
+	return submitter, ok, err
+}
+
+// DropJoinsFor makes the codes of a kind that a principal has useless.
+func (s *Store) DropJoinsFor(ctx context.Context, tx *sqldb.Tx, kind, submitter string) error {
+	return db.New(tx).DeleteJoinsOfSubmitter(ctx, db.DeleteJoinsOfSubmitterParams{Submitter: submitter, Kind: kind})
 }
 
 // DropJoin makes a join token useless for its own key too.

@@ -11,7 +11,6 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
-	"github.com/redoubt-ml/redoubt/pkg/svid"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/store/db"
 )
 
@@ -49,6 +48,26 @@ func (s *Store) InsertSigningKey(ctx context.Context, tx *sqldb.Tx, k SigningKey
 	})
 }
 
+// PlanSigningKey changes when a key signs, from and until, and when it is removed.
+func (s *Store) PlanSigningKey(ctx context.Context, tx *sqldb.Tx, k SigningKey) error {
+	n, err := db.New(tx).PlanSigningKey(ctx, db.PlanSigningKeyParams{
+		Kid: k.KeyID, SignFrom: micros(k.SignFrom), SignUntil: micros(k.SignUntil), RemoveTime: micros(k.Remove),
+	})
+	if err == nil && n != 1 {
+		return fault.Internal(nil, "a signing key that was read in this transaction is gone")
+	}
+	return err
+}
+
+// DeleteSigningKey removes a key for good.
+func (s *Store) DeleteSigningKey(ctx context.Context, tx *sqldb.Tx, kid string) error {
+	n, err := db.New(tx).DeleteSigningKey(ctx, kid)
+	if err == nil && n != 1 {
+		return fault.Internal(nil, "a signing key that was read in this transaction is gone")
+	}
+	return err
+}
+
 // SigningKeys gives all of them, those that sign first before those that sign later.
 func (s *Store) SigningKeys(ctx context.Context, q sqldb.DBTX) ([]SigningKey, error) {
 	rows, err := db.New(q).ListSigningKeys(ctx)
@@ -72,36 +91,4 @@ func (s *Store) SigningKeys(ctx context.Context, q sqldb.DBTX) ([]SigningKey, er
 		}
 	}
 	return out, nil
-}
-
-// InsertAuthority stores the root that signs.
-func (s *Store) InsertAuthority(ctx context.Context, tx *sqldb.Tx, pin string, state svid.State, now time.Time) error {
-	sealed, err := s.box.Seal(ctx, kindAuthority, pin, state.Key.Reveal())
-	if err != nil {
-		return err
-	}
-	return db.New(tx).InsertAuthority(ctx, db.InsertAuthorityParams{Pin: pin, Root: state.Root, PrivateKey: sealed, Signs: 1, CreateTime: micros(now)})
-}
-
-// Authority gives the root that signs, with those that are trusted besides; ok is false if there is none yet.
-func (s *Store) Authority(ctx context.Context, q sqldb.DBTX) (state svid.State, ok bool, err error) {
-	rows, err := db.New(q).ListAuthorities(ctx)
-	if err != nil {
-		return svid.State{}, false, sqldb.Fault(err)
-	}
-	for _, row := range rows {
-		if row.Signs == 0 {
-			state.Trusted = append(state.Trusted, row.Root)
-			continue
-		}
-		if ok {
-			return svid.State{}, false, damaged("authority", nil)
-		}
-		key, err := s.box.Open(ctx, kindAuthority, row.Pin, row.PrivateKey)
-		if err != nil {
-			return svid.State{}, false, damaged("authority", err)
-		}
-		state.Root, state.Key, ok = row.Root, redact.New(key), true
-	}
-	return state, ok, nil
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"time"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
@@ -33,6 +34,8 @@ type Principal struct {
 	Disabled   bool
 	Version    int64
 	CreateTime time.Time
+	// Home of a user who signs in elsewhere, else nil.
+	Home *Home
 }
 
 // Name is the resource name.
@@ -55,6 +58,15 @@ func (p Principal) Name() string {
 type record struct {
 	ID          string `json:"id"`
 	DisplayName string `json:"display_name"`
+	Home        *Home  `json:"home,omitempty"`
+}
+
+func (s *Store) sealPrincipal(ctx context.Context, p Principal) ([]byte, error) {
+	plain, err := json.Marshal(record{ID: p.ID, DisplayName: p.DisplayName, Home: p.Home})
+	if err != nil {
+		return nil, fault.Internal(err, "a principal could not be encoded")
+	}
+	return s.box.Seal(ctx, kindPrincipal, p.UID, plain)
 }
 
 // InsertPrincipal stores a new principal. An id that is taken, or that a reader would take for one that is, is ALREADY_EXISTS.
@@ -81,11 +93,7 @@ func (s *Store) InsertPrincipal(ctx context.Context, tx *sqldb.Tx, p Principal) 
 	if n > 0 {
 		return fault.AlreadyExists("%s exists, or looks like one that does; choose another id", p.Name())
 	}
-	plain, err := json.Marshal(record{ID: p.ID, DisplayName: p.DisplayName})
-	if err != nil {
-		return fault.Internal(err, "a principal could not be encoded")
-	}
-	sealed, err := s.box.Seal(ctx, kindPrincipal, p.UID, plain)
+	sealed, err := s.sealPrincipal(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -140,6 +148,7 @@ func (s *Store) open(ctx context.Context, row db.Principal) (Principal, error) {
 	return Principal{
 		UID: row.UID, Kind: identityv1.PrincipalType(row.Kind), ID: r.ID, DisplayName: r.DisplayName, Workspace: row.WorkspaceUID,
 		Disabled: row.Disabled != 0, Version: row.Version, CreateTime: fromMicros(row.CreateTime),
+		Home: r.Home,
 	}, nil
 }
 
@@ -225,8 +234,8 @@ func (s *Store) SetFirstAdmin(ctx context.Context, tx *sqldb.Tx, uid string) err
 
 // ClientSecret is a credential of a service principal, without the secret.
 type ClientSecret struct {
-	ID, UID    string
-	ExpireTime time.Time
+	ID, UID                string
+	CreateTime, ExpireTime time.Time // CreateTime is zero where it was found by its digest
 }
 
 // InsertClientSecret stores the digest of a secret.
@@ -251,15 +260,27 @@ func (s *Store) FindClientSecret(ctx context.Context, q sqldb.DBTX, secret redac
 	return ClientSecret{ID: row.SecretID, UID: row.UID, ExpireTime: fromMicros(row.ExpireTime)}, true, nil
 }
 
+// Auth is how the user of a session proved himself, and when last: what its tokens say as auth_time, acr and amr.
+type Auth struct {
+	Time time.Time
+	ACR  string
+	AMR  []string
+}
+
+func (a Auth) amr() string { return strings.Join(a.AMR, " ") }
+
 // InsertSession stores a sign-in.
-func (s *Store) InsertSession(ctx context.Context, tx *sqldb.Tx, sid, uid string, now, expire time.Time) error {
-	return db.New(tx).InsertSession(ctx, db.InsertSessionParams{Sid: sid, UID: uid, CreateTime: micros(now), ExpireTime: micros(expire)})
+func (s *Store) InsertSession(ctx context.Context, tx *sqldb.Tx, sid, uid string, auth Auth, now, expire time.Time) error {
+	return db.New(tx).InsertSession(ctx, db.InsertSessionParams{
+		Sid: sid, UID: uid, CreateTime: micros(now), ExpireTime: micros(expire), AuthTime: micros(auth.Time), Acr: auth.ACR, Amr: auth.amr(),
+	})
 }
 
 // Session is a sign-in that is not over.
 type Session struct {
 	UID             string // of the principal
 	Created, Expire time.Time
+	Auth            Auth
 }
 
 // FindSession finds a sign-in; ok is false for one that is over or was ended.
@@ -268,7 +289,8 @@ func (s *Store) FindSession(ctx context.Context, q sqldb.DBTX, sid string, now t
 	if ok, err := found(err); !ok {
 		return Session{}, false, err
 	}
-	return Session{UID: row.UID, Created: fromMicros(row.CreateTime), Expire: fromMicros(row.ExpireTime)}, true, nil
+	auth := Auth{Time: fromMicros(row.AuthTime), ACR: row.Acr, AMR: strings.Fields(row.Amr)}
+	return Session{UID: row.UID, Created: fromMicros(row.CreateTime), Expire: fromMicros(row.ExpireTime), Auth: auth}, true, nil
 }
 
 // DeleteSession forgets a sign-in.

@@ -18,12 +18,17 @@ const (
 	byID      = "jti"
 	bySession = "sid"
 	byRun     = "run"
+	byKey     = "key"
 	bySubject = "subject"
 )
 
 const (
 	// keepChanges is how long a change can be sent on by itself; who was away for longer starts over.
 	keepChanges = 10 * time.Minute
+	// keepUnproved is how long a factor that was enrolled waits to be proved.
+	keepUnproved = time.Hour
+	// keepLeaves is how long a certificate that has ended is remembered.
+	keepLeaves = 24 * time.Hour
 	// perMessage bounds how much of a full state stands in one message, and changesAtOnce how many changes are read at once.
 	perMessage    = 500
 	changesAtOnce = 256
@@ -35,8 +40,16 @@ func (s *Store) Change(ctx context.Context, tx *sqldb.Tx, now time.Time, revoked
 	if len(revoked) == 0 && len(groups) == 0 {
 		return nil
 	}
-	q := db.New(tx)
-	m := &identityv1.WatchSecurityResponse{Revocations: revoked}
+	return s.change(ctx, tx, now, &identityv1.WatchSecurityResponse{Revocations: revoked}, groups)
+}
+
+// ChangeKeys tells that the signing keys are others, in this transaction, and revokes what those named have signed.
+func (s *Store) ChangeKeys(ctx context.Context, tx *sqldb.Tx, now time.Time, revoked []*identityv1.Revocation) error {
+	return s.change(ctx, tx, now, &identityv1.WatchSecurityResponse{KeysChanged: true, Revocations: revoked}, nil)
+}
+
+func (s *Store) change(ctx context.Context, tx *sqldb.Tx, now time.Time, m *identityv1.WatchSecurityResponse, groups []string) error {
+	q, revoked := db.New(tx), m.GetRevocations()
 	for _, r := range revoked {
 		kind, value := revocationKey(r)
 		if value == "" {
@@ -64,8 +77,14 @@ func (s *Store) Change(ctx context.Context, tx *sqldb.Tx, now time.Time, revoked
 	if err != nil {
 		return fault.Internal(err, "a security change could not be encoded")
 	}
-	return q.InsertSecurityChange(ctx, db.InsertSecurityChangeParams{Seq: seq, Message: raw, CreateTime: micros(now)})
+	if err := q.InsertSecurityChange(ctx, db.InsertSecurityChangeParams{Seq: seq, Message: raw, CreateTime: micros(now)}); err != nil {
+		return err
+	}
+	return tx.Signal(ctx, Changed)
 }
+
+// Changed is the topic that is signalled with each change of the security state.
+const Changed = "security"
 
 func stampMicros(t *timestamppb.Timestamp) int64 {
 	if t == nil {
@@ -82,6 +101,8 @@ func revocationKey(r *identityv1.Revocation) (kind, value string) {
 		return bySession, r.GetSid()
 	case r.GetRunUid() != "":
 		return byRun, r.GetRunUid()
+	case r.GetKeyId() != "":
+		return byKey, r.GetKeyId()
 	default:
 		return bySubject, r.GetSubject()
 	}
@@ -96,6 +117,8 @@ func revocation(row db.Revocation) *identityv1.Revocation {
 		r.Sid = row.Value
 	case byRun:
 		r.RunUid = row.Value
+	case byKey:
+		r.KeyId = row.Value
 	case bySubject:
 		r.Subject = row.Value
 		r.IssuedUntil = timestamppb.New(fromMicros(row.IssuedUntil))
@@ -202,10 +225,19 @@ func (s *Store) Purge(ctx context.Context, tx *sqldb.Tx, now time.Time) error {
 	q, at := db.New(tx), micros(now)
 	for _, purge := range []func(context.Context, int64) (int64, error){
 		q.DeleteExpiredSessions, q.DeleteExpiredRevocations, q.DeleteExpiredJoinTokens, q.DeleteExpiredClientSecrets,
+		q.DeleteExpiredClientKeys, q.DeleteKeptAdministrators, q.DeleteExpiredSignInStates,
+		q.DeleteExpiredCodes, q.DeleteExpiredRefresh, q.DeleteExpiredDevices, q.DeleteExpiredAssertions, q.DeleteExpiredApplicationSecrets, q.DeleteExpiredApplicationKeys,
 	} {
 		if _, err := purge(ctx, at); err != nil {
 			return err
 		}
+	}
+	if _, err := q.DeleteUnprovedFactors(ctx, micros(now.Add(-keepUnproved))); err != nil {
+		return err
+	}
+	// Longer than a connection that was made with one can last.
+	if _, err := q.DeleteOldLeaves(ctx, micros(now.Add(-keepLeaves))); err != nil {
+		return err
 	}
 	_, err := q.DeleteOldSecurityChanges(ctx, micros(now.Add(-keepChanges)))
 	return err

@@ -43,6 +43,8 @@ const (
 	kindSigningKey = "signing-key"
 	kindAuthority  = "authority"
 	kindActions    = "agent-actions"
+	kindFactor     = "factor"
+	kindSignIn     = "sign-in"
 	macName        = "name"
 	macSkeleton    = "skeleton"
 )

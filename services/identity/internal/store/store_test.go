@@ -447,7 +447,7 @@ func TestSessions(t *testing.T) {
 		alice := insert(t, s, db, User, "alice")
 		write(t, db, func(ctx context.Context, tx *sqldb.Tx) error {
 			for i, end := range []time.Duration{time.Hour, -time.Second, time.Hour} {
-				if err := s.InsertSession(ctx, tx, fmt.Sprint("ses_", i), alice.UID, start, start.Add(end)); err != nil {
+				if err := s.InsertSession(ctx, tx, fmt.Sprint("ses_", i), alice.UID, Auth{Time: start, ACR: "a", AMR: []string{"b", "c"}}, start, start.Add(end)); err != nil {
 					return err
 				}
 			}

@@ -4,12 +4,67 @@
 
 package db
 
+type Application struct {
+	UID        string
+	NameMac    []byte
+	Record     []byte
+	CreateTime int64
+}
+
+type ApplicationKey struct {
+	UID        string
+	Kid        string
+	PublicKey  []byte
+	CreateTime int64
+	ExpireTime int64
+}
+
+type ApplicationSecret struct {
+	SecretID   string
+	UID        string
+	Digest     []byte
+	CreateTime int64
+	ExpireTime int64
+}
+
 type Authority struct {
 	Pin        string
 	Root       []byte
 	PrivateKey []byte
-	Signs      int64
 	CreateTime int64
+	Phase      string
+	SignedTime int64
+	QuietTime  int64
+	Counted    int64
+}
+
+type AuthorizationCode struct {
+	Digest     []byte
+	BrowserSid string
+	GrantSid   string
+	ClientID   string
+	Record     []byte
+	Used       int64
+	CodeExpire int64
+	ExpireTime int64
+}
+
+type Browser struct {
+	Sid      string
+	Digest   []byte
+	AuthTime int64
+	Amr      string
+	Acr      string
+}
+
+type ClientKey struct {
+	KeyID      string
+	UID        string
+	Kind       int64
+	Thumbprint string
+	Der        []byte
+	CreateTime int64
+	ExpireTime int64
 }
 
 type ClientSecret struct {
@@ -20,15 +75,79 @@ type ClientSecret struct {
 	ExpireTime int64
 }
 
+type Device struct {
+	Digest     []byte
+	UserMac    []byte
+	ClientID   string
+	Scope      string
+	Jkt        string
+	State      int64
+	BrowserSid string
+	Wait       int64
+	LastPoll   int64
+	ExpireTime int64
+}
+
+type Factor struct {
+	FactorID   string
+	UID        string
+	Kind       string
+	Record     []byte
+	Proved     int64
+	LastUsed   int64
+	CreateTime int64
+	UseTime    int64
+}
+
+type FactorTry struct {
+	UID       string
+	Failed    int64
+	WaitUntil int64
+}
+
+type Grant struct {
+	Sid        string
+	ClientID   string
+	BrowserSid string
+	Scope      string
+	Jkt        string
+	AuthTime   int64
+	Amr        string
+	Acr        string
+}
+
 type GroupMember struct {
 	GroupUID  string
 	MemberUID string
+}
+
+type Home struct {
+	UID        string
+	HomeMac    []byte
+	URLMac     []byte
+	CreateTime int64
+}
+
+type HomeGroup struct {
+	UID      string
+	GroupUID string
 }
 
 type Installation struct {
 	ID          int64
 	SecuritySeq int64
 	FirstAdmin  string
+	RequireMfa  int64
+}
+
+type Issuer struct {
+	UID        string
+	NameMac    []byte
+	URLMac     []byte
+	Record     []byte
+	Secret     []byte
+	Version    int64
+	CreateTime int64
 }
 
 type JoinToken struct {
@@ -44,6 +163,19 @@ type JoinToken struct {
 	UsedBy       string
 	CreateTime   int64
 	ExpireTime   int64
+}
+
+type KeptAdministrator struct {
+	UID        string
+	Via        string
+	ExpireTime int64
+}
+
+type Leafe struct {
+	Holder     string
+	Pin        string
+	Bundle     string
+	ExpireTime int64
 }
 
 type Password struct {
@@ -71,6 +203,19 @@ type Principal struct {
 	CreateTime   int64
 }
 
+type RecoveryCode struct {
+	UID    string
+	Digest []byte
+}
+
+type RefreshToken struct {
+	Digest     []byte
+	Sid        string
+	Successor  []byte
+	UsedTime   int64
+	ExpireTime int64
+}
+
 type Revocation struct {
 	Kind        string
 	Value       string
@@ -89,6 +234,18 @@ type Session struct {
 	UID        string
 	CreateTime int64
 	ExpireTime int64
+	AuthTime   int64
+	Acr        string
+	Amr        string
+}
+
+type SigninState struct {
+	Digest     []byte
+	UID        string
+	Record     []byte
+	Tries      int64
+	CreateTime int64
+	ExpireTime int64
 }
 
 type SigningKey struct {
@@ -99,4 +256,9 @@ type SigningKey struct {
 	SignFrom    int64
 	SignUntil   int64
 	RemoveTime  int64
+}
+
+type UsedAssertion struct {
+	Digest     []byte
+	ExpireTime int64
 }

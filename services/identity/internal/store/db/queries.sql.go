@@ -9,6 +9,105 @@ import (
 	"context"
 )
 
+const answerDevice = `-- name: AnswerDevice :execrows
+UPDATE devices SET state = $2, browser_sid = $3 WHERE user_mac = $1 AND state = 0 AND expire_time > $4
+`
+
+type AnswerDeviceParams struct {
+	UserMac    []byte
+	State      int64
+	BrowserSid string
+	ExpireTime int64
+}
+
+func (q *Queries) AnswerDevice(ctx context.Context, arg AnswerDeviceParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, answerDevice,
+		arg.UserMac,
+		arg.State,
+		arg.BrowserSid,
+		arg.ExpireTime,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const changeSignInState = `-- name: ChangeSignInState :execrows
+UPDATE signin_states SET record = $2 WHERE digest = $1 AND expire_time > $3
+`
+
+type ChangeSignInStateParams struct {
+	Digest     []byte
+	Record     []byte
+	ExpireTime int64
+}
+
+func (q *Queries) ChangeSignInState(ctx context.Context, arg ChangeSignInStateParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, changeSignInState, arg.Digest, arg.Record, arg.ExpireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const countApplicationKeys = `-- name: CountApplicationKeys :one
+SELECT COUNT(*) FROM application_keys WHERE uid = $1 AND expire_time > $2
+`
+
+type CountApplicationKeysParams struct {
+	UID        string
+	ExpireTime int64
+}
+
+func (q *Queries) CountApplicationKeys(ctx context.Context, arg CountApplicationKeysParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countApplicationKeys, arg.UID, arg.ExpireTime)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countApplicationSecrets = `-- name: CountApplicationSecrets :one
+SELECT COUNT(*) FROM application_secrets WHERE uid = $1 AND expire_time > $2
+`
+
+type CountApplicationSecretsParams struct {
+	UID        string
+	ExpireTime int64
+}
+
+func (q *Queries) CountApplicationSecrets(ctx context.Context, arg CountApplicationSecretsParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countApplicationSecrets, arg.UID, arg.ExpireTime)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countAuthority = `-- name: CountAuthority :exec
+UPDATE authorities SET counted = 1 WHERE pin = $1
+`
+
+func (q *Queries) CountAuthority(ctx context.Context, pin string) error {
+	_, err := q.db.ExecContext(ctx, countAuthority, pin)
+	return err
+}
+
+const countClientKeys = `-- name: CountClientKeys :one
+SELECT COUNT(*) FROM client_keys WHERE uid = $1 AND thumbprint = $2
+`
+
+type CountClientKeysParams struct {
+	UID        string
+	Thumbprint string
+}
+
+func (q *Queries) CountClientKeys(ctx context.Context, arg CountClientKeysParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countClientKeys, arg.UID, arg.Thumbprint)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const countClientSecrets = `-- name: CountClientSecrets :one
 SELECT COUNT(*) FROM client_secrets WHERE uid = $1 AND expire_time > $2
 `
@@ -20,6 +119,51 @@ type CountClientSecretsParams struct {
 
 func (q *Queries) CountClientSecrets(ctx context.Context, arg CountClientSecretsParams) (int64, error) {
 	row := q.db.QueryRowContext(ctx, countClientSecrets, arg.UID, arg.ExpireTime)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countFactorTry = `-- name: CountFactorTry :one
+INSERT INTO factor_tries (uid, failed, wait_until) VALUES ($1, 1, 0)
+ON CONFLICT (uid) DO UPDATE SET failed = factor_tries.failed + 1
+RETURNING failed, wait_until
+`
+
+type CountFactorTryRow struct {
+	Failed    int64
+	WaitUntil int64
+}
+
+func (q *Queries) CountFactorTry(ctx context.Context, uid string) (CountFactorTryRow, error) {
+	row := q.db.QueryRowContext(ctx, countFactorTry, uid)
+	var i CountFactorTryRow
+	err := row.Scan(&i.Failed, &i.WaitUntil)
+	return i, err
+}
+
+const countHomesOf = `-- name: CountHomesOf :one
+SELECT COUNT(*) FROM homes WHERE uid = $1
+`
+
+func (q *Queries) CountHomesOf(ctx context.Context, uid string) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countHomesOf, uid)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countIssuersLike = `-- name: CountIssuersLike :one
+SELECT COUNT(*) FROM issuers WHERE name_mac = $1 OR url_mac = $2
+`
+
+type CountIssuersLikeParams struct {
+	NameMac []byte
+	URLMac  []byte
+}
+
+func (q *Queries) CountIssuersLike(ctx context.Context, arg CountIssuersLikeParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countIssuersLike, arg.NameMac, arg.URLMac)
 	var count int64
 	err := row.Scan(&count)
 	return count, err
@@ -42,6 +186,93 @@ func (q *Queries) CountLike(ctx context.Context, arg CountLikeParams) (int64, er
 	return count, err
 }
 
+const countRecoveryCodes = `-- name: CountRecoveryCodes :one
+SELECT COUNT(*) FROM recovery_codes WHERE uid = $1
+`
+
+func (q *Queries) CountRecoveryCodes(ctx context.Context, uid string) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countRecoveryCodes, uid)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countSignInTry = `-- name: CountSignInTry :execrows
+UPDATE signin_states SET tries = tries + 1 WHERE digest = $1 AND expire_time > $2 AND tries < $3
+`
+
+type CountSignInTryParams struct {
+	Digest     []byte
+	ExpireTime int64
+	Tries      int64
+}
+
+func (q *Queries) CountSignInTry(ctx context.Context, arg CountSignInTryParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, countSignInTry, arg.Digest, arg.ExpireTime, arg.Tries)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteApplication = `-- name: DeleteApplication :execrows
+DELETE FROM applications WHERE uid = $1
+`
+
+func (q *Queries) DeleteApplication(ctx context.Context, uid string) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteApplication, uid)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteAuthority = `-- name: DeleteAuthority :execrows
+DELETE FROM authorities WHERE pin = $1
+`
+
+func (q *Queries) DeleteAuthority(ctx context.Context, pin string) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteAuthority, pin)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteClientKey = `-- name: DeleteClientKey :execrows
+DELETE FROM client_keys WHERE uid = $1 AND key_id = $2
+`
+
+type DeleteClientKeyParams struct {
+	UID   string
+	KeyID string
+}
+
+func (q *Queries) DeleteClientKey(ctx context.Context, arg DeleteClientKeyParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteClientKey, arg.UID, arg.KeyID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteClientSecret = `-- name: DeleteClientSecret :execrows
+DELETE FROM client_secrets WHERE uid = $1 AND secret_id = $2
+`
+
+type DeleteClientSecretParams struct {
+	UID      string
+	SecretID string
+}
+
+func (q *Queries) DeleteClientSecret(ctx context.Context, arg DeleteClientSecretParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteClientSecret, arg.UID, arg.SecretID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const deleteClientSecretsOf = `-- name: DeleteClientSecretsOf :exec
 DELETE FROM client_secrets WHERE uid = $1
 `
@@ -49,6 +280,66 @@ DELETE FROM client_secrets WHERE uid = $1
 func (q *Queries) DeleteClientSecretsOf(ctx context.Context, uid string) error {
 	_, err := q.db.ExecContext(ctx, deleteClientSecretsOf, uid)
 	return err
+}
+
+const deleteDevice = `-- name: DeleteDevice :execrows
+DELETE FROM devices WHERE digest = $1
+`
+
+func (q *Queries) DeleteDevice(ctx context.Context, digest []byte) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteDevice, digest)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteExpiredApplicationKeys = `-- name: DeleteExpiredApplicationKeys :execrows
+DELETE FROM application_keys WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteExpiredApplicationKeys(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteExpiredApplicationKeys, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteExpiredApplicationSecrets = `-- name: DeleteExpiredApplicationSecrets :execrows
+DELETE FROM application_secrets WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteExpiredApplicationSecrets(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteExpiredApplicationSecrets, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteExpiredAssertions = `-- name: DeleteExpiredAssertions :execrows
+DELETE FROM used_assertions WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteExpiredAssertions(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteExpiredAssertions, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteExpiredClientKeys = `-- name: DeleteExpiredClientKeys :execrows
+DELETE FROM client_keys WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteExpiredClientKeys(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteExpiredClientKeys, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
 }
 
 const deleteExpiredClientSecrets = `-- name: DeleteExpiredClientSecrets :execrows
@@ -63,12 +354,48 @@ func (q *Queries) DeleteExpiredClientSecrets(ctx context.Context, expireTime int
 	return result.RowsAffected()
 }
 
+const deleteExpiredCodes = `-- name: DeleteExpiredCodes :execrows
+DELETE FROM authorization_codes WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteExpiredCodes(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteExpiredCodes, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteExpiredDevices = `-- name: DeleteExpiredDevices :execrows
+DELETE FROM devices WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteExpiredDevices(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteExpiredDevices, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const deleteExpiredJoinTokens = `-- name: DeleteExpiredJoinTokens :execrows
 DELETE FROM join_tokens WHERE expire_time <= $1
 `
 
 func (q *Queries) DeleteExpiredJoinTokens(ctx context.Context, expireTime int64) (int64, error) {
 	result, err := q.db.ExecContext(ctx, deleteExpiredJoinTokens, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteExpiredRefresh = `-- name: DeleteExpiredRefresh :execrows
+DELETE FROM refresh_tokens WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteExpiredRefresh(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteExpiredRefresh, expireTime)
 	if err != nil {
 		return 0, err
 	}
@@ -99,6 +426,73 @@ func (q *Queries) DeleteExpiredSessions(ctx context.Context, expireTime int64) (
 	return result.RowsAffected()
 }
 
+const deleteExpiredSignInStates = `-- name: DeleteExpiredSignInStates :execrows
+DELETE FROM signin_states WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteExpiredSignInStates(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteExpiredSignInStates, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteFactor = `-- name: DeleteFactor :execrows
+DELETE FROM factors WHERE uid = $1 AND factor_id = $2
+`
+
+type DeleteFactorParams struct {
+	UID      string
+	FactorID string
+}
+
+func (q *Queries) DeleteFactor(ctx context.Context, arg DeleteFactorParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteFactor, arg.UID, arg.FactorID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteFactorsOf = `-- name: DeleteFactorsOf :execrows
+DELETE FROM factors WHERE uid = $1
+`
+
+func (q *Queries) DeleteFactorsOf(ctx context.Context, uid string) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteFactorsOf, uid)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteHomeGroup = `-- name: DeleteHomeGroup :exec
+DELETE FROM home_groups WHERE uid = $1 AND group_uid = $2
+`
+
+type DeleteHomeGroupParams struct {
+	UID      string
+	GroupUID string
+}
+
+func (q *Queries) DeleteHomeGroup(ctx context.Context, arg DeleteHomeGroupParams) error {
+	_, err := q.db.ExecContext(ctx, deleteHomeGroup, arg.UID, arg.GroupUID)
+	return err
+}
+
+const deleteIssuer = `-- name: DeleteIssuer :execrows
+DELETE FROM issuers WHERE uid = $1
+`
+
+func (q *Queries) DeleteIssuer(ctx context.Context, uid string) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteIssuer, uid)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const deleteJoinToken = `-- name: DeleteJoinToken :exec
 DELETE FROM join_tokens WHERE digest = $1
 `
@@ -115,6 +509,32 @@ DELETE FROM join_tokens WHERE run_uid = $1 AND kind = 'agent'
 func (q *Queries) DeleteJoinTokensOfRun(ctx context.Context, runUid string) error {
 	_, err := q.db.ExecContext(ctx, deleteJoinTokensOfRun, runUid)
 	return err
+}
+
+const deleteJoinsOfSubmitter = `-- name: DeleteJoinsOfSubmitter :exec
+DELETE FROM join_tokens WHERE submitter = $1 AND kind = $2
+`
+
+type DeleteJoinsOfSubmitterParams struct {
+	Submitter string
+	Kind      string
+}
+
+func (q *Queries) DeleteJoinsOfSubmitter(ctx context.Context, arg DeleteJoinsOfSubmitterParams) error {
+	_, err := q.db.ExecContext(ctx, deleteJoinsOfSubmitter, arg.Submitter, arg.Kind)
+	return err
+}
+
+const deleteKeptAdministrators = `-- name: DeleteKeptAdministrators :execrows
+DELETE FROM kept_administrators WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteKeptAdministrators(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteKeptAdministrators, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
 }
 
 const deleteMember = `-- name: DeleteMember :execrows
@@ -143,6 +563,18 @@ func (q *Queries) DeleteMembershipsOf(ctx context.Context, memberUid string) err
 	return err
 }
 
+const deleteOldLeaves = `-- name: DeleteOldLeaves :execrows
+DELETE FROM leaves WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteOldLeaves(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteOldLeaves, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const deleteOldSecurityChanges = `-- name: DeleteOldSecurityChanges :execrows
 DELETE FROM security_changes WHERE create_time <= $1
 `
@@ -153,6 +585,20 @@ func (q *Queries) DeleteOldSecurityChanges(ctx context.Context, createTime int64
 		return 0, err
 	}
 	return result.RowsAffected()
+}
+
+const deleteOtherLeaves = `-- name: DeleteOtherLeaves :exec
+DELETE FROM leaves WHERE holder = $1 AND pin <> $2
+`
+
+type DeleteOtherLeavesParams struct {
+	Holder string
+	Pin    string
+}
+
+func (q *Queries) DeleteOtherLeaves(ctx context.Context, arg DeleteOtherLeavesParams) error {
+	_, err := q.db.ExecContext(ctx, deleteOtherLeaves, arg.Holder, arg.Pin)
+	return err
 }
 
 const deletePrincipal = `-- name: DeletePrincipal :execrows
@@ -167,12 +613,47 @@ func (q *Queries) DeletePrincipal(ctx context.Context, uid string) (int64, error
 	return result.RowsAffected()
 }
 
+const deleteRecoveryCode = `-- name: DeleteRecoveryCode :execrows
+DELETE FROM recovery_codes WHERE uid = $1 AND digest = $2
+`
+
+type DeleteRecoveryCodeParams struct {
+	UID    string
+	Digest []byte
+}
+
+func (q *Queries) DeleteRecoveryCode(ctx context.Context, arg DeleteRecoveryCodeParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteRecoveryCode, arg.UID, arg.Digest)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteRecoveryCodesOf = `-- name: DeleteRecoveryCodesOf :exec
+DELETE FROM recovery_codes WHERE uid = $1
+`
+
+func (q *Queries) DeleteRecoveryCodesOf(ctx context.Context, uid string) error {
+	_, err := q.db.ExecContext(ctx, deleteRecoveryCodesOf, uid)
+	return err
+}
+
 const deleteSession = `-- name: DeleteSession :exec
 DELETE FROM sessions WHERE sid = $1
 `
 
 func (q *Queries) DeleteSession(ctx context.Context, sid string) error {
 	_, err := q.db.ExecContext(ctx, deleteSession, sid)
+	return err
+}
+
+const deleteSessionsBelow = `-- name: DeleteSessionsBelow :exec
+DELETE FROM sessions WHERE acr <> $1
+`
+
+func (q *Queries) DeleteSessionsBelow(ctx context.Context, acr string) error {
+	_, err := q.db.ExecContext(ctx, deleteSessionsBelow, acr)
 	return err
 }
 
@@ -183,6 +664,130 @@ DELETE FROM sessions WHERE uid = $1
 func (q *Queries) DeleteSessionsOf(ctx context.Context, uid string) error {
 	_, err := q.db.ExecContext(ctx, deleteSessionsOf, uid)
 	return err
+}
+
+const deleteSignInState = `-- name: DeleteSignInState :execrows
+DELETE FROM signin_states WHERE digest = $1
+`
+
+func (q *Queries) DeleteSignInState(ctx context.Context, digest []byte) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteSignInState, digest)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteSignInStatesOf = `-- name: DeleteSignInStatesOf :exec
+DELETE FROM signin_states WHERE uid = $1
+`
+
+func (q *Queries) DeleteSignInStatesOf(ctx context.Context, uid string) error {
+	_, err := q.db.ExecContext(ctx, deleteSignInStatesOf, uid)
+	return err
+}
+
+const deleteSigningKey = `-- name: DeleteSigningKey :execrows
+DELETE FROM signing_keys WHERE kid = $1
+`
+
+func (q *Queries) DeleteSigningKey(ctx context.Context, kid string) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteSigningKey, kid)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteUnprovedFactors = `-- name: DeleteUnprovedFactors :execrows
+DELETE FROM factors WHERE proved = 0 AND create_time <= $1
+`
+
+func (q *Queries) DeleteUnprovedFactors(ctx context.Context, createTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteUnprovedFactors, createTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteUnprovedFactorsOf = `-- name: DeleteUnprovedFactorsOf :execrows
+DELETE FROM factors WHERE uid = $1 AND proved = 0
+`
+
+func (q *Queries) DeleteUnprovedFactorsOf(ctx context.Context, uid string) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteUnprovedFactorsOf, uid)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const findApplication = `-- name: FindApplication :one
+SELECT uid, record, create_time FROM applications WHERE name_mac = $1
+`
+
+type FindApplicationRow struct {
+	UID        string
+	Record     []byte
+	CreateTime int64
+}
+
+func (q *Queries) FindApplication(ctx context.Context, nameMac []byte) (FindApplicationRow, error) {
+	row := q.db.QueryRowContext(ctx, findApplication, nameMac)
+	var i FindApplicationRow
+	err := row.Scan(&i.UID, &i.Record, &i.CreateTime)
+	return i, err
+}
+
+const findApplicationSecret = `-- name: FindApplicationSecret :one
+SELECT secret_id, uid, expire_time FROM application_secrets WHERE digest = $1
+`
+
+type FindApplicationSecretRow struct {
+	SecretID   string
+	UID        string
+	ExpireTime int64
+}
+
+func (q *Queries) FindApplicationSecret(ctx context.Context, digest []byte) (FindApplicationSecretRow, error) {
+	row := q.db.QueryRowContext(ctx, findApplicationSecret, digest)
+	var i FindApplicationSecretRow
+	err := row.Scan(&i.SecretID, &i.UID, &i.ExpireTime)
+	return i, err
+}
+
+const findBrowser = `-- name: FindBrowser :one
+SELECT b.sid, b.auth_time, b.amr, b.acr, s.uid, s.expire_time FROM browsers b JOIN sessions s ON s.sid = b.sid
+WHERE b.digest = $1 AND s.expire_time > $2
+`
+
+type FindBrowserParams struct {
+	Digest     []byte
+	ExpireTime int64
+}
+
+type FindBrowserRow struct {
+	Sid        string
+	AuthTime   int64
+	Amr        string
+	Acr        string
+	UID        string
+	ExpireTime int64
+}
+
+func (q *Queries) FindBrowser(ctx context.Context, arg FindBrowserParams) (FindBrowserRow, error) {
+	row := q.db.QueryRowContext(ctx, findBrowser, arg.Digest, arg.ExpireTime)
+	var i FindBrowserRow
+	err := row.Scan(
+		&i.Sid,
+		&i.AuthTime,
+		&i.Amr,
+		&i.Acr,
+		&i.UID,
+		&i.ExpireTime,
+	)
+	return i, err
 }
 
 const findClientSecret = `-- name: FindClientSecret :one
@@ -199,6 +804,70 @@ func (q *Queries) FindClientSecret(ctx context.Context, digest []byte) (FindClie
 	row := q.db.QueryRowContext(ctx, findClientSecret, digest)
 	var i FindClientSecretRow
 	err := row.Scan(&i.SecretID, &i.UID, &i.ExpireTime)
+	return i, err
+}
+
+const findDevice = `-- name: FindDevice :one
+SELECT client_id, scope, state, expire_time FROM devices WHERE user_mac = $1 AND expire_time > $2
+`
+
+type FindDeviceParams struct {
+	UserMac    []byte
+	ExpireTime int64
+}
+
+type FindDeviceRow struct {
+	ClientID   string
+	Scope      string
+	State      int64
+	ExpireTime int64
+}
+
+func (q *Queries) FindDevice(ctx context.Context, arg FindDeviceParams) (FindDeviceRow, error) {
+	row := q.db.QueryRowContext(ctx, findDevice, arg.UserMac, arg.ExpireTime)
+	var i FindDeviceRow
+	err := row.Scan(
+		&i.ClientID,
+		&i.Scope,
+		&i.State,
+		&i.ExpireTime,
+	)
+	return i, err
+}
+
+const findHome = `-- name: FindHome :one
+SELECT uid FROM homes WHERE home_mac = $1
+`
+
+func (q *Queries) FindHome(ctx context.Context, homeMac []byte) (string, error) {
+	row := q.db.QueryRowContext(ctx, findHome, homeMac)
+	var uid string
+	err := row.Scan(&uid)
+	return uid, err
+}
+
+const findIssuer = `-- name: FindIssuer :one
+SELECT uid, record, secret, version, create_time FROM issuers WHERE name_mac = $1
+`
+
+type FindIssuerRow struct {
+	UID        string
+	Record     []byte
+	Secret     []byte
+	Version    int64
+	CreateTime int64
+}
+
+func (q *Queries) FindIssuer(ctx context.Context, nameMac []byte) (FindIssuerRow, error) {
+	row := q.db.QueryRowContext(ctx, findIssuer, nameMac)
+	var i FindIssuerRow
+	err := row.Scan(
+		&i.UID,
+		&i.Record,
+		&i.Secret,
+		&i.Version,
+		&i.CreateTime,
+	)
 	return i, err
 }
 
@@ -254,6 +923,169 @@ func (q *Queries) FindPrincipal(ctx context.Context, arg FindPrincipalParams) (P
 	return i, err
 }
 
+const forgetFactorTries = `-- name: ForgetFactorTries :exec
+DELETE FROM factor_tries WHERE uid = $1
+`
+
+func (q *Queries) ForgetFactorTries(ctx context.Context, uid string) error {
+	_, err := q.db.ExecContext(ctx, forgetFactorTries, uid)
+	return err
+}
+
+const getApplication = `-- name: GetApplication :one
+SELECT uid, record, create_time FROM applications WHERE uid = $1
+`
+
+type GetApplicationRow struct {
+	UID        string
+	Record     []byte
+	CreateTime int64
+}
+
+func (q *Queries) GetApplication(ctx context.Context, uid string) (GetApplicationRow, error) {
+	row := q.db.QueryRowContext(ctx, getApplication, uid)
+	var i GetApplicationRow
+	err := row.Scan(&i.UID, &i.Record, &i.CreateTime)
+	return i, err
+}
+
+const getApplicationKey = `-- name: GetApplicationKey :one
+SELECT public_key, expire_time FROM application_keys WHERE uid = $1 AND kid = $2
+`
+
+type GetApplicationKeyParams struct {
+	UID string
+	Kid string
+}
+
+type GetApplicationKeyRow struct {
+	PublicKey  []byte
+	ExpireTime int64
+}
+
+func (q *Queries) GetApplicationKey(ctx context.Context, arg GetApplicationKeyParams) (GetApplicationKeyRow, error) {
+	row := q.db.QueryRowContext(ctx, getApplicationKey, arg.UID, arg.Kid)
+	var i GetApplicationKeyRow
+	err := row.Scan(&i.PublicKey, &i.ExpireTime)
+	return i, err
+}
+
+const getAuthorityPhase = `-- name: GetAuthorityPhase :one
+SELECT phase FROM authorities WHERE pin = $1
+`
+
+func (q *Queries) GetAuthorityPhase(ctx context.Context, pin string) (string, error) {
+	row := q.db.QueryRowContext(ctx, getAuthorityPhase, pin)
+	var phase string
+	err := row.Scan(&phase)
+	return phase, err
+}
+
+const getBrowser = `-- name: GetBrowser :one
+SELECT b.sid, b.auth_time, b.amr, b.acr, s.uid, s.expire_time FROM browsers b JOIN sessions s ON s.sid = b.sid
+WHERE b.sid = $1 AND s.expire_time > $2
+`
+
+type GetBrowserParams struct {
+	Sid        string
+	ExpireTime int64
+}
+
+type GetBrowserRow struct {
+	Sid        string
+	AuthTime   int64
+	Amr        string
+	Acr        string
+	UID        string
+	ExpireTime int64
+}
+
+func (q *Queries) GetBrowser(ctx context.Context, arg GetBrowserParams) (GetBrowserRow, error) {
+	row := q.db.QueryRowContext(ctx, getBrowser, arg.Sid, arg.ExpireTime)
+	var i GetBrowserRow
+	err := row.Scan(
+		&i.Sid,
+		&i.AuthTime,
+		&i.Amr,
+		&i.Acr,
+		&i.UID,
+		&i.ExpireTime,
+	)
+	return i, err
+}
+
+const getDevice = `-- name: GetDevice :one
+SELECT client_id, scope, jkt, state, browser_sid, wait, last_poll, expire_time FROM devices WHERE digest = $1
+`
+
+type GetDeviceRow struct {
+	ClientID   string
+	Scope      string
+	Jkt        string
+	State      int64
+	BrowserSid string
+	Wait       int64
+	LastPoll   int64
+	ExpireTime int64
+}
+
+func (q *Queries) GetDevice(ctx context.Context, digest []byte) (GetDeviceRow, error) {
+	row := q.db.QueryRowContext(ctx, getDevice, digest)
+	var i GetDeviceRow
+	err := row.Scan(
+		&i.ClientID,
+		&i.Scope,
+		&i.Jkt,
+		&i.State,
+		&i.BrowserSid,
+		&i.Wait,
+		&i.LastPoll,
+		&i.ExpireTime,
+	)
+	return i, err
+}
+
+const getGrant = `-- name: GetGrant :one
+SELECT g.sid, g.client_id, g.browser_sid, g.scope, g.jkt, g.auth_time, g.amr, g.acr, s.uid, s.expire_time
+FROM grants g JOIN sessions s ON s.sid = g.sid WHERE g.sid = $1 AND s.expire_time > $2
+`
+
+type GetGrantParams struct {
+	Sid        string
+	ExpireTime int64
+}
+
+type GetGrantRow struct {
+	Sid        string
+	ClientID   string
+	BrowserSid string
+	Scope      string
+	Jkt        string
+	AuthTime   int64
+	Amr        string
+	Acr        string
+	UID        string
+	ExpireTime int64
+}
+
+func (q *Queries) GetGrant(ctx context.Context, arg GetGrantParams) (GetGrantRow, error) {
+	row := q.db.QueryRowContext(ctx, getGrant, arg.Sid, arg.ExpireTime)
+	var i GetGrantRow
+	err := row.Scan(
+		&i.Sid,
+		&i.ClientID,
+		&i.BrowserSid,
+		&i.Scope,
+		&i.Jkt,
+		&i.AuthTime,
+		&i.Amr,
+		&i.Acr,
+		&i.UID,
+		&i.ExpireTime,
+	)
+	return i, err
+}
+
 const getInstallation = `-- name: GetInstallation :one
 SELECT security_seq, first_admin FROM installation WHERE id = 1
 `
@@ -268,6 +1100,48 @@ func (q *Queries) GetInstallation(ctx context.Context) (GetInstallationRow, erro
 	var i GetInstallationRow
 	err := row.Scan(&i.SecuritySeq, &i.FirstAdmin)
 	return i, err
+}
+
+const getIssuer = `-- name: GetIssuer :one
+SELECT uid, record, secret, version, create_time FROM issuers WHERE uid = $1
+`
+
+type GetIssuerRow struct {
+	UID        string
+	Record     []byte
+	Secret     []byte
+	Version    int64
+	CreateTime int64
+}
+
+func (q *Queries) GetIssuer(ctx context.Context, uid string) (GetIssuerRow, error) {
+	row := q.db.QueryRowContext(ctx, getIssuer, uid)
+	var i GetIssuerRow
+	err := row.Scan(
+		&i.UID,
+		&i.Record,
+		&i.Secret,
+		&i.Version,
+		&i.CreateTime,
+	)
+	return i, err
+}
+
+const getJoinSubmitter = `-- name: GetJoinSubmitter :one
+SELECT submitter FROM join_tokens WHERE digest = $1 AND kind = $2 AND expire_time > $3 AND used_by = ''
+`
+
+type GetJoinSubmitterParams struct {
+	Digest     []byte
+	Kind       string
+	ExpireTime int64
+}
+
+func (q *Queries) GetJoinSubmitter(ctx context.Context, arg GetJoinSubmitterParams) (string, error) {
+	row := q.db.QueryRowContext(ctx, getJoinSubmitter, arg.Digest, arg.Kind, arg.ExpireTime)
+	var submitter string
+	err := row.Scan(&submitter)
+	return submitter, err
 }
 
 const getPassword = `-- name: GetPassword :one
@@ -318,6 +1192,40 @@ func (q *Queries) GetPrincipal(ctx context.Context, uid string) (Principal, erro
 	return i, err
 }
 
+const getRefresh = `-- name: GetRefresh :one
+SELECT sid, successor, used_time, expire_time FROM refresh_tokens WHERE digest = $1
+`
+
+type GetRefreshRow struct {
+	Sid        string
+	Successor  []byte
+	UsedTime   int64
+	ExpireTime int64
+}
+
+func (q *Queries) GetRefresh(ctx context.Context, digest []byte) (GetRefreshRow, error) {
+	row := q.db.QueryRowContext(ctx, getRefresh, digest)
+	var i GetRefreshRow
+	err := row.Scan(
+		&i.Sid,
+		&i.Successor,
+		&i.UsedTime,
+		&i.ExpireTime,
+	)
+	return i, err
+}
+
+const getRequireMFA = `-- name: GetRequireMFA :one
+SELECT require_mfa FROM installation WHERE id = 1
+`
+
+func (q *Queries) GetRequireMFA(ctx context.Context) (int64, error) {
+	row := q.db.QueryRowContext(ctx, getRequireMFA)
+	var require_mfa int64
+	err := row.Scan(&require_mfa)
+	return require_mfa, err
+}
+
 const getRevocation = `-- name: GetRevocation :one
 SELECT issued_until, expire_time FROM revocations WHERE kind = $1 AND value = $2
 `
@@ -340,7 +1248,7 @@ func (q *Queries) GetRevocation(ctx context.Context, arg GetRevocationParams) (G
 }
 
 const getSession = `-- name: GetSession :one
-SELECT uid, create_time, expire_time FROM sessions WHERE sid = $1 AND expire_time > $2
+SELECT uid, create_time, expire_time, auth_time, acr, amr FROM sessions WHERE sid = $1 AND expire_time > $2
 `
 
 type GetSessionParams struct {
@@ -352,24 +1260,100 @@ type GetSessionRow struct {
 	UID        string
 	CreateTime int64
 	ExpireTime int64
+	AuthTime   int64
+	Acr        string
+	Amr        string
 }
 
 func (q *Queries) GetSession(ctx context.Context, arg GetSessionParams) (GetSessionRow, error) {
 	row := q.db.QueryRowContext(ctx, getSession, arg.Sid, arg.ExpireTime)
 	var i GetSessionRow
-	err := row.Scan(&i.UID, &i.CreateTime, &i.ExpireTime)
+	err := row.Scan(
+		&i.UID,
+		&i.CreateTime,
+		&i.ExpireTime,
+		&i.AuthTime,
+		&i.Acr,
+		&i.Amr,
+	)
 	return i, err
 }
 
+const getSignInState = `-- name: GetSignInState :one
+SELECT uid, record, tries FROM signin_states WHERE digest = $1 AND expire_time > $2
+`
+
+type GetSignInStateParams struct {
+	Digest     []byte
+	ExpireTime int64
+}
+
+type GetSignInStateRow struct {
+	UID    string
+	Record []byte
+	Tries  int64
+}
+
+func (q *Queries) GetSignInState(ctx context.Context, arg GetSignInStateParams) (GetSignInStateRow, error) {
+	row := q.db.QueryRowContext(ctx, getSignInState, arg.Digest, arg.ExpireTime)
+	var i GetSignInStateRow
+	err := row.Scan(&i.UID, &i.Record, &i.Tries)
+	return i, err
+}
+
+const insertApplication = `-- name: InsertApplication :exec
+INSERT INTO applications (uid, name_mac, record, create_time) VALUES ($1, $2, $3, $4)
+`
+
+type InsertApplicationParams struct {
+	UID        string
+	NameMac    []byte
+	Record     []byte
+	CreateTime int64
+}
+
+func (q *Queries) InsertApplication(ctx context.Context, arg InsertApplicationParams) error {
+	_, err := q.db.ExecContext(ctx, insertApplication,
+		arg.UID,
+		arg.NameMac,
+		arg.Record,
+		arg.CreateTime,
+	)
+	return err
+}
+
+const insertApplicationSecret = `-- name: InsertApplicationSecret :exec
+INSERT INTO application_secrets (secret_id, uid, digest, create_time, expire_time) VALUES ($1, $2, $3, $4, $5)
+`
+
+type InsertApplicationSecretParams struct {
+	SecretID   string
+	UID        string
+	Digest     []byte
+	CreateTime int64
+	ExpireTime int64
+}
+
+func (q *Queries) InsertApplicationSecret(ctx context.Context, arg InsertApplicationSecretParams) error {
+	_, err := q.db.ExecContext(ctx, insertApplicationSecret,
+		arg.SecretID,
+		arg.UID,
+		arg.Digest,
+		arg.CreateTime,
+		arg.ExpireTime,
+	)
+	return err
+}
+
 const insertAuthority = `-- name: InsertAuthority :exec
-INSERT INTO authorities (pin, root, private_key, signs, create_time) VALUES ($1, $2, $3, $4, $5)
+INSERT INTO authorities (pin, root, private_key, phase, create_time, counted) VALUES ($1, $2, $3, $4, $5, 1)
 `
 
 type InsertAuthorityParams struct {
 	Pin        string
 	Root       []byte
 	PrivateKey []byte
-	Signs      int64
+	Phase      string
 	CreateTime int64
 }
 
@@ -378,8 +1362,58 @@ func (q *Queries) InsertAuthority(ctx context.Context, arg InsertAuthorityParams
 		arg.Pin,
 		arg.Root,
 		arg.PrivateKey,
-		arg.Signs,
+		arg.Phase,
 		arg.CreateTime,
+	)
+	return err
+}
+
+const insertBrowser = `-- name: InsertBrowser :exec
+INSERT INTO browsers (sid, digest, auth_time, amr, acr) VALUES ($1, $2, $3, $4, $5)
+`
+
+type InsertBrowserParams struct {
+	Sid      string
+	Digest   []byte
+	AuthTime int64
+	Amr      string
+	Acr      string
+}
+
+func (q *Queries) InsertBrowser(ctx context.Context, arg InsertBrowserParams) error {
+	_, err := q.db.ExecContext(ctx, insertBrowser,
+		arg.Sid,
+		arg.Digest,
+		arg.AuthTime,
+		arg.Amr,
+		arg.Acr,
+	)
+	return err
+}
+
+const insertClientKey = `-- name: InsertClientKey :exec
+INSERT INTO client_keys (key_id, uid, kind, thumbprint, der, create_time, expire_time) VALUES ($1, $2, $3, $4, $5, $6, $7)
+`
+
+type InsertClientKeyParams struct {
+	KeyID      string
+	UID        string
+	Kind       int64
+	Thumbprint string
+	Der        []byte
+	CreateTime int64
+	ExpireTime int64
+}
+
+func (q *Queries) InsertClientKey(ctx context.Context, arg InsertClientKeyParams) error {
+	_, err := q.db.ExecContext(ctx, insertClientKey,
+		arg.KeyID,
+		arg.UID,
+		arg.Kind,
+		arg.Thumbprint,
+		arg.Der,
+		arg.CreateTime,
+		arg.ExpireTime,
 	)
 	return err
 }
@@ -403,6 +1437,177 @@ func (q *Queries) InsertClientSecret(ctx context.Context, arg InsertClientSecret
 		arg.Digest,
 		arg.CreateTime,
 		arg.ExpireTime,
+	)
+	return err
+}
+
+const insertCode = `-- name: InsertCode :exec
+INSERT INTO authorization_codes (digest, browser_sid, grant_sid, client_id, record, used, code_expire, expire_time)
+VALUES ($1, $2, $3, $4, $5, 0, $6, $7)
+`
+
+type InsertCodeParams struct {
+	Digest     []byte
+	BrowserSid string
+	GrantSid   string
+	ClientID   string
+	Record     []byte
+	CodeExpire int64
+	ExpireTime int64
+}
+
+func (q *Queries) InsertCode(ctx context.Context, arg InsertCodeParams) error {
+	_, err := q.db.ExecContext(ctx, insertCode,
+		arg.Digest,
+		arg.BrowserSid,
+		arg.GrantSid,
+		arg.ClientID,
+		arg.Record,
+		arg.CodeExpire,
+		arg.ExpireTime,
+	)
+	return err
+}
+
+const insertDevice = `-- name: InsertDevice :execrows
+INSERT INTO devices (digest, user_mac, client_id, scope, jkt, state, browser_sid, wait, last_poll, expire_time)
+VALUES ($1, $2, $3, $4, $5, 0, '', $6, 0, $7) ON CONFLICT DO NOTHING
+`
+
+type InsertDeviceParams struct {
+	Digest     []byte
+	UserMac    []byte
+	ClientID   string
+	Scope      string
+	Jkt        string
+	Wait       int64
+	ExpireTime int64
+}
+
+func (q *Queries) InsertDevice(ctx context.Context, arg InsertDeviceParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, insertDevice,
+		arg.Digest,
+		arg.UserMac,
+		arg.ClientID,
+		arg.Scope,
+		arg.Jkt,
+		arg.Wait,
+		arg.ExpireTime,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const insertFactor = `-- name: InsertFactor :exec
+INSERT INTO factors (factor_id, uid, kind, record, proved, last_used, create_time, use_time) VALUES ($1, $2, $3, $4, 0, 0, $5, 0)
+`
+
+type InsertFactorParams struct {
+	FactorID   string
+	UID        string
+	Kind       string
+	Record     []byte
+	CreateTime int64
+}
+
+func (q *Queries) InsertFactor(ctx context.Context, arg InsertFactorParams) error {
+	_, err := q.db.ExecContext(ctx, insertFactor,
+		arg.FactorID,
+		arg.UID,
+		arg.Kind,
+		arg.Record,
+		arg.CreateTime,
+	)
+	return err
+}
+
+const insertGrant = `-- name: InsertGrant :exec
+INSERT INTO grants (sid, client_id, browser_sid, scope, jkt, auth_time, amr, acr) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+`
+
+type InsertGrantParams struct {
+	Sid        string
+	ClientID   string
+	BrowserSid string
+	Scope      string
+	Jkt        string
+	AuthTime   int64
+	Amr        string
+	Acr        string
+}
+
+func (q *Queries) InsertGrant(ctx context.Context, arg InsertGrantParams) error {
+	_, err := q.db.ExecContext(ctx, insertGrant,
+		arg.Sid,
+		arg.ClientID,
+		arg.BrowserSid,
+		arg.Scope,
+		arg.Jkt,
+		arg.AuthTime,
+		arg.Amr,
+		arg.Acr,
+	)
+	return err
+}
+
+const insertHome = `-- name: InsertHome :exec
+INSERT INTO homes (uid, home_mac, url_mac, create_time) VALUES ($1, $2, $3, $4)
+`
+
+type InsertHomeParams struct {
+	UID        string
+	HomeMac    []byte
+	URLMac     []byte
+	CreateTime int64
+}
+
+func (q *Queries) InsertHome(ctx context.Context, arg InsertHomeParams) error {
+	_, err := q.db.ExecContext(ctx, insertHome,
+		arg.UID,
+		arg.HomeMac,
+		arg.URLMac,
+		arg.CreateTime,
+	)
+	return err
+}
+
+const insertHomeGroup = `-- name: InsertHomeGroup :exec
+INSERT INTO home_groups (uid, group_uid) VALUES ($1, $2) ON CONFLICT (uid, group_uid) DO NOTHING
+`
+
+type InsertHomeGroupParams struct {
+	UID      string
+	GroupUID string
+}
+
+func (q *Queries) InsertHomeGroup(ctx context.Context, arg InsertHomeGroupParams) error {
+	_, err := q.db.ExecContext(ctx, insertHomeGroup, arg.UID, arg.GroupUID)
+	return err
+}
+
+const insertIssuer = `-- name: InsertIssuer :exec
+INSERT INTO issuers (uid, name_mac, url_mac, record, secret, version, create_time) VALUES ($1, $2, $3, $4, $5, 1, $6)
+`
+
+type InsertIssuerParams struct {
+	UID        string
+	NameMac    []byte
+	URLMac     []byte
+	Record     []byte
+	Secret     []byte
+	CreateTime int64
+}
+
+func (q *Queries) InsertIssuer(ctx context.Context, arg InsertIssuerParams) error {
+	_, err := q.db.ExecContext(ctx, insertIssuer,
+		arg.UID,
+		arg.NameMac,
+		arg.URLMac,
+		arg.Record,
+		arg.Secret,
+		arg.CreateTime,
 	)
 	return err
 }
@@ -488,6 +1693,41 @@ func (q *Queries) InsertPrincipal(ctx context.Context, arg InsertPrincipalParams
 	return err
 }
 
+const insertRecoveryCode = `-- name: InsertRecoveryCode :exec
+INSERT INTO recovery_codes (uid, digest) VALUES ($1, $2)
+`
+
+type InsertRecoveryCodeParams struct {
+	UID    string
+	Digest []byte
+}
+
+func (q *Queries) InsertRecoveryCode(ctx context.Context, arg InsertRecoveryCodeParams) error {
+	_, err := q.db.ExecContext(ctx, insertRecoveryCode, arg.UID, arg.Digest)
+	return err
+}
+
+const insertRefresh = `-- name: InsertRefresh :exec
+INSERT INTO refresh_tokens (digest, sid, successor, used_time, expire_time) VALUES ($1, $2, $3, 0, $4)
+`
+
+type InsertRefreshParams struct {
+	Digest     []byte
+	Sid        string
+	Successor  []byte
+	ExpireTime int64
+}
+
+func (q *Queries) InsertRefresh(ctx context.Context, arg InsertRefreshParams) error {
+	_, err := q.db.ExecContext(ctx, insertRefresh,
+		arg.Digest,
+		arg.Sid,
+		arg.Successor,
+		arg.ExpireTime,
+	)
+	return err
+}
+
 const insertSecurityChange = `-- name: InsertSecurityChange :exec
 INSERT INTO security_changes (seq, message, create_time) VALUES ($1, $2, $3)
 `
@@ -504,7 +1744,7 @@ func (q *Queries) InsertSecurityChange(ctx context.Context, arg InsertSecurityCh
 }
 
 const insertSession = `-- name: InsertSession :exec
-INSERT INTO sessions (sid, uid, create_time, expire_time) VALUES ($1, $2, $3, $4)
+INSERT INTO sessions (sid, uid, create_time, expire_time, auth_time, acr, amr) VALUES ($1, $2, $3, $4, $5, $6, $7)
 `
 
 type InsertSessionParams struct {
@@ -512,12 +1752,41 @@ type InsertSessionParams struct {
 	UID        string
 	CreateTime int64
 	ExpireTime int64
+	AuthTime   int64
+	Acr        string
+	Amr        string
 }
 
 func (q *Queries) InsertSession(ctx context.Context, arg InsertSessionParams) error {
 	_, err := q.db.ExecContext(ctx, insertSession,
 		arg.Sid,
 		arg.UID,
+		arg.CreateTime,
+		arg.ExpireTime,
+		arg.AuthTime,
+		arg.Acr,
+		arg.Amr,
+	)
+	return err
+}
+
+const insertSignInState = `-- name: InsertSignInState :exec
+INSERT INTO signin_states (digest, uid, record, tries, create_time, expire_time) VALUES ($1, $2, $3, 0, $4, $5)
+`
+
+type InsertSignInStateParams struct {
+	Digest     []byte
+	UID        string
+	Record     []byte
+	CreateTime int64
+	ExpireTime int64
+}
+
+func (q *Queries) InsertSignInState(ctx context.Context, arg InsertSignInStateParams) error {
+	_, err := q.db.ExecContext(ctx, insertSignInState,
+		arg.Digest,
+		arg.UID,
+		arg.Record,
 		arg.CreateTime,
 		arg.ExpireTime,
 	)
@@ -552,29 +1821,300 @@ func (q *Queries) InsertSigningKey(ctx context.Context, arg InsertSigningKeyPara
 	return err
 }
 
-const listAuthorities = `-- name: ListAuthorities :many
-SELECT pin, root, private_key, signs, create_time FROM authorities ORDER BY create_time, pin
+const keepAdministrator = `-- name: KeepAdministrator :exec
+INSERT INTO kept_administrators (uid, via, expire_time) VALUES ($1, $2, $3)
+ON CONFLICT (uid, via) DO UPDATE SET expire_time = excluded.expire_time
 `
 
-func (q *Queries) ListAuthorities(ctx context.Context) ([]Authority, error) {
+type KeepAdministratorParams struct {
+	UID        string
+	Via        string
+	ExpireTime int64
+}
+
+func (q *Queries) KeepAdministrator(ctx context.Context, arg KeepAdministratorParams) error {
+	_, err := q.db.ExecContext(ctx, keepAdministrator, arg.UID, arg.Via, arg.ExpireTime)
+	return err
+}
+
+const liftSession = `-- name: LiftSession :execrows
+UPDATE sessions SET auth_time = $3, acr = $4, amr = $5 WHERE sid = $1 AND uid = $2
+`
+
+type LiftSessionParams struct {
+	Sid      string
+	UID      string
+	AuthTime int64
+	Acr      string
+	Amr      string
+}
+
+func (q *Queries) LiftSession(ctx context.Context, arg LiftSessionParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, liftSession,
+		arg.Sid,
+		arg.UID,
+		arg.AuthTime,
+		arg.Acr,
+		arg.Amr,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const listApplications = `-- name: ListApplications :many
+SELECT uid, record, create_time FROM applications
+WHERE (create_time, uid) > (CAST($2 AS BIGINT), CAST($3 AS TEXT))
+ORDER BY create_time, uid LIMIT $1
+`
+
+type ListApplicationsParams struct {
+	Limit     int32
+	AfterTime int64
+	AfterUID  string
+}
+
+type ListApplicationsRow struct {
+	UID        string
+	Record     []byte
+	CreateTime int64
+}
+
+func (q *Queries) ListApplications(ctx context.Context, arg ListApplicationsParams) ([]ListApplicationsRow, error) {
+	rows, err := q.db.QueryContext(ctx, listApplications, arg.Limit, arg.AfterTime, arg.AfterUID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListApplicationsRow{}
+	for rows.Next() {
+		var i ListApplicationsRow
+		if err := rows.Scan(&i.UID, &i.Record, &i.CreateTime); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listAuthorities = `-- name: ListAuthorities :many
+SELECT pin, root, private_key, phase, create_time, signed_time, quiet_time, counted FROM authorities ORDER BY create_time, pin
+`
+
+type ListAuthoritiesRow struct {
+	Pin        string
+	Root       []byte
+	PrivateKey []byte
+	Phase      string
+	CreateTime int64
+	SignedTime int64
+	QuietTime  int64
+	Counted    int64
+}
+
+func (q *Queries) ListAuthorities(ctx context.Context) ([]ListAuthoritiesRow, error) {
 	rows, err := q.db.QueryContext(ctx, listAuthorities)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	items := []Authority{}
+	items := []ListAuthoritiesRow{}
 	for rows.Next() {
-		var i Authority
+		var i ListAuthoritiesRow
 		if err := rows.Scan(
 			&i.Pin,
 			&i.Root,
 			&i.PrivateKey,
-			&i.Signs,
+			&i.Phase,
 			&i.CreateTime,
+			&i.SignedTime,
+			&i.QuietTime,
+			&i.Counted,
 		); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listClientKeys = `-- name: ListClientKeys :many
+SELECT key_id, uid, kind, thumbprint, der, create_time, expire_time FROM client_keys WHERE uid = $1 AND expire_time > $2 ORDER BY create_time, key_id
+`
+
+type ListClientKeysParams struct {
+	UID        string
+	ExpireTime int64
+}
+
+func (q *Queries) ListClientKeys(ctx context.Context, arg ListClientKeysParams) ([]ClientKey, error) {
+	rows, err := q.db.QueryContext(ctx, listClientKeys, arg.UID, arg.ExpireTime)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ClientKey{}
+	for rows.Next() {
+		var i ClientKey
+		if err := rows.Scan(
+			&i.KeyID,
+			&i.UID,
+			&i.Kind,
+			&i.Thumbprint,
+			&i.Der,
+			&i.CreateTime,
+			&i.ExpireTime,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listClientSecrets = `-- name: ListClientSecrets :many
+SELECT secret_id, uid, create_time, expire_time FROM client_secrets WHERE uid = $1 AND expire_time > $2 ORDER BY create_time, secret_id
+`
+
+type ListClientSecretsParams struct {
+	UID        string
+	ExpireTime int64
+}
+
+type ListClientSecretsRow struct {
+	SecretID   string
+	UID        string
+	CreateTime int64
+	ExpireTime int64
+}
+
+func (q *Queries) ListClientSecrets(ctx context.Context, arg ListClientSecretsParams) ([]ListClientSecretsRow, error) {
+	rows, err := q.db.QueryContext(ctx, listClientSecrets, arg.UID, arg.ExpireTime)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListClientSecretsRow{}
+	for rows.Next() {
+		var i ListClientSecretsRow
+		if err := rows.Scan(
+			&i.SecretID,
+			&i.UID,
+			&i.CreateTime,
+			&i.ExpireTime,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listFactors = `-- name: ListFactors :many
+SELECT factor_id, uid, kind, record, proved, last_used, create_time, use_time FROM factors WHERE uid = $1 ORDER BY create_time, factor_id
+`
+
+func (q *Queries) ListFactors(ctx context.Context, uid string) ([]Factor, error) {
+	rows, err := q.db.QueryContext(ctx, listFactors, uid)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []Factor{}
+	for rows.Next() {
+		var i Factor
+		if err := rows.Scan(
+			&i.FactorID,
+			&i.UID,
+			&i.Kind,
+			&i.Record,
+			&i.Proved,
+			&i.LastUsed,
+			&i.CreateTime,
+			&i.UseTime,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listGrantsOfBrowser = `-- name: ListGrantsOfBrowser :many
+SELECT sid FROM grants WHERE browser_sid = $1 ORDER BY sid
+`
+
+func (q *Queries) ListGrantsOfBrowser(ctx context.Context, browserSid string) ([]string, error) {
+	rows, err := q.db.QueryContext(ctx, listGrantsOfBrowser, browserSid)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var sid string
+		if err := rows.Scan(&sid); err != nil {
+			return nil, err
+		}
+		items = append(items, sid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listGrantsOfClient = `-- name: ListGrantsOfClient :many
+SELECT sid FROM grants WHERE client_id = $1 ORDER BY sid
+`
+
+func (q *Queries) ListGrantsOfClient(ctx context.Context, clientID string) ([]string, error) {
+	rows, err := q.db.QueryContext(ctx, listGrantsOfClient, clientID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var sid string
+		if err := rows.Scan(&sid); err != nil {
+			return nil, err
+		}
+		items = append(items, sid)
 	}
 	if err := rows.Close(); err != nil {
 		return nil, err
@@ -602,6 +2142,165 @@ func (q *Queries) ListGroupsOf(ctx context.Context, memberUid string) ([]string,
 			return nil, err
 		}
 		items = append(items, group_uid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listHomeGroups = `-- name: ListHomeGroups :many
+SELECT group_uid FROM home_groups WHERE uid = $1 ORDER BY group_uid
+`
+
+func (q *Queries) ListHomeGroups(ctx context.Context, uid string) ([]string, error) {
+	rows, err := q.db.QueryContext(ctx, listHomeGroups, uid)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var group_uid string
+		if err := rows.Scan(&group_uid); err != nil {
+			return nil, err
+		}
+		items = append(items, group_uid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listHomesAt = `-- name: ListHomesAt :many
+SELECT uid FROM homes WHERE url_mac = $1 ORDER BY uid
+`
+
+func (q *Queries) ListHomesAt(ctx context.Context, urlMac []byte) ([]string, error) {
+	rows, err := q.db.QueryContext(ctx, listHomesAt, urlMac)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var uid string
+		if err := rows.Scan(&uid); err != nil {
+			return nil, err
+		}
+		items = append(items, uid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listIssuers = `-- name: ListIssuers :many
+SELECT uid, record, secret, version, create_time FROM issuers ORDER BY create_time, uid
+`
+
+type ListIssuersRow struct {
+	UID        string
+	Record     []byte
+	Secret     []byte
+	Version    int64
+	CreateTime int64
+}
+
+func (q *Queries) ListIssuers(ctx context.Context) ([]ListIssuersRow, error) {
+	rows, err := q.db.QueryContext(ctx, listIssuers)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListIssuersRow{}
+	for rows.Next() {
+		var i ListIssuersRow
+		if err := rows.Scan(
+			&i.UID,
+			&i.Record,
+			&i.Secret,
+			&i.Version,
+			&i.CreateTime,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listKeptAdministrators = `-- name: ListKeptAdministrators :many
+SELECT uid, via FROM kept_administrators WHERE expire_time > $1 ORDER BY uid, via
+`
+
+type ListKeptAdministratorsRow struct {
+	UID string
+	Via string
+}
+
+func (q *Queries) ListKeptAdministrators(ctx context.Context, expireTime int64) ([]ListKeptAdministratorsRow, error) {
+	rows, err := q.db.QueryContext(ctx, listKeptAdministrators, expireTime)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListKeptAdministratorsRow{}
+	for rows.Next() {
+		var i ListKeptAdministratorsRow
+		if err := rows.Scan(&i.UID, &i.Via); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listLeaves = `-- name: ListLeaves :many
+SELECT holder, pin, bundle, expire_time FROM leaves ORDER BY holder, pin
+`
+
+func (q *Queries) ListLeaves(ctx context.Context) ([]Leafe, error) {
+	rows, err := q.db.QueryContext(ctx, listLeaves)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []Leafe{}
+	for rows.Next() {
+		var i Leafe
+		if err := rows.Scan(
+			&i.Holder,
+			&i.Pin,
+			&i.Bundle,
+			&i.ExpireTime,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
 	}
 	if err := rows.Close(); err != nil {
 		return nil, err
@@ -814,6 +2513,38 @@ func (q *Queries) ListSecurityChanges(ctx context.Context, arg ListSecurityChang
 	return items, nil
 }
 
+const listSessionsBelow = `-- name: ListSessionsBelow :many
+SELECT sid FROM sessions WHERE acr <> $1 AND expire_time > $2 ORDER BY sid
+`
+
+type ListSessionsBelowParams struct {
+	Acr        string
+	ExpireTime int64
+}
+
+func (q *Queries) ListSessionsBelow(ctx context.Context, arg ListSessionsBelowParams) ([]string, error) {
+	rows, err := q.db.QueryContext(ctx, listSessionsBelow, arg.Acr, arg.ExpireTime)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var sid string
+		if err := rows.Scan(&sid); err != nil {
+			return nil, err
+		}
+		items = append(items, sid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listSessionsOf = `-- name: ListSessionsOf :many
 SELECT sid, expire_time FROM sessions WHERE uid = $1 AND expire_time > $2 ORDER BY sid
 `
@@ -886,6 +2617,15 @@ func (q *Queries) ListSigningKeys(ctx context.Context) ([]SigningKey, error) {
 	return items, nil
 }
 
+const lockInstallation = `-- name: LockInstallation :exec
+UPDATE installation SET security_seq = security_seq WHERE id = 1
+`
+
+func (q *Queries) LockInstallation(ctx context.Context) error {
+	_, err := q.db.ExecContext(ctx, lockInstallation)
+	return err
+}
+
 const nextSecuritySeq = `-- name: NextSecuritySeq :one
 UPDATE installation SET security_seq = security_seq + 1 WHERE id = 1 RETURNING security_seq
 `
@@ -895,6 +2635,117 @@ func (q *Queries) NextSecuritySeq(ctx context.Context) (int64, error) {
 	var security_seq int64
 	err := row.Scan(&security_seq)
 	return security_seq, err
+}
+
+const planSigningKey = `-- name: PlanSigningKey :execrows
+UPDATE signing_keys SET sign_from = $2, sign_until = $3, remove_time = $4 WHERE kid = $1
+`
+
+type PlanSigningKeyParams struct {
+	Kid        string
+	SignFrom   int64
+	SignUntil  int64
+	RemoveTime int64
+}
+
+func (q *Queries) PlanSigningKey(ctx context.Context, arg PlanSigningKeyParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, planSigningKey,
+		arg.Kid,
+		arg.SignFrom,
+		arg.SignUntil,
+		arg.RemoveTime,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const pollDevice = `-- name: PollDevice :exec
+UPDATE devices SET last_poll = $2, wait = $3 WHERE digest = $1
+`
+
+type PollDeviceParams struct {
+	Digest   []byte
+	LastPoll int64
+	Wait     int64
+}
+
+func (q *Queries) PollDevice(ctx context.Context, arg PollDeviceParams) error {
+	_, err := q.db.ExecContext(ctx, pollDevice, arg.Digest, arg.LastPoll, arg.Wait)
+	return err
+}
+
+const proveFactor = `-- name: ProveFactor :execrows
+UPDATE factors SET proved = 1, last_used = $3, use_time = $4 WHERE uid = $1 AND factor_id = $2 AND proved = 0
+`
+
+type ProveFactorParams struct {
+	UID      string
+	FactorID string
+	LastUsed int64
+	UseTime  int64
+}
+
+func (q *Queries) ProveFactor(ctx context.Context, arg ProveFactorParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, proveFactor,
+		arg.UID,
+		arg.FactorID,
+		arg.LastUsed,
+		arg.UseTime,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const putApplicationKey = `-- name: PutApplicationKey :exec
+INSERT INTO application_keys (uid, kid, public_key, create_time, expire_time) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (uid, kid) DO UPDATE SET expire_time = excluded.expire_time
+`
+
+type PutApplicationKeyParams struct {
+	UID        string
+	Kid        string
+	PublicKey  []byte
+	CreateTime int64
+	ExpireTime int64
+}
+
+func (q *Queries) PutApplicationKey(ctx context.Context, arg PutApplicationKeyParams) error {
+	_, err := q.db.ExecContext(ctx, putApplicationKey,
+		arg.UID,
+		arg.Kid,
+		arg.PublicKey,
+		arg.CreateTime,
+		arg.ExpireTime,
+	)
+	return err
+}
+
+const putLeaf = `-- name: PutLeaf :exec
+INSERT INTO leaves (holder, pin, bundle, expire_time) VALUES ($1, $2, $3, $4)
+ON CONFLICT (holder, pin) DO UPDATE SET
+    bundle = excluded.bundle,
+    expire_time = CASE WHEN excluded.expire_time > leaves.expire_time THEN excluded.expire_time ELSE leaves.expire_time END
+`
+
+type PutLeafParams struct {
+	Holder     string
+	Pin        string
+	Bundle     string
+	ExpireTime int64
+}
+
+func (q *Queries) PutLeaf(ctx context.Context, arg PutLeafParams) error {
+	_, err := q.db.ExecContext(ctx, putLeaf,
+		arg.Holder,
+		arg.Pin,
+		arg.Bundle,
+		arg.ExpireTime,
+	)
+	return err
 }
 
 const putPassword = `-- name: PutPassword :exec
@@ -959,6 +2810,46 @@ func (q *Queries) PutRevocation(ctx context.Context, arg PutRevocationParams) er
 	return err
 }
 
+const quietAuthorities = `-- name: QuietAuthorities :exec
+UPDATE authorities SET quiet_time = $1
+WHERE quiet_time < $1 AND pin IN (SELECT leaves.pin FROM leaves WHERE leaves.holder = $2 AND leaves.pin <> $3)
+`
+
+type QuietAuthoritiesParams struct {
+	QuietTime int64
+	Holder    string
+	Pin       string
+}
+
+func (q *Queries) QuietAuthorities(ctx context.Context, arg QuietAuthoritiesParams) error {
+	_, err := q.db.ExecContext(ctx, quietAuthorities, arg.QuietTime, arg.Holder, arg.Pin)
+	return err
+}
+
+const setAuthority = `-- name: SetAuthority :execrows
+UPDATE authorities SET phase = $2, signed_time = $3, quiet_time = $4 WHERE pin = $1
+`
+
+type SetAuthorityParams struct {
+	Pin        string
+	Phase      string
+	SignedTime int64
+	QuietTime  int64
+}
+
+func (q *Queries) SetAuthority(ctx context.Context, arg SetAuthorityParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, setAuthority,
+		arg.Pin,
+		arg.Phase,
+		arg.SignedTime,
+		arg.QuietTime,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const setDisabled = `-- name: SetDisabled :execrows
 UPDATE principals SET disabled = $2, version = version + 1 WHERE uid = $1
 `
@@ -976,12 +2867,146 @@ func (q *Queries) SetDisabled(ctx context.Context, arg SetDisabledParams) (int64
 	return result.RowsAffected()
 }
 
+const setFactorWait = `-- name: SetFactorWait :exec
+UPDATE factor_tries SET wait_until = $2 WHERE uid = $1
+`
+
+type SetFactorWaitParams struct {
+	UID       string
+	WaitUntil int64
+}
+
+func (q *Queries) SetFactorWait(ctx context.Context, arg SetFactorWaitParams) error {
+	_, err := q.db.ExecContext(ctx, setFactorWait, arg.UID, arg.WaitUntil)
+	return err
+}
+
 const setFirstAdmin = `-- name: SetFirstAdmin :execrows
 UPDATE installation SET first_admin = $1 WHERE id = 1 AND first_admin = ''
 `
 
 func (q *Queries) SetFirstAdmin(ctx context.Context, firstAdmin string) (int64, error) {
 	result, err := q.db.ExecContext(ctx, setFirstAdmin, firstAdmin)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const setRequireMFA = `-- name: SetRequireMFA :exec
+UPDATE installation SET require_mfa = $1 WHERE id = 1
+`
+
+func (q *Queries) SetRequireMFA(ctx context.Context, requireMfa int64) error {
+	_, err := q.db.ExecContext(ctx, setRequireMFA, requireMfa)
+	return err
+}
+
+const updateIssuer = `-- name: UpdateIssuer :execrows
+UPDATE issuers SET record = $3, secret = $4, version = version + 1 WHERE uid = $1 AND version = $2
+`
+
+type UpdateIssuerParams struct {
+	UID     string
+	Version int64
+	Record  []byte
+	Secret  []byte
+}
+
+func (q *Queries) UpdateIssuer(ctx context.Context, arg UpdateIssuerParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, updateIssuer,
+		arg.UID,
+		arg.Version,
+		arg.Record,
+		arg.Secret,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const updatePrincipalRecord = `-- name: UpdatePrincipalRecord :execrows
+UPDATE principals SET record = $2, version = version + 1 WHERE uid = $1
+`
+
+type UpdatePrincipalRecordParams struct {
+	UID    string
+	Record []byte
+}
+
+func (q *Queries) UpdatePrincipalRecord(ctx context.Context, arg UpdatePrincipalRecordParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, updatePrincipalRecord, arg.UID, arg.Record)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const useAssertion = `-- name: UseAssertion :execrows
+INSERT INTO used_assertions (digest, expire_time) VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING
+`
+
+type UseAssertionParams struct {
+	Digest     []byte
+	ExpireTime int64
+}
+
+func (q *Queries) UseAssertion(ctx context.Context, arg UseAssertionParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, useAssertion, arg.Digest, arg.ExpireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const useCode = `-- name: UseCode :one
+UPDATE authorization_codes SET used = used + 1 WHERE digest = $1
+RETURNING browser_sid, grant_sid, client_id, record, used, code_expire
+`
+
+type UseCodeRow struct {
+	BrowserSid string
+	GrantSid   string
+	ClientID   string
+	Record     []byte
+	Used       int64
+	CodeExpire int64
+}
+
+func (q *Queries) UseCode(ctx context.Context, digest []byte) (UseCodeRow, error) {
+	row := q.db.QueryRowContext(ctx, useCode, digest)
+	var i UseCodeRow
+	err := row.Scan(
+		&i.BrowserSid,
+		&i.GrantSid,
+		&i.ClientID,
+		&i.Record,
+		&i.Used,
+		&i.CodeExpire,
+	)
+	return i, err
+}
+
+const useFactor = `-- name: UseFactor :execrows
+UPDATE factors SET last_used = $3, use_time = $4
+WHERE uid = $1 AND factor_id = $2 AND proved = 1 AND (last_used < $3 OR last_used = 0 AND $3 = 0)
+`
+
+type UseFactorParams struct {
+	UID      string
+	FactorID string
+	LastUsed int64
+	UseTime  int64
+}
+
+func (q *Queries) UseFactor(ctx context.Context, arg UseFactorParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, useFactor,
+		arg.UID,
+		arg.FactorID,
+		arg.LastUsed,
+		arg.UseTime,
+	)
 	if err != nil {
 		return 0, err
 	}
@@ -1029,4 +3054,22 @@ func (q *Queries) UseJoinToken(ctx context.Context, arg UseJoinTokenParams) (Use
 		&i.Actions,
 	)
 	return i, err
+}
+
+const useRefresh = `-- name: UseRefresh :execrows
+UPDATE refresh_tokens SET used_time = $2, successor = $3 WHERE digest = $1 AND used_time = 0
+`
+
+type UseRefreshParams struct {
+	Digest    []byte
+	UsedTime  int64
+	Successor []byte
+}
+
+func (q *Queries) UseRefresh(ctx context.Context, arg UseRefreshParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, useRefresh, arg.Digest, arg.UsedTime, arg.Successor)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
 }

@@ -1,0 +1,145 @@
+package store
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/rotation"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/store/db"
+)
+
+// Authority is a root of the mesh with its key.
+type Authority struct {
+	rotation.Root
+	DER     []byte
+	Key     redact.Secret // PKCS #8; the caller wipes it
+	Create  time.Time
+	Counted bool // what it has signed stands in the leaves
+}
+
+// Plans are the roots as the rules of their rotation see them.
+func Plans(as []Authority) []rotation.Root {
+	out := make([]rotation.Root, len(as))
+	for i, a := range as {
+		out[i] = a.Root
+	}
+	return out
+}
+
+// Wipe clears the keys.
+func Wipe(as []Authority) {
+	for i := range as {
+		as[i].Key.Wipe()
+	}
+}
+
+// InsertAuthority stores a root, its key sealed.
+func (s *Store) InsertAuthority(ctx context.Context, tx *sqldb.Tx, a Authority) error {
+	sealed, err := s.box.Seal(ctx, kindAuthority, a.Pin, a.Key.Reveal())
+	if err != nil {
+		return err
+	}
+	return db.New(tx).InsertAuthority(ctx, db.InsertAuthorityParams{Pin: a.Pin, Root: a.DER, PrivateKey: sealed, Phase: string(a.Phase), CreateTime: micros(a.Create)})
+}
+
+// Authorities gives all roots, the oldest first.
+func (s *Store) Authorities(ctx context.Context, q sqldb.DBTX) ([]Authority, error) {
+	rows, err := db.New(q).ListAuthorities(ctx)
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	out := make([]Authority, 0, len(rows))
+	for _, row := range rows {
+		key, err := s.box.Open(ctx, kindAuthority, row.Pin, row.PrivateKey)
+		if err != nil {
+			Wipe(out)
+			return nil, damaged("authority", err)
+		}
+		out = append(out, Authority{
+			Root: rotation.Root{Pin: row.Pin, Phase: rotation.Phase(row.Phase), Signed: fromMicros(row.SignedTime), Quiet: fromMicros(row.QuietTime)},
+			DER:  row.Root, Key: redact.New(key), Create: fromMicros(row.CreateTime), Counted: row.Counted == 1,
+		})
+	}
+	return out, nil
+}
+
+// SetAuthorities writes what has changed from old to next, which are the same roots in the same order. Those that stop signing are written
+// first: one signs at any time.
+func (s *Store) SetAuthorities(ctx context.Context, tx *sqldb.Tx, old, next []rotation.Root) error {
+	for _, active := range []bool{false, true} {
+		for i, r := range next {
+			if r == old[i] || (r.Phase == rotation.Active) != active {
+				continue
+			}
+			n, err := db.New(tx).SetAuthority(ctx, db.SetAuthorityParams{Pin: r.Pin, Phase: string(r.Phase), SignedTime: micros(r.Signed), QuietTime: micros(r.Quiet)})
+			if err != nil {
+				return err
+			}
+			if n != 1 {
+				return fault.Internal(nil, "a root that was read in this transaction is gone")
+			}
+		}
+	}
+	return nil
+}
+
+// DeleteAuthority removes a root and its key. Who holds leaves of it stays known: he may still believe it.
+func (s *Store) DeleteAuthority(ctx context.Context, tx *sqldb.Tx, pin string) error {
+	n, err := db.New(tx).DeleteAuthority(ctx, pin)
+	if err == nil && n != 1 {
+		return fault.Internal(nil, "a root that was read in this transaction is gone")
+	}
+	return err
+}
+
+// Signs reports whether a root signs.
+func (s *Store) Signs(ctx context.Context, q sqldb.DBTX, pin string) (bool, error) {
+	p, err := db.New(q).GetAuthorityPhase(ctx, pin)
+	if ok, err := found(err); !ok {
+		return false, err
+	}
+	return rotation.Phase(p) == rotation.Active, nil
+}
+
+// uncounted holds what a root has signed before leaves were written down.
+const uncounted = "earlier"
+
+// CountAuthority notes that a root, which has signed what was not written down, may have leaves in use until end.
+func (s *Store) CountAuthority(ctx context.Context, tx *sqldb.Tx, pin string, end time.Time) error {
+	q := db.New(tx)
+	if err := q.CountAuthority(ctx, pin); err != nil {
+		return err
+	}
+	return q.PutLeaf(ctx, db.PutLeafParams{Holder: uncounted, Pin: pin, Bundle: pin, ExpireTime: micros(end)})
+}
+
+// PutLeaf notes a certificate. With replaces it takes the place of every other one of its holder, whose roots are left by him now.
+func (s *Store) PutLeaf(ctx context.Context, tx *sqldb.Tx, l rotation.Leaf, replaces bool, now time.Time) error {
+	q := db.New(tx)
+	if replaces {
+		if err := q.QuietAuthorities(ctx, db.QuietAuthoritiesParams{QuietTime: micros(now), Holder: l.Holder, Pin: l.Pin}); err != nil {
+			return err
+		}
+		if err := q.DeleteOtherLeaves(ctx, db.DeleteOtherLeavesParams{Holder: l.Holder, Pin: l.Pin}); err != nil {
+			return err
+		}
+	}
+	return q.PutLeaf(ctx, db.PutLeafParams{Holder: l.Holder, Pin: l.Pin, Bundle: strings.Join(l.Bundle, " "), ExpireTime: micros(l.Expire)})
+}
+
+// Leaves gives the certificates that are remembered, also those that have ended lately.
+func (s *Store) Leaves(ctx context.Context, q sqldb.DBTX) ([]rotation.Leaf, error) {
+	rows, err := db.New(q).ListLeaves(ctx)
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	out := make([]rotation.Leaf, len(rows))
+	for i, row := range rows {
+		out[i] = rotation.Leaf{Holder: row.Holder, Pin: row.Pin, Bundle: strings.Fields(row.Bundle), Expire: fromMicros(row.ExpireTime)}
+	}
+	return out, nil
+}
