@@ -137,7 +137,7 @@ func (w *world) gateway(ctx context.Context, h *hello) (func(), error) {
 		return nil, err
 	}
 	tlsConf := tlsconfig.MTLSClientConfig(id, w.bundle, tlsconfig.AuthorizeMemberOf(w.td))
-	conn, err := rpc.Dial(rpc.DialConfig{Service: "telemetry", Target: "passthrough:///" + h.Addr, Creds: credentials.NewTLS(tlsConf), Rules: w.rules, Logger: w.log.Logger})
+	conn, err := rpc.Dial(rpc.DialConfig{Service: "telemetry", Target: "passthrough:///" + h.Addr, Creds: credentials.NewTLS(tlsConf), Options: gateway.PeerOptions(), Rules: w.rules, Logger: w.log.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -150,6 +150,7 @@ func (w *world) gateway(ctx context.Context, h *hello) (func(), error) {
 		peers[name] = conn
 	}
 	g, err := gateway.New(gateway.Config{
+		Calls: gateway.Calls{PerSecond: 1e6}, // all callers are one address here
 		Rules: w.rules, Peers: peers, Installation: domain, Logger: w.log.Logger,
 		Certificate: func() (*tls.Certificate, error) { return cert, nil },
 	})
