@@ -238,7 +238,7 @@ func (r *round) whole(ctx context.Context, begin time.Time) error {
 		return err
 	}
 	if _, err := mesh.Poll(ctx, r.load.Answers); err != nil {
-		return err
+		return fmt.Errorf("not every service answers again: %w", err)
 	}
 	r.measure(time.Since(begin))
 	return nil

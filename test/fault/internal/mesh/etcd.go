@@ -51,9 +51,22 @@ func (c *Cluster) client(of ...*Process) (*clientv3.Client, error) {
 	})
 }
 
-// Leader is the process that leads, as the members say.
+// Leader is the process that leads, as the members say; after a fault before they may need a while to agree.
 func (c *Cluster) Leader(ctx context.Context) (*Process, error) {
-	err := errors.New("no member says who leads")
+	ctx, cancel := context.WithTimeout(ctx, leaderLimit)
+	defer cancel()
+	var leads *Process
+	if _, err := Poll(ctx, func(ctx context.Context) (err error) {
+		leads, err = c.leader(ctx)
+		return err
+	}); err != nil {
+		return nil, fmt.Errorf("no member of etcd says that it leads: %w", err)
+	}
+	return leads, nil
+}
+
+func (c *Cluster) leader(ctx context.Context) (*Process, error) {
+	err := errors.New("there is no leader")
 	for _, p := range c.mesh.Of(Etcd) {
 		e, e1 := c.client(p)
 		if e1 != nil {
@@ -73,6 +86,9 @@ func (c *Cluster) Leader(ctx context.Context) (*Process, error) {
 	}
 	return nil, err
 }
+
+// leaderLimit is how long the members may take to say who leads.
+const leaderLimit = 15 * time.Second
 
 // probeKey lies beside everything that services use.
 const probeKey = "redoubt-fault/probe"
