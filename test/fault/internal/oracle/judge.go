@@ -105,8 +105,10 @@ func (b *Book) Event(e *telemetryv1.ActivityEvent) {
 	}
 	c, ours := b.calls[e.GetRequestId()]
 	if !ours || c.Method != e.GetMethod() {
-		// What a call has services do carries its request id too, under other methods: by an actor, or for nobody where it was refused.
-		if b.known[e.GetPrincipal()] && e.GetRunUid() == "" && e.GetCount() <= 1 && !(ours && (len(e.GetActors()) > 0 || !succeeded)) {
+		// What a call has services do carries its request id too, under other methods, and so does what agents have them do for a principal, with
+		// an id of the agent's. Where that is refused for a clock that is off nobody acts, and only the peer tells.
+		onward := ours && len(e.GetActors()) > 0 || !succeeded && !strings.HasSuffix(e.GetPeer(), "/service/gateway")
+		if b.known[e.GetPrincipal()] && e.GetRunUid() == "" && e.GetCount() <= 1 && !onward {
 			b.violate("event %s: %s of %s, %s, belongs to no call that was made: request %q", e.GetUid(), e.GetMethod(), e.GetPrincipal(), e.GetCode(), e.GetRequestId())
 		}
 		return

@@ -102,14 +102,19 @@ func TestEvents(t *testing.T) {
 			e.Actors = []string{"compute"}
 			return e
 		}, ""},
-		{"another method on behalf, refused", func(id string) *telemetryv1.ActivityEvent {
-			e := event(id, "a", "usr_1", method+"X")
-			e.Code = codes.Unauthenticated.String()
+		{"another service's, refused", func(string) *telemetryv1.ActivityEvent {
+			e := event("x", "a", "usr_1", method)
+			e.Code, e.Peer = codes.Unauthenticated.String(), "spiffe://fault.test/service/compute"
 			return e
 		}, ""},
+		{"another service's", func(string) *telemetryv1.ActivityEvent {
+			e := event("x", "a", "usr_1", method)
+			e.Peer = "spiffe://fault.test/service/compute"
+			return e
+		}, "belongs to no call"},
 		{"another request, refused", func(string) *telemetryv1.ActivityEvent {
 			e := event("x", "a", "usr_1", method)
-			e.Code = codes.Unauthenticated.String()
+			e.Code, e.Peer = codes.Unauthenticated.String(), "spiffe://fault.test/service/gateway"
 			return e
 		}, "belongs to no call"},
 		{"by another one", func(id string) *telemetryv1.ActivityEvent { return event(id, "a", "usr_2", method) }, "the log says by usr_2"},
