@@ -133,6 +133,10 @@ attack-fence: fence-binaries ## rights taken away from many processes under load
 	$(GOTEST) -count=1 ./test/fault/revoke
 	$(BIN)/fence -binary $(BIN)/redoubt-fault -rounds $${FENCE_ROUNDS:-1000} -seconds $${FENCE_SECONDS:-0} -rate $${FENCE_RATE:-500} -kinds "$${FENCE_KINDS:-}" -faults "$${FENCE_FAULTS:-}" -goal $${FENCE_GOAL:-1s} -seed $${FENCE_SEED:-0} $(if $(FENCE_POSTGRES),-postgres) -keep "$${FENCE_KEEP:-}"
 
+.PHONY: attack-fence-mutants
+attack-fence-mutants: fence-binaries ## switch the fence's rules off one by one, and see that attack-fence finds each (root on Linux)
+	BIN=$(BIN) test/fault/revoke/mutants.sh
+
 .PHONY: interop
 interop: ## of these, grpc-go's interoperability cases alone
 	cd test/conformance && $(GOTEST) -timeout 10m -count=1 -v -run TestInterop .

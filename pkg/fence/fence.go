@@ -179,7 +179,7 @@ func New(cfg Config) (*Fence, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	f := &Fence{cfg: cfg, drained: make(chan struct{}, 1), delivered: make(map[string]uint64), moved: make(chan struct{})}
+	f := &Fence{cfg: cfg, off: broken(), hook: widened(), drained: make(chan struct{}, 1), delivered: make(map[string]uint64), moved: make(chan struct{})}
 	f.because("it has not joined the fence yet")
 	return f, nil
 }
@@ -196,7 +196,7 @@ func Boottime() time.Duration {
 // View gives the present view, to decide with. Take it before reading any security state. Without one the error is UNAVAILABLE,
 // FENCE_LOST.
 func (f *Fence) View() (*View, error) {
-	if v := f.cur.Load(); v != nil && !v.life.late.Load() {
+	if v := f.cur.Load(); v != nil && (!v.life.late.Load() || f.off.deadline) {
 		return v, nil
 	}
 	return nil, f.lost()
@@ -239,7 +239,7 @@ func (f *Fence) may(v *View) error {
 	case p != v:
 		return ErrStale
 	}
-	if f.cfg.Boottime() >= time.Duration(v.life.until.Load()) {
+	if f.cfg.Boottime() >= time.Duration(v.life.until.Load()) && !f.off.deadline {
 		return f.lost()
 	}
 	return nil
@@ -337,5 +337,5 @@ func (f *Fence) at(point string) {
 
 // off switches rules off, in tests that must then fail.
 type off struct {
-	fromSend, registerFirst, quiesce, secondLook, linger, check, sameLife, reload, term, repeat, ownKey, listInTxn, drain, mark, watchdog, resume bool
+	fromSend, registerFirst, quiesce, secondLook, linger, check, sameLife, reload, term, repeat, ownKey, listInTxn, drain, mark, watchdog, resume, apply, wait, deadline bool
 }

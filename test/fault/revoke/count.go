@@ -48,13 +48,15 @@ func newCount(slack time.Duration) *count {
 func (c *count) take(r *round) {
 	found := r.violations(c.slack)
 	services := make(map[string]bool)
+	operations := 0
 	for _, q := range r.requests {
 		services[q.service] = true
+		if q.outcome != unknown {
+			operations++
+		}
 	}
-	operations := 0
 	undecided := 0
 	for s := range services {
-		operations += len(r.history(s))
 		ok, known := r.ordered(s)
 		switch {
 		case !known:
@@ -230,7 +232,7 @@ func (s *suite) report() error {
 	fmt.Printf("fence: %d rounds without a fault, %.0f requests a second then; the machine's load %s\n", rounds, rate, strings.Join(strings.Fields(string(average))[:3], " "))
 	fmt.Printf("fence: the call without a fault: p50 %s, p99 %s, longest %s, goal %s for p99; the latest answer to what was asked before the return came %s after it\n",
 		share(all, .5), share(all, .99), share(all, 1), s.o.goal, c.lateBy.Round(time.Millisecond))
-	fmt.Printf("fence: %d histories of %d operations put in order by porcupine, %d not decided in time\n", c.histories, c.operations, c.undecided)
+	fmt.Printf("fence: %d histories of %d answers put in order by porcupine, %d not decided in time\n", c.histories, c.operations, c.undecided)
 	for _, b := range s.broken {
 		fmt.Println("fence:   not made:", b)
 	}

@@ -79,7 +79,7 @@ func (s *suite) window(ctx context.Context, f at) error {
 	var warm, tried, done sync.WaitGroup
 	w := &window{name: f.name, warm: &warm, tried: &tried, hurt: make(chan struct{}), healed: make(chan struct{}), within: waitAtMost, repeats: healTime, parked: true}
 	if f.silent && !s.o.postgres {
-		w.within = pendingAt
+		w.within, w.again = pendingAt, true
 	}
 	warm.Add(len(s.lanes))
 	tried.Add(len(s.lanes))
@@ -130,13 +130,15 @@ func (s *suite) promised(r *round, f at) string {
 	i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == r.kind })
 	owner := kinds[i].owner
 	if owner == "" || owner == f.target.Service || r.kind == "run" && f.target.Service == "compute" {
-		return "" // the one that has to say it is in trouble itself
+		return "" // the one that has to say it is in trouble itself, or the fence has no part in it
 	}
 	switch {
 	case f.silent && !s.o.postgres && r.outcome == "returned":
 		return fmt.Sprintf("the call returned while %s could have been heard of by nobody, and may go on with its store", f.target.Name)
 	case f.silent && !s.o.postgres && (r.outcome != "pending" || !slices.Contains(r.pending, f.target.Service+"/a")):
 		return fmt.Sprintf("the call did not name the instance that stands still: %s %v", r.outcome, r.pending)
+	case r.repeated == "returned" || r.repeated == "done":
+		return fmt.Sprintf("the repetition returned while %s could have been heard of by nobody", f.target.Name)
 	case (!f.silent || s.o.postgres) && r.outcome != "returned":
 		return fmt.Sprintf("the call did not return: %s %v after %s", r.outcome, r.pending, r.first.Round(time.Millisecond))
 	}

@@ -34,6 +34,7 @@ type options struct {
 	slack    time.Duration
 	first    bool
 	keep     string
+	broken   string
 }
 
 func main() {
@@ -51,6 +52,7 @@ func main() {
 	flag.DurationVar(&o.goal, "goal", time.Second, "how long the call may take without a fault, 99 of 100")
 	flag.DurationVar(&o.slack, "slack", 2*time.Second, "how long after the return an answer may come that is of a request from before")
 	flag.BoolVar(&o.first, "first", false, "end at the first violation")
+	flag.StringVar(&o.broken, "broken", "", "rules that are off, with commas between, of a program built with -tags redoubt_break_fence")
 	flag.StringVar(&o.keep, "keep", "", "a folder to copy the logs of all processes to when something was found")
 	flag.Parse()
 	why := netns.Check()

@@ -63,6 +63,7 @@ type round struct {
 	pending      []string // instances that the first call named
 	first        time.Duration
 	outcome      string // of the first call: "returned", "pending", "unknown"
+	repeated     string // of the repetition, while a fault lasts
 
 	mu       sync.Mutex
 	requests []request

@@ -24,6 +24,8 @@ const (
 	mostAfter           = 600 * time.Millisecond
 	// mostOpen requests of one lane at one service; more are not sent, and counted.
 	mostOpen = 100
+	// againWithin bounds a repetition that has to be pending again.
+	againWithin = 3 * time.Second
 	// tokenUse is how long a token is used that is not what is taken away.
 	tokenUse = 4 * time.Minute
 )
@@ -51,6 +53,9 @@ func (l *lane) drive(ctx context.Context, r *round, with *right, parked bool) *d
 		for n := 0; ticking.Err() == nil; n++ {
 			if next = next.Add(every); time.Until(next) < -time.Second {
 				next = time.Now() // the machine did not keep up: what is missed is not made up for at once
+			}
+			if n < len(with.probes) {
+				next = time.Now() // everything at once: what was given has to work at once
 			}
 			select {
 			case <-ticking.Done():
@@ -138,6 +143,7 @@ type window struct {
 	// within bounds the first call, repeats the repetitions that follow the healing.
 	within, repeats time.Duration
 	parked          bool
+	again           bool // repeat a call that is pending while the fault lasts
 }
 
 // round makes one. An error says that it could not be made, which says nothing of the installation while a fault is healing.
@@ -191,6 +197,9 @@ func (l *lane) made(ctx context.Context, k kind, r *round, rnd *rand.Rand, w *wi
 		}
 	}
 	pause(ctx, between(rnd, leastAfter, mostAfter))
+	if w.again && r.outcome == "pending" {
+		r.repeated, _ = l.take(ctx, with, againWithin)
+	}
 	if w.hurt == nil && r.outcome == "done" {
 		d.end()
 		return fmt.Errorf("taking %s away was refused", k.name)

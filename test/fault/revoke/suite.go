@@ -59,7 +59,11 @@ func newSuite(ctx context.Context, o options) (_ *suite, err error) {
 	if len(s.kinds) == 0 || o.lanes < 1 || o.rate <= 0 {
 		return nil, errors.New("there is nothing to do: name kinds, lanes and a rate")
 	}
-	if s.mesh, err = mesh.Open(ctx, mesh.Config{Binary: o.binary, Postgres: o.postgres}); err != nil {
+	var env []string
+	if o.broken != "" {
+		env = []string{"REDOUBT_BREAK_FENCE=" + o.broken}
+	}
+	if s.mesh, err = mesh.Open(ctx, mesh.Config{Binary: o.binary, Postgres: o.postgres, Env: env}); err != nil {
 		return nil, err
 	}
 	defer func() {
