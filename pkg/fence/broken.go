@@ -3,6 +3,7 @@
 package fence
 
 import (
+	"math/rand/v2"
 	"os"
 	"strings"
 	"time"
@@ -22,21 +23,19 @@ func broken() (o off) {
 			o.apply = true
 		case "check": // r4
 			o.check = true
-		case "deadline": // r1, r4: a member goes on when its lease is over
-			o.deadline = true
 		}
 	}
 	return o
 }
 
-// widened makes the gap longer that a rule leaves which is off, where it would be a fraction of a millisecond.
+// widened has effects take longer, if "slow" is named: it breaks no rule, and makes the gaps longer that rules close.
 func widened() func(point string) {
-	if !broken().quiesce {
+	if !strings.Contains(","+os.Getenv("REDOUBT_BREAK_FENCE")+",", ",slow,") {
 		return nil
 	}
 	return func(point string) {
-		if point == "published" {
-			time.Sleep(30 * time.Millisecond)
+		if point == "finishing" {
+			time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond)
 		}
 	}
 }

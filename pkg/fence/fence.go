@@ -196,7 +196,7 @@ func Boottime() time.Duration {
 // View gives the present view, to decide with. Take it before reading any security state. Without one the error is UNAVAILABLE,
 // FENCE_LOST.
 func (f *Fence) View() (*View, error) {
-	if v := f.cur.Load(); v != nil && (!v.life.late.Load() || f.off.deadline) {
+	if v := f.cur.Load(); v != nil && !v.life.late.Load() {
 		return v, nil
 	}
 	return nil, f.lost()
@@ -239,7 +239,7 @@ func (f *Fence) may(v *View) error {
 	case p != v:
 		return ErrStale
 	}
-	if f.cfg.Boottime() >= time.Duration(v.life.until.Load()) && !f.off.deadline {
+	if f.cfg.Boottime() >= time.Duration(v.life.until.Load()) {
 		return f.lost()
 	}
 	return nil
@@ -269,6 +269,7 @@ func (f *Fence) Finish(v *View, commit func() error) error {
 		}
 		f.Leave(v)
 	}()
+	f.at("finishing")
 	err := commit()
 	unknown = err != nil
 	return err
@@ -337,5 +338,5 @@ func (f *Fence) at(point string) {
 
 // off switches rules off, in tests that must then fail.
 type off struct {
-	fromSend, registerFirst, quiesce, secondLook, linger, check, sameLife, reload, term, repeat, ownKey, listInTxn, drain, mark, watchdog, resume, apply, wait, deadline bool
+	fromSend, registerFirst, quiesce, secondLook, linger, check, sameLife, reload, term, repeat, ownKey, listInTxn, drain, mark, watchdog, resume, apply, wait bool
 }
