@@ -121,6 +121,22 @@ attack-edge: ## attack the gateway in every way beside a good client (ATTACK_SEC
 attack-revoke: ## tokens, accounts, memberships and roles revoked under load: what is honoured after the call returned (REVOKE_ROUNDS of each)
 	REVOKE_ROUNDS=$${REVOKE_ROUNDS:-25} $(GOTEST) -timeout 20m -count=1 -v -run '^TestRevokedIsRevoked$$' ./test/e2e
 
+# What test/fault/revoke needs.
+.PHONY: fence-binaries
+fence-binaries:
+	@mkdir -p $(BIN)
+	go build -tags redoubt_fault_clock -o $(BIN)/redoubt-fault ./cmd/redoubt
+	go build -o $(BIN)/fence ./test/fault/revoke
+
+.PHONY: attack-fence
+attack-fence: fence-binaries ## rights taken away from many processes under load and faults: what is honoured after the call returned (root on Linux; FENCE_ROUNDS or FENCE_SECONDS, FENCE_RATE, FENCE_KINDS, FENCE_FAULTS, FENCE_SEED, FENCE_POSTGRES=1)
+	$(GOTEST) -count=1 ./test/fault/revoke
+	$(BIN)/fence -binary $(BIN)/redoubt-fault -rounds $${FENCE_ROUNDS:-1000} -seconds $${FENCE_SECONDS:-0} -rate $${FENCE_RATE:-500} -kinds "$${FENCE_KINDS:-}" -faults "$${FENCE_FAULTS:-}" -goal $${FENCE_GOAL:-1s} -seed $${FENCE_SEED:-0} $(if $(FENCE_POSTGRES),-postgres) -keep "$${FENCE_KEEP:-}"
+
+.PHONY: attack-fence-mutants
+attack-fence-mutants: fence-binaries ## switch the fence's rules off one by one, and see that attack-fence finds each (root on Linux)
+	BIN=$(BIN) test/fault/revoke/mutants.sh
+
 .PHONY: interop
 interop: ## of these, grpc-go's interoperability cases alone
 	cd test/conformance && $(GOTEST) -timeout 10m -count=1 -v -run TestInterop .

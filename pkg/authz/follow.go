@@ -77,6 +77,7 @@ func acknowledging(ctx context.Context, e *Engine, workspace workspacev1.Authori
 
 // keep runs one stream over and over. A stream that lasted for longer than the longest wait makes the next wait short again.
 func keep[M any](ctx context.Context, e *Engine, p pace, log *slog.Logger, apply func(*M) error, open func(context.Context) (grpc.ServerStreamingClient[M], error)) {
+	apply = slowly(apply)
 	for failures := 0; ; failures++ {
 		began := e.cfg.Now()
 		err := once(ctx, e.cfg.MaxStale, apply, open)

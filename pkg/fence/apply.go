@@ -126,7 +126,7 @@ func (in *life) advance() int64 {
 	for len(in.pending) > 0 {
 		e := in.pending[0]
 		for o, seq := range e.seqs {
-			if delivered[o] < seq {
+			if delivered[o] < seq && !in.f.off.apply {
 				return in.reached
 			}
 		}

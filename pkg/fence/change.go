@@ -41,7 +41,7 @@ func (f *Fence) Change(ctx context.Context, owner string, seq uint64) (r Result,
 	if err != nil {
 		return Result{}, err
 	}
-	if already && f.off.repeat {
+	if already && f.off.repeat || f.off.wait {
 		return Result{Revision: rev}, nil
 	}
 	f.at("recorded")

@@ -179,7 +179,7 @@ func New(cfg Config) (*Fence, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	f := &Fence{cfg: cfg, drained: make(chan struct{}, 1), delivered: make(map[string]uint64), moved: make(chan struct{})}
+	f := &Fence{cfg: cfg, off: broken(), hook: widened(), drained: make(chan struct{}, 1), delivered: make(map[string]uint64), moved: make(chan struct{})}
 	f.because("it has not joined the fence yet")
 	return f, nil
 }
@@ -269,6 +269,7 @@ func (f *Fence) Finish(v *View, commit func() error) error {
 		}
 		f.Leave(v)
 	}()
+	f.at("finishing")
 	err := commit()
 	unknown = err != nil
 	return err
@@ -337,5 +338,5 @@ func (f *Fence) at(point string) {
 
 // off switches rules off, in tests that must then fail.
 type off struct {
-	fromSend, registerFirst, quiesce, secondLook, linger, check, sameLife, reload, term, repeat, ownKey, listInTxn, drain, mark, watchdog, resume bool
+	fromSend, registerFirst, quiesce, secondLook, linger, check, sameLife, reload, term, repeat, ownKey, listInTxn, drain, mark, watchdog, resume, apply, wait bool
 }

@@ -92,6 +92,9 @@ func (g *guarded) SendMsg(v any) error {
 	if !g.admitted.Load() {
 		return g.bar(fault.InvalidArgument("the stream was to be answered before its first message"))
 	}
+	if onceForAll() {
+		return g.ServerStream.SendMsg(v)
+	}
 	if err := g.call.again(); err != nil {
 		return g.bar(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
 
@@ -289,6 +290,31 @@ func TestLostAndTimeout(t *testing.T) {
 	must(t, a.report(computev1.Run_STATE_COMPLETED, 0, 0))
 	l.s.queue.TimeOut(t.Context(), uid, time.Second)
 	l.is("in time", uid, computev1.Run_STATE_COMPLETED, 0)
+}
+
+// A4: the end of a run is answered when its token is refused everywhere; where that is not known the agent hears so, and the run has ended all
+// the same.
+func TestReportSaysWhatIsPending(t *testing.T) {
+	l := newLab(t)
+	c := l.target(computev1.Compute_KIND_LOCAL, 4)
+	for id, away := range map[string]error{
+		"pending": fault.New(codes.DeadlineExceeded, faultv1.Reason_CHANGE_PENDING, "nothing was heard of telemetry/a"),
+		"away":    fault.Unavailable("identity is away"),
+	} {
+		a, uid := l.running(c, id)
+		l.peers.set(func(p *peers) { p.away = away })
+		want(t, id, a.report(computev1.Run_STATE_COMPLETED, 0, 0), codes.DeadlineExceeded, faultv1.Reason_CHANGE_PENDING)
+		l.is(id, uid, computev1.Run_STATE_COMPLETED, 0)
+		if l.stored(uid).Revoked {
+			t.Errorf("%s: the token passes for revoked", id)
+		}
+		want(t, id+", once more", a.report(computev1.Run_STATE_COMPLETED, 0, 0), codes.FailedPrecondition, faultv1.Reason_RUN_ENDED)
+		l.peers.set(func(p *peers) { p.away = nil })
+		must(t, l.s.queue.RevokeEnded(t.Context()))
+		if !l.stored(uid).Revoked {
+			t.Errorf("%s: nobody asks identity again", id)
+		}
+	}
 }
 
 // Purging ends what runs, and waits for identity to kill its tokens.

@@ -132,6 +132,22 @@ func TestDisablingAUserEndsWhatHeHas(t *testing.T) { // A3
 	_, err = l.whoAmI(token)
 	want(t, "the old token", err, codes.Unauthenticated, faultv1.Reason_TOKEN_REVOKED)
 
+	// Disabled once more in that second, also the token dies that is dated in the next one, and for good; and one after that works.
+	for range 3 {
+		second := l.signIn("alice", "password of alice").GetAccessToken()
+		_, err = directory.SetUserDisabled(ctx, &identityv1.SetUserDisabledRequest{Name: alice.GetName(), Disabled: true})
+		must(t, err)
+		_, err = l.whoAmI(second)
+		want(t, "a token of the second in which he was disabled before", err, codes.Unauthenticated, faultv1.Reason_TOKEN_REVOKED)
+		_, err = directory.SetUserDisabled(ctx, &identityv1.SetUserDisabledRequest{Name: alice.GetName()})
+		must(t, err)
+		_, err = l.whoAmI(second)
+		want(t, "the same, when he is enabled", err, codes.Unauthenticated, faultv1.Reason_TOKEN_REVOKED)
+	}
+	if _, err := l.whoAmI(l.signIn("alice", "password of alice").GetAccessToken()); err != nil {
+		t.Errorf("a new token: %v", err)
+	}
+
 	_, err = directory.SetUserDisabled(ctx, &identityv1.SetUserDisabledRequest{Name: "users/admin", Disabled: true})
 	want(t, "oneself", err, codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED)
 	if _, err := directory.GetUser(ctx, &identityv1.GetUserRequest{Name: "users/admin"}); err != nil {

@@ -93,14 +93,18 @@ func (s *Service) SetServicePrincipalDisabled(ctx context.Context, req *identity
 		if p, err = s.find(ctx, tx, req.GetName(), resource.KindServicePrincipal); err != nil {
 			return err
 		}
+		until := now
 		if p.Disabled != req.GetDisabled() {
+			if until, err = s.dated(ctx, tx, p.UID, now); err != nil {
+				return err
+			}
 			if err := s.store.SetDisabled(ctx, tx, p.UID, req.GetDisabled()); err != nil {
 				return err
 			}
 			p.Disabled = req.GetDisabled()
 		}
 		if p.Disabled {
-			if err := s.store.Change(ctx, tx, now, []*identityv1.Revocation{subjectUntil(p.UID, now)}, nil); err != nil {
+			if err := s.store.Change(ctx, tx, now, []*identityv1.Revocation{subjectUntil(p.UID, until, now)}, nil); err != nil {
 				return err
 			}
 		}
@@ -174,5 +178,9 @@ func (s *Service) remove(ctx context.Context, tx *sqldb.Tx, uid string) error {
 		return err
 	}
 	now := s.cfg.Now()
-	return s.store.Change(ctx, tx, now, []*identityv1.Revocation{subjectUntil(uid, now)}, groups)
+	until, err := s.dated(ctx, tx, uid, now)
+	if err != nil {
+		return err
+	}
+	return s.store.Change(ctx, tx, now, []*identityv1.Revocation{subjectUntil(uid, until, now)}, groups)
 }

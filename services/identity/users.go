@@ -171,7 +171,11 @@ func (s *Service) SetUserDisabled(ctx context.Context, req *identityv1.SetUserDi
 		if req.GetDisabled() && p.UID == call.Principal {
 			return fault.FailedPrecondition("you cannot disable your own account; another administrator can")
 		}
+		until := now
 		if p.Disabled != req.GetDisabled() {
+			if until, err = s.dated(ctx, tx, p.UID, now); err != nil {
+				return err
+			}
 			if err := s.administered(ctx, tx, func() error { return s.store.SetDisabled(ctx, tx, p.UID, req.GetDisabled()) }); err != nil {
 				return err
 			}
@@ -185,7 +189,7 @@ func (s *Service) SetUserDisabled(ctx context.Context, req *identityv1.SetUserDi
 			if err := s.store.DropSignIns(ctx, tx, p.UID); err != nil {
 				return err
 			}
-			if err := s.store.Change(ctx, tx, now, []*identityv1.Revocation{subjectUntil(p.UID, now)}, nil); err != nil {
+			if err := s.store.Change(ctx, tx, now, []*identityv1.Revocation{subjectUntil(p.UID, until, now)}, nil); err != nil {
 				return err
 			}
 		}
@@ -197,9 +201,19 @@ func (s *Service) SetUserDisabled(ctx context.Context, req *identityv1.SetUserDi
 	return user(p), nil
 }
 
-// subjectUntil revokes all tokens of a principal that were issued up to now.
-func subjectUntil(uid string, now time.Time) *identityv1.Revocation {
-	return &identityv1.Revocation{Subject: uid, IssuedUntil: timestamppb.New(now), ExpireTime: timestamppb.New(now.Add(revokedFor))}
+// subjectUntil revokes all tokens of a principal that are dated up to until.
+func subjectUntil(uid string, until, now time.Time) *identityv1.Revocation {
+	return &identityv1.Revocation{Subject: uid, IssuedUntil: timestamppb.New(until), ExpireTime: timestamppb.New(now.Add(revokedFor))}
+}
+
+// dated is the latest moment that a token of a principal can be dated by now: a token of the second in which the principal's were revoked is dated
+// in the next one (mint), which may be still to come, and who ends the account then means that token too.
+func (s *Service) dated(ctx context.Context, tx *sqldb.Tx, uid string, now time.Time) (time.Time, error) {
+	revoked, err := s.store.IssuedUntil(ctx, tx, uid)
+	if next := revoked.Truncate(time.Second).Add(time.Second); err == nil && next.After(now) {
+		return next, nil
+	}
+	return now, err
 }
 
 // SetUserPassword implements DirectoryService. It ends the user's sessions, and not his runs, whose tokens no password gave.

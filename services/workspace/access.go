@@ -73,7 +73,7 @@ func (s *Service) CreateRoleAssignment(ctx context.Context, req *workspacev1.Cre
 		return nil, err
 	}
 	var out store.Assignment
-	err = s.grant(ctx, func(ctx context.Context, t *store.Tx) error {
+	err = s.give(ctx, func(ctx context.Context, t *store.Tx) error {
 		if err := parent(ctx, t, scope, req.GetScope()); err != nil {
 			return err
 		}

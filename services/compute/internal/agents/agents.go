@@ -216,12 +216,22 @@ func (h *Service) ReportRun(ctx context.Context, req *computev1.ReportRunRequest
 	if err != nil {
 		return nil, view.Absent(err, req.GetName())
 	}
-	// The run has ended whether or not identity answers now; the queue tells it again until it has.
+	h.cfg.Queue.Ended(r)
+	// The run has ended whether or not identity answers now; the queue tells it again until it has. The agent hears what is so.
 	if err := h.cfg.Queue.Revoke(ctx, r); err != nil {
 		h.cfg.Logger.Warn("tokens of an ended run could not be revoked yet", "run_uid", r.UID, "error", err)
+		return nil, pending(err)
 	}
-	h.cfg.Queue.Ended(r)
 	return view.Message(r), nil
+}
+
+// pending says that a run has ended, and that its tokens are not known to be refused everywhere yet.
+func pending(err error) error {
+	if fault.ReasonOf(err) == faultv1.Reason_CHANGE_PENDING {
+		return err
+	}
+	return fault.Wrap(err, codes.DeadlineExceeded, faultv1.Reason_CHANGE_PENDING,
+		"the run has ended, but it is not known yet that its token is refused everywhere: identity does not answer, and is asked until it does")
 }
 
 // UploadOutput implements computev1.AgentRunServiceServer. The content is stored under a name of its own, and the run's list points

@@ -15,6 +15,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/store"
 	"github.com/redoubt-ml/redoubt/services/compute/internal/view"
@@ -102,12 +103,22 @@ func (q *Queue) RevokeEnded(ctx context.Context) error {
 	return nil
 }
 
+// noteTime bounds a change of one row.
+const noteTime = 5 * time.Second
+
 // Revoke kills the tokens of a run that has ended.
 func (q *Queue) Revoke(ctx context.Context, r *store.Run) error {
 	if _, err := q.cfg.Tokens.RevokeRun(ctx, &identityv1.RevokeRunRequest{RunUid: r.UID, WorkspaceUid: r.Workspace}); err != nil {
 		return fault.FromStatus(err)
 	}
-	_, err := q.cfg.Store.Update(ctx, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
+	noting := ctx
+	if rpc.From(ctx).Claims != nil {
+		// The call may be the agent's, by the token that is dead now. What is noted rests on nobody's right, so it is noted outside of the call.
+		var cancel context.CancelFunc
+		noting, cancel = context.WithTimeout(context.Background(), noteTime)
+		defer cancel()
+	}
+	_, err := q.cfg.Store.Update(noting, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
 		r.Revoked = true
 		return nil
 	}, nil)

@@ -72,7 +72,8 @@ func TestSetIsAtomic(t *testing.T) {
 	}
 }
 
-// TestWithdrawnWhileItWaits: a request that waits for a worker, or whose body is still coming, gets no worker by a key that is over.
+// TestWithdrawnWhileItWaits: a request that waits for a worker, or whose body is still coming, gets no worker by a key that is over, and one that
+// has a worker gets no answer.
 func TestWithdrawnWhileItWaits(t *testing.T) {
 	hold := make(chan struct{})
 	l, a := serving(t, waiting(hold))
@@ -84,8 +85,8 @@ func TestWithdrawnWhileItWaits(t *testing.T) {
 	e.Credentials = e.Credentials[1:]
 	l.Set(e)
 	close(hold)
-	if got := <-first; got.status != 200 {
-		t.Errorf("what the worker had: %v", got)
+	if got := <-first; got.status != 401 || a.served.Load() != 1 {
+		t.Errorf("what the worker had: %v, %d served", got, a.served.Load())
 	}
 	if got := <-waits; got.status != 401 || a.served.Load() != 1 {
 		t.Errorf("what waited: %v, %d served", got, a.served.Load())

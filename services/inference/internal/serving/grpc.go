@@ -280,6 +280,9 @@ func guard(ctx context.Context, in any, _ *grpc.UnaryServerInfo, handle grpc.Una
 		g.Received = g.Size
 	}
 	out, err := handle(ctx, in)
+	if refused := g.MayAnswer(); refused != nil && err == nil {
+		out, err = nil, g.fail(refused)
+	}
 	r := g.refused
 	st, bytes := http.StatusOK, int64(0)
 	if err == nil {

@@ -211,6 +211,9 @@ func (q *request) pass(req *pool.Request) *flow.Refusal {
 	if _, err := io.ReadFull(resp, body); err != nil {
 		return flow.ExchangeFailed(err)
 	}
+	if refused := q.MayAnswer(); refused != nil {
+		return refused
+	}
 	q.head(resp)
 	q.w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
 	q.Log(resp.Status, int64(len(body)), modelRefusal(resp))
@@ -223,6 +226,10 @@ func (q *request) pass(req *pool.Request) *flow.Refusal {
 
 // stream copies an answer. The record goes out before the last piece does.
 func (q *request) stream(resp *pool.Response) *flow.Refusal {
+	if refused := q.MayAnswer(); refused != nil {
+		q.Abandon()
+		return refused
+	}
 	buf := q.Way.Buffer()
 	defer q.Way.Return(buf)
 	q.head(resp)
@@ -237,6 +244,11 @@ func (q *request) stream(resp *pool.Response) *flow.Refusal {
 		if err != nil && err != io.EOF { //nolint:errorlint // Response's own
 			q.Log(resp.Status, sent, flow.ExchangeFailed(err))
 			panic(http.ErrAbortHandler) // the client must not take it for the whole
+		}
+		if refused := q.MayAnswer(); refused != nil {
+			q.Log(refused.Status, sent, refused)
+			q.Abandon()
+			panic(http.ErrAbortHandler) // the rest is not for this client any more
 		}
 		sent += int64(n)
 		if err == io.EOF || sent == resp.ContentLength { //nolint:errorlint // the same
@@ -295,8 +307,12 @@ func passes(name string) bool {
 	return strings.HasPrefix(name, "x-") && !strings.HasPrefix(name, "x-redoubt-") && !strings.HasPrefix(name, "x-accel-") && !strings.HasPrefix(name, "x-forwarded-")
 }
 
-// answer writes an answer of our own.
+// answer writes an answer of our own, if the caller may still have it.
 func (q *request) answer(status int, contentType string, body []byte) {
+	if refused := q.MayAnswer(); refused != nil {
+		q.refuse(refused)
+		return
+	}
 	h := q.w.Header()
 	h["Content-Type"], h["X-Content-Type-Options"] = []string{contentType}, []string{"nosniff"}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}

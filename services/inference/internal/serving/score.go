@@ -98,6 +98,9 @@ func (o *scoring) ask(ctx context.Context, c *flow.Call, in *inferencev1.ScoreRe
 		return nil, refused
 	}
 	data, refused := c.TakeAll(resp, maxScored)
+	if refused == nil {
+		refused = c.MayAnswer()
+	}
 	if refused != nil {
 		return nil, refused
 	}

@@ -55,6 +55,8 @@ type Config struct {
 	// S3 is the program of an S3 server, versitygw, which keeps blobs then. With it and Postgres there are two instances of Replicated
 	// services.
 	S3 string
+	// Env is what every service gets besides its own.
+	Env []string
 }
 
 // Replicated are the services that have two instances where what they keep is shared.
@@ -271,7 +273,7 @@ func (m *Mesh) settle(p *Process) error {
 			return err
 		}
 		clock := p.clock
-		p.env = func() []string { return []string{"REDOUBT_FAULT_CLOCK=" + clock} }
+		p.env = func() []string { return append([]string{"REDOUBT_FAULT_CLOCK=" + clock}, m.cfg.Env...) }
 	}
 	made := p.Dir + ".made"
 	if err := os.Rename(p.Dir, made); err != nil {

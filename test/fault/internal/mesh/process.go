@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -129,8 +130,39 @@ func (p *Process) end(sig syscall.Signal) error {
 	}
 }
 
-// Freeze stops the process where it is, Thaw lets it go on.
-func (p *Process) Freeze() error { return p.signal(syscall.SIGSTOP) }
+// Freeze stops the process where it is, and returns when none of its threads runs. Thaw lets it go on.
+func (p *Process) Freeze() error {
+	if err := p.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for range 1000 {
+		if p.still() {
+			return nil
+		}
+		time.Sleep(time.Millisecond) // the kernel's own work
+	}
+	return errors.New(p.Name + " goes on after SIGSTOP")
+}
+
+// still reports whether every thread is stopped: SIGSTOP is taken when a thread comes back from the kernel, and not when it is sent.
+func (p *Process) still() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return true
+	}
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+	for _, t := range threads {
+		b, err := os.ReadFile(t)
+		if err != nil {
+			continue // it has ended
+		}
+		if _, after, ok := bytes.Cut(b, []byte(") ")); !ok || len(after) == 0 || after[0] != 'T' {
+			return false
+		}
+	}
+	return len(threads) > 0
+}
 
 // Thaw lets the process go on.
 func (p *Process) Thaw() error { return p.signal(syscall.SIGCONT) }

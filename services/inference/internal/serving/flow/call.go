@@ -191,6 +191,20 @@ func (c *Call) stillMay() *Refusal {
 	return nil
 }
 
+// MayAnswer decides once more, before an answer or a piece of one leaves: what a credential asked for that was withdrawn meanwhile is not told any
+// more. The worker has done its work by then.
+func (c *Call) MayAnswer() *Refusal {
+	if c.Endpoint == nil || c.Who == nil {
+		return nil // nobody was let in, and nothing is told
+	}
+	now, _ := c.Way.Endpoint(c.Endpoint.UID)
+	if now == c.Endpoint {
+		return nil
+	}
+	_, r := c.Who(now)
+	return r
+}
+
 func (e *State) hasTraffic(id string) bool {
 	for _, share := range e.Traffic {
 		if share.Deployment == id && share.Percent > 0 {
