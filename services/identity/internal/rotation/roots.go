@@ -27,6 +27,10 @@ type Root struct {
 	Signed time.Time
 	// Quiet is since when no instance of a service was seen to replace a leaf of it.
 	Quiet time.Time
+	// Made is when it was made, Since when the clock began to count its period; zero is Made.
+	Made, Since time.Time
+	// Manual says that an operator has ordered something about it, and goes on with it himself.
+	Manual bool
 }
 
 // Leaf is what identity remembers of a certificate that it gave out.
@@ -78,7 +82,7 @@ func Activated(now time.Time, roots []Root, leaves []Leaf, pin string, force boo
 			out[j].Phase, out[j].Signed = Old, now
 		}
 	}
-	out[i].Phase, out[i].Signed = Active, time.Time{}
+	out[i].Phase, out[i].Signed, out[i].Since, out[i].Manual = Active, time.Time{}, now, false
 	return out, nil
 }
 
