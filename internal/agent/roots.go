@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,11 +23,11 @@ const maxRoots = 16
 // Roots are those by which the gateway is known: those of the start, with the mesh's of the moment in place of the mesh's of then. They are
 // safe for concurrent use: all agents of a machine may share them.
 type Roots struct {
-	mesh  []*x509.Certificate // of the start, as far as they are known to be the mesh's
-	given *x509.CertPool      // of the start
-	rest  *x509.CertPool      // of the start, without the mesh's; nil where they are not known one by one
+	given *x509.CertPool // of the start
+	rest  *x509.CertPool // of the start, without the mesh's; nil where they are not known one by one
 
 	mu   sync.Mutex
+	mesh string // the trust domain's ID, "" as long as none is known
 	now  *x509.CertPool
 	last [][]byte // as they came
 }
@@ -59,7 +60,7 @@ func newRoots(given *x509.CertPool, certs []*x509.Certificate) *Roots {
 	b.rest = x509.NewCertPool()
 	for _, c := range certs {
 		if ofMesh(c) {
-			b.mesh = append(b.mesh, c)
+			b.mesh = cmp.Or(b.mesh, c.URIs[0].String())
 			continue
 		}
 		b.rest.AddCert(c)
@@ -81,7 +82,9 @@ func (b *Roots) Take(ders [][]byte) (changed bool, err error) {
 	if len(ders) > maxRoots {
 		return false, fault.InvalidArgument("there are %d of them", len(ders))
 	}
-	pool := b.given.Clone()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	pool, mesh := b.given.Clone(), b.mesh
 	if b.rest != nil {
 		pool = b.rest.Clone()
 	}
@@ -91,15 +94,13 @@ func (b *Roots) Take(ders [][]byte) (changed bool, err error) {
 			return false, fault.InvalidArgument("one of them is no root of a mesh")
 		}
 		// A trust domain does not change: the roots of another one are not for us.
-		if len(b.mesh) > 0 && c.URIs[0].String() != b.mesh[0].URIs[0].String() {
+		if mesh = cmp.Or(mesh, c.URIs[0].String()); c.URIs[0].String() != mesh {
 			return false, fault.InvalidArgument("one of them is of another mesh")
 		}
 		pool.AddCert(c)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	changed = !slices.EqualFunc(b.last, ders, bytes.Equal)
-	b.now, b.last = pool, ders
+	b.now, b.last, b.mesh = pool, ders, mesh
 	return changed, nil
 }
 

@@ -388,7 +388,7 @@ func (n *Node) buildInference(st *state, m *mesh, k *envelope.Keyring, b *blob.S
 			}
 			return publicCertificate(s), nil
 		},
-		MeshTLS: m.source.ServerTLS, TrustDomain: n.cfg.Mesh.TrustDomain, Now: n.opts.Now, Logger: n.log,
+		MeshTLS: m.source.ServerTLS, TrustDomain: n.cfg.Mesh.TrustDomain, ConnectionAge: n.opts.Limits.ConnectionAge, Now: n.opts.Now, Logger: n.log,
 	})
 }
 

@@ -278,10 +278,9 @@ func counted(steps int) string {
 	return want.String()
 }
 
-// scores asks the endpoint, over a kept connection and over new ones. There is no deployment: the answer that says so is inference's own.
-func (r *rotating) scores(ctx context.Context, t *testing.T) {
+// scores asks the endpoint, over a kept connection and over new ones: each answer is what was asked.
+func (r *rotating) scores(ctx context.Context) {
 	var tr *http.Transport
-	first := 0
 	until(ctx, 100*time.Millisecond, func(round int) {
 		if round%10 == 0 {
 			if tr != nil {
@@ -290,27 +289,23 @@ func (r *rotating) scores(ctx context.Context, t *testing.T) {
 			tr = &http.Transport{TLSClientConfig: r.access.TLS(), ForceAttemptHTTP2: true}
 		}
 		_ = r.y.call(ctx, "score", false, func(ctx context.Context) error {
-			req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.endpoint.GetScoringUri(), strings.NewReader(`{"data":[]}`))
+			body := fmt.Sprint("round ", round)
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.endpoint.GetScoringUri(), strings.NewReader(body))
 			if err != nil {
 				return err
 			}
 			req.Header.Set("Authorization", "Bearer "+r.key)
+			req.Header.Set("Content-Type", "text/plain")
 			res, err := tr.RoundTrip(req)
 			if err != nil {
 				return err
 			}
 			defer func() { _ = res.Body.Close() }()
-			if _, err := io.Copy(io.Discard, res.Body); err != nil {
-				return err
+			got, err := io.ReadAll(res.Body)
+			if err == nil && (res.StatusCode != http.StatusOK || string(got) != body) {
+				err = fmt.Errorf("scoring answers %d: %q", res.StatusCode, got)
 			}
-			if first == 0 {
-				first = res.StatusCode
-				t.Logf("scoring answers %d: there is no deployment", first)
-			}
-			if res.StatusCode != first || first == http.StatusUnauthorized {
-				return fmt.Errorf("scoring answers %d, and %d before", res.StatusCode, first)
-			}
-			return nil
+			return err
 		})
 	})
 }
@@ -352,6 +347,7 @@ func (r *rotating) streams(ctx context.Context, wg *sync.WaitGroup, run string, 
 
 // seen is what has rotated.
 type seen struct {
+	mu                         sync.Mutex
 	leaves, active, keys, gone map[string]bool
 	phases                     []string
 }
@@ -386,7 +382,15 @@ func (r *rotating) watches(ctx context.Context, t *testing.T, out *seen) {
 	})
 }
 
+func (s *seen) revoked() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.gone)
+}
+
 func (s *seen) take(all *identityv1.ListAuthoritiesResponse, known map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := map[string]bool{}
 	var phases []string
 	for _, a := range all.GetAuthorities() {

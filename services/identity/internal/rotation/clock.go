@@ -52,7 +52,7 @@ func (s Step) Due(now time.Time) bool {
 
 // least is the shortest time in which a rotation fits where all that can delay it does.
 func (c Clock) least() time.Duration {
-	return shortestAhead + max(c.Run, c.Leaf+c.Connection) + Leeway
+	return shortestAhead + max(c.Run, c.Leaf) + c.Connection + Leeway
 }
 
 // quarter is what each phase has besides, so that a human can look and go back.

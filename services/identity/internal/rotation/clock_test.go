@@ -7,6 +7,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
 func TestClockStepByStep(t *testing.T) { // D10
@@ -76,7 +79,7 @@ func TestClockOverInstances(t *testing.T) { // D10
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	for _, c := range []Clock{
-		{Period: 60 * time.Second, Leaf: 10 * time.Second, Waits: Waits{Run: 20 * time.Second, Connection: 10 * time.Second}},
+		{Period: 60 * time.Second, Leaf: 10 * time.Second, Waits: Waits{Run: 13 * time.Second, Connection: 6400 * time.Millisecond}},
 		{Period: 24 * time.Hour, Leaf: 3 * time.Hour, Waits: Waits{Run: 10 * time.Minute, Connection: 32 * time.Minute}},
 	} {
 		if err := c.Check(); err != nil {
@@ -172,5 +175,12 @@ func TestPeriodsThatDoNotFit(t *testing.T) {
 	}
 	if err := (Clock{Leaf: time.Hour, Waits: w}).Check(); err != nil {
 		t.Error(err)
+	}
+}
+
+// D10, A3: one tolerance for clocks that differ, everywhere: who waits for it waits as long as who makes and who checks allows.
+func TestOneTolerance(t *testing.T) {
+	if Leeway != 30*time.Second || authn.MaxLeeway != Leeway || svid.Backdate != Leeway {
+		t.Errorf("%v, %v and %v", Leeway, authn.MaxLeeway, svid.Backdate)
 	}
 }

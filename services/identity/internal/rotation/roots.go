@@ -136,11 +136,9 @@ func Revocable(now time.Time, roots []Root, leaves []Leaf, pin string, w Waits, 
 	if r.Phase == Prepared {
 		return nil
 	}
-	until := r.Signed.Add(w.Run)
-	if c := quiet(r, leaves).Add(w.Connection); c.After(until) {
-		until = c
-	}
-	if until = until.Add(Leeway); now.Before(until) {
+	// Whoever had a leaf of it may have connected with it at its end.
+	until := later(r.Signed.Add(w.Run), quiet(r, leaves)).Add(w.Connection + Leeway)
+	if now.Before(until) {
 		return phase("connections and runs that hang on the root may stand until %s; wait, or force it and they are closed", until.UTC().Format(time.RFC3339))
 	}
 	return nil
