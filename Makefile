@@ -55,6 +55,10 @@ test-race: ## the concurrent packages under the race detector, without what is l
 proc: ## installations of real processes: walked while certificates rotate, killed, started cold (PROC_SECONDS of each walk and of the kills; RUN to choose)
 	PROC_SECONDS=$${PROC_SECONDS:-60} $(GOTEST) -timeout 30m -count=1 -v -run '$(or $(RUN),.)' ./test/proc
 
+.PHONY: rotate
+rotate: ## leaves of 10 s, a root of 60 s, signing keys of 30 s, by the clock, under load over all services: nothing may fail (ROTATE_SECONDS, 600); identity killed at each phase
+	ROTATE_SECONDS=$${ROTATE_SECONDS:-600} $(GOTEST) -timeout 60m -count=1 -v -run '^TestRotate' ./test/proc
+
 .PHONY: hosts
 hosts: ## an installation of a plan: each process at an address of its own, its etcd lost in part and in whole, started cold
 	PROC_SECONDS=1 $(GOTEST) -timeout 10m -count=1 -v -run '^TestHosts' ./test/proc

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/x509"
 	"errors"
 	"log/slog"
 	"sync/atomic"
@@ -27,10 +26,8 @@ type Config struct {
 	Gateway string
 	// PublicURL is the gateway's public base URL, "https://host:port", which proofs of possession name.
 	PublicURL string
-	// Roots are the only ones that are believed at the gateway.
-	Roots *x509.CertPool
-	// rootCerts are those of Roots where they are known one by one: only then a root of the mesh that has left is not believed any more.
-	rootCerts []*x509.Certificate
+	// Roots are the only ones that are believed at the gateway. They take up what comes with each token.
+	Roots *Roots
 	// Run is the run's resource name, and RunUID its uid. An assignment for another run is refused.
 	Run, RunUID string
 	// JoinToken is what the run's agent enrols with, once.

@@ -56,7 +56,7 @@ type link struct {
 	mu      sync.Mutex
 	token   redact.Secret
 	svid    *svid.SVID // the last one that came; nil before
-	roots   *believed
+	roots   *Roots
 	certify bool // a new one is asked for with each new token
 	csr     []byte
 	expires time.Time
@@ -69,9 +69,9 @@ func newLink(cfg Config, key *ecdsa.PrivateKey) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &link{key: key, prover: prover, publicURL: cfg.PublicURL, now: cfg.Now, log: cfg.Logger, roots: newBelieved(cfg), renewed: make(chan struct{})}
+	l := &link{key: key, prover: prover, publicURL: cfg.PublicURL, now: cfg.Now, log: cfg.Logger, roots: cfg.Roots, renewed: make(chan struct{})}
 	l.conn, err = grpc.NewClient("dns:///"+cfg.Gateway,
-		grpc.WithTransportCredentials(newGatewayCredentials(l.roots, cfg.Now)),
+		grpc.WithTransportCredentials(l.roots.Credentials("", cfg.Now)),
 		grpc.WithPerRPCCredentials(l),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -131,7 +131,7 @@ func (l *link) take(res *identityv1.EnrolAgentResponse) error {
 	if err != nil && len(res.GetSvid()) > 0 {
 		l.log.Warn("identity's certificate for this run cannot be used", "error", err)
 	}
-	if err := l.roots.take(res.GetRoots()); err != nil {
+	if _, err := l.roots.Take(res.GetRoots()); err != nil {
 		l.log.Warn("the roots that came with the token cannot be used", "error", err)
 	}
 	l.mu.Lock()

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
@@ -39,12 +38,12 @@ func ReadConfig(r io.Reader) (Config, error) {
 	if len(doc) > mostBootstrap || json.Unmarshal(doc, &p) != nil {
 		return Config{}, errors.New("agent: the bootstrap document is not one; an agent is started by compute, not by hand")
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM([]byte(p.CAPEM)) {
+	roots, err := NewRoots([]byte(p.CAPEM))
+	if err != nil || p.CAPEM == "" {
 		return Config{}, errors.New("agent: the bootstrap document has no roots to believe the gateway by")
 	}
 	return Config{
-		Gateway: p.Gateway, PublicURL: p.PublicURL, Roots: roots, rootCerts: certificates([]byte(p.CAPEM)), Run: p.Run, RunUID: p.RunUID,
+		Gateway: p.Gateway, PublicURL: p.PublicURL, Roots: roots, Run: p.Run, RunUID: p.RunUID,
 		JoinToken: redact.FromString(p.JoinToken), Heartbeat: time.Duration(p.HeartbeatMS) * time.Millisecond, Python: p.Python,
 	}, nil
 }

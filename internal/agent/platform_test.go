@@ -72,7 +72,7 @@ type platform struct {
 
 	t      *testing.T
 	url    string
-	roots  *x509.CertPool
+	roots  *agent.Roots
 	caPEM  []byte
 	addr   string
 	proofs *authn.ProofChecker
@@ -175,8 +175,10 @@ func (p *platform) certificate() tls.Certificate {
 		p.t.Fatal(err)
 	}
 	p.caPEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	p.roots = x509.NewCertPool()
-	p.roots.AppendCertsFromPEM(p.caPEM)
+	p.roots, err = agent.NewRoots(p.caPEM)
+	if err != nil {
+		p.t.Fatal(err)
+	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 

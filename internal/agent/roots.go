@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,25 +20,47 @@ import (
 // maxRoots bounds how many roots an answer may bring.
 const maxRoots = 16
 
-// believed are the roots by which the gateway is known: those of the start, with the mesh's of the moment in place of the mesh's of then.
-type believed struct {
-	mesh  []*x509.Certificate // of the start, as far as they are known to be the mesh's
-	given *x509.CertPool      // of the start
-	rest  *x509.CertPool      // of the start, without the mesh's; nil where they are not known one by one
+// Roots are those by which the gateway is known: those of the start, with the mesh's of the moment in place of the mesh's of then. They are
+// safe for concurrent use: all agents of a machine may share them.
+type Roots struct {
+	given *x509.CertPool // of the start
+	rest  *x509.CertPool // of the start, without the mesh's; nil where they are not known one by one
 
-	mu  sync.Mutex
-	now *x509.CertPool
+	mu   sync.Mutex
+	mesh string // the trust domain's ID, "" as long as none is known
+	now  *x509.CertPool
+	last [][]byte // as they came
 }
 
-func newBelieved(cfg Config) *believed {
-	b := &believed{given: cfg.Roots, now: cfg.Roots}
-	if len(cfg.rootCerts) == 0 {
+// NewRoots begins with these, as PEM; with none, with the system's. Errors: INVALID_ARGUMENT where pem has no certificate.
+func NewRoots(pem []byte) (*Roots, error) {
+	if len(pem) == 0 {
+		system, err := x509.SystemCertPool()
+		if err != nil {
+			return nil, fault.FailedPrecondition("this system's roots cannot be read: %v", err)
+		}
+		return newRoots(system, nil), nil
+	}
+	certs := certificates(pem)
+	if len(certs) == 0 {
+		return nil, fault.InvalidArgument("there is no certificate among the roots")
+	}
+	pool := x509.NewCertPool()
+	for _, c := range certs {
+		pool.AddCert(c)
+	}
+	return newRoots(pool, certs), nil
+}
+
+func newRoots(given *x509.CertPool, certs []*x509.Certificate) *Roots {
+	b := &Roots{given: given, now: given}
+	if len(certs) == 0 {
 		return b
 	}
 	b.rest = x509.NewCertPool()
-	for _, c := range cfg.rootCerts {
+	for _, c := range certs {
 		if ofMesh(c) {
-			b.mesh = append(b.mesh, c)
+			b.mesh = cmp.Or(b.mesh, c.URIs[0].String())
 			continue
 		}
 		b.rest.AddCert(c)
@@ -49,56 +73,61 @@ func ofMesh(c *x509.Certificate) bool {
 	return c.IsCA && len(c.URIs) == 1 && c.URIs[0].Scheme == "spiffe" && c.URIs[0].Path == ""
 }
 
-// take believes the roots that came over a connection to the gateway, and none of the mesh besides. None changes nothing.
-func (b *believed) take(ders [][]byte) error {
+// Take believes the roots that came over a connection to the gateway, DER, and none of the mesh besides. None changes nothing. changed says
+// whether they are others than those that came before.
+func (b *Roots) Take(ders [][]byte) (changed bool, err error) {
 	if len(ders) == 0 {
-		return nil
+		return false, nil
 	}
 	if len(ders) > maxRoots {
-		return fault.InvalidArgument("there are %d of them", len(ders))
+		return false, fault.InvalidArgument("there are %d of them", len(ders))
 	}
-	pool := b.given.Clone()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	pool, mesh := b.given.Clone(), b.mesh
 	if b.rest != nil {
 		pool = b.rest.Clone()
 	}
 	for _, der := range ders {
 		c, err := x509.ParseCertificate(der)
 		if err != nil || !ofMesh(c) {
-			return fault.InvalidArgument("one of them is no root of a mesh")
+			return false, fault.InvalidArgument("one of them is no root of a mesh")
 		}
 		// A trust domain does not change: the roots of another one are not for us.
-		if len(b.mesh) > 0 && c.URIs[0].String() != b.mesh[0].URIs[0].String() {
-			return fault.InvalidArgument("one of them is of another mesh")
+		if mesh = cmp.Or(mesh, c.URIs[0].String()); c.URIs[0].String() != mesh {
+			return false, fault.InvalidArgument("one of them is of another mesh")
 		}
 		pool.AddCert(c)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.now = pool
-	return nil
+	changed = !slices.EqualFunc(b.last, ders, bytes.Equal)
+	b.now, b.last, b.mesh = pool, ders, mesh
+	return changed, nil
 }
 
-func (b *believed) pool() *x509.CertPool {
+// Pool are the roots of the moment. It must not be changed.
+func (b *Roots) Pool() *x509.CertPool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.now
 }
 
-// gatewayCredentials are TLS by the roots of the moment of each handshake.
-type gatewayCredentials struct {
-	credentials.TransportCredentials
-	roots *believed
-	now   func() time.Time
-}
-
-func newGatewayCredentials(roots *believed, now func() time.Time) credentials.TransportCredentials {
-	c := &gatewayCredentials{roots: roots, now: now}
+// Credentials are TLS by the roots of the moment of each handshake, with a server whose certificate is for this host; empty is whoever is dialled.
+func (b *Roots) Credentials(host string, now func() time.Time) credentials.TransportCredentials {
+	c := &gatewayCredentials{roots: b, host: host, now: now}
 	c.TransportCredentials = c.fresh()
 	return c
 }
 
+// gatewayCredentials are TLS by the roots of the moment of each handshake.
+type gatewayCredentials struct {
+	credentials.TransportCredentials
+	roots *Roots
+	host  string
+	now   func() time.Time
+}
+
 func (c *gatewayCredentials) fresh() credentials.TransportCredentials {
-	return credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: c.roots.pool(), Time: c.now, SessionTicketsDisabled: true})
+	return credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: c.roots.Pool(), ServerName: c.host, Time: c.now, SessionTicketsDisabled: true})
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
@@ -108,7 +137,7 @@ func (c *gatewayCredentials) ClientHandshake(ctx context.Context, authority stri
 
 // Clone implements credentials.TransportCredentials.
 func (c *gatewayCredentials) Clone() credentials.TransportCredentials {
-	return newGatewayCredentials(c.roots, c.now)
+	return c.roots.Credentials(c.host, c.now)
 }
 
 // certificates are those of a PEM text.

@@ -33,8 +33,8 @@ func TestRootsFollow(t *testing.T) { // D10
 	for _, c := range certs {
 		pool.AddCert(c)
 	}
-	b := newBelieved(Config{Roots: pool, rootCerts: certs})
-	creds := newGatewayCredentials(b, time.Now)
+	b := newRoots(pool, certs)
+	creds := b.Credentials("", time.Now)
 	believes := func(a *svid.Authority) bool {
 		t.Helper()
 		key, err := svid.NewKey()
@@ -64,21 +64,23 @@ func TestRootsFollow(t *testing.T) { // D10
 	}
 	want("at the start", true, false, true)
 	for name, bad := range map[string][][]byte{"another mesh's": {next.Root().Raw, other.Root().Raw}, "no certificate": {[]byte("x")}} {
-		if err := b.take(bad); err == nil {
+		if _, err := b.Take(bad); err == nil {
 			t.Errorf("%s is taken", name)
 		}
 	}
 	want("after what is refused", true, false, true)
-	if err := b.take(nil); err != nil {
+	if _, err := b.Take(nil); err != nil {
 		t.Error(err)
 	}
 	want("after an answer without roots", true, false, true)
-	if err := b.take([][]byte{old.Root().Raw, next.Root().Raw}); err != nil {
+	if _, err := b.Take([][]byte{old.Root().Raw, next.Root().Raw}); err != nil {
 		t.Error(err)
 	}
 	want("while both stand", true, true, true)
-	if err := b.take([][]byte{next.Root().Raw}); err != nil {
-		t.Error(err)
+	for _, first := range []bool{true, false} {
+		if changed, err := b.Take([][]byte{next.Root().Raw}); err != nil || changed != first {
+			t.Errorf("changed is %v: %v", changed, err)
+		}
 	}
 	want("after the old one is revoked", false, true, true)
 	if got := certificates(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: old.Root().Raw})); len(got) != 1 || !got[0].Equal(old.Root()) {

@@ -3,7 +3,6 @@ package demo
 import (
 	"context"
 	"crypto/rand"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	inferencev1 "github.com/redoubt-ml/redoubt/gen/redoubt/inference/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/internal/agent"
 	"github.com/redoubt-ml/redoubt/internal/agent/host"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
@@ -58,9 +58,9 @@ func (w *walk) carried(ctx context.Context) error {
 		w.printf("   target  %s waits for a machine that carries its runs:\n           redoubt compute serve %s --server %s --ca FILE\n", w.cfg.Target, w.compute, w.url)
 		return nil
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(w.ca) {
-		roots = nil
+	roots, err := agent.NewRoots(w.ca)
+	if err != nil {
+		return err
 	}
 	h, err := host.New(host.Config{
 		Computes: w.admin.Computes(), Server: w.url, Roots: roots, Target: w.compute,

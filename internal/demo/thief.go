@@ -196,8 +196,10 @@ func (w *walk) hostRun(ctx context.Context) (*agent.Agent, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(w.ca)
+	roots, err := agent.NewRoots(w.ca)
+	if err != nil {
+		return nil, "", err
+	}
 	a, err := agent.New(agent.Config{Gateway: u.Host, PublicURL: w.url, Roots: roots, Run: b.GetRun(), RunUID: b.GetRunUid(), JoinToken: redact.FromString(b.GetJoinToken())})
 	return a, r.GetName(), err
 }

@@ -35,6 +35,9 @@ type Mesh struct {
 	CAPin string `koanf:"ca_pin" config:"visible"`
 	// LeafLife is how long an X.509-SVID lives; renewed at half of it.
 	LeafLife time.Duration `koanf:"leaf_life" config:"visible"`
+	// ConnectionAge is when a connection between services, or of a client with the gateway, is asked to go; calls on it then have half of that
+	// to end. All processes have the same. 0 is 20 min. A root is not revoked before what hung on it has gone.
+	ConnectionAge time.Duration `koanf:"connection_age" config:"visible"`
 	// TraceEndpoint takes OTLP traces over gRPC, host:port; empty exports none. TraceCAFile holds the roots, as PEM, that it is believed by; it
 	// may be empty on loopback alone, and traces go there in clear then.
 	TraceEndpoint string `koanf:"trace_endpoint" config:"visible"`
@@ -77,6 +80,10 @@ type Service struct {
 	KeyPeriod time.Duration `koanf:"key_period" config:"visible"`
 	KeyAhead  time.Duration `koanf:"key_ahead" config:"visible"`
 	TokenLife time.Duration `koanf:"token_life" config:"visible"`
+	// RootPeriod is how long a root of the mesh signs before another one follows by the clock; 0 is for ever. RunLife is how long a run's token and
+	// certificate live, 10 s to 10 min; 0 is 10 min. Identity only.
+	RootPeriod time.Duration `koanf:"root_period" config:"visible"`
+	RunLife    time.Duration `koanf:"run_life" config:"visible"`
 	// Consumers lets foreign issuers of the class consumer be entered, and their people in; identity only. Off, there are guests alone.
 	Consumers bool `koanf:"consumers" config:"visible"`
 	// SealFile is the service's seal; empty is seal.key in Dir.
@@ -220,6 +227,23 @@ func (c *Config) Check() error {
 	}
 	if c.Mesh.LeafLife < time.Second {
 		return bad("mesh.leaf_life", "is shorter than a second")
+	}
+	return c.checkRotation(bad)
+}
+
+// checkRotation looks at how long connections, run tokens and roots last. Whether a rotation fits into the period, identity says.
+func (c *Config) checkRotation(bad func(field, what string) error) error {
+	if d := c.Mesh.ConnectionAge; d != 0 && (d < time.Second || d > 24*time.Hour) {
+		return bad("mesh.connection_age", "is not from a second to a day")
+	}
+	if d := c.Service.RunLife; d != 0 && (d < 10*time.Second || d > 10*time.Minute) {
+		return bad("service.run_life", "is not from 10 s to 10 min")
+	}
+	if c.Service.RootPeriod < 0 {
+		return bad("service.root_period", "is negative")
+	}
+	if c.Service.Name != "identity" && (c.Service.RunLife != 0 || c.Service.RootPeriod != 0) {
+		return bad("service.root_period", "and run_life are for identity")
 	}
 	return nil
 }

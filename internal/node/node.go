@@ -94,6 +94,9 @@ func Start(ctx context.Context, cfg Config, opts Options) (*Node, error) {
 	if opts.Now == nil {
 		opts.Now = systemClock
 	}
+	if opts.Limits.ConnectionAge == 0 {
+		opts.Limits.ConnectionAge = cfg.Mesh.ConnectionAge
+	}
 	if err := refuseHalfRestored(cfg.Service.Dir, filepath.Dir(cfg.Service.Dir)); err != nil {
 		return nil, err
 	}

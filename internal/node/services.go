@@ -248,7 +248,7 @@ func (n *Node) newIdentity(st *state) (err error) {
 	n.identity, err = identity.New(identity.Config{
 		DB: st.db, Outbox: st.outbox, Own: st.own, Engine: st.engine, Leader: st.leader, Fence: st.fence, Proofs: st.proofs, TrustDomain: n.cfg.Mesh.TrustDomain, Issuer: n.cfg.Mesh.PublicURL,
 		PublicHosts: n.cfg.Service.PublicHosts, EnrolAddress: n.cfg.Mesh.Enrolment()[0], SVIDLife: n.cfg.Mesh.LeafLife,
-		Instance: n.cfg.Service.Instance, ConnectionLife: n.opts.Limits.ConnectionLife(),
+		RunTokenLife: n.cfg.Service.RunLife, RootPeriod: n.cfg.Service.RootPeriod, Instance: n.cfg.Service.Instance, ConnectionLife: n.opts.Limits.ConnectionLife(),
 		KeyPeriod: n.cfg.Service.KeyPeriod, KeyAhead: n.cfg.Service.KeyAhead, TokenLife: n.cfg.Service.TokenLife, Consumers: n.cfg.Service.Consumers, Password: n.opts.Password, Now: n.opts.Now, Logger: n.log,
 	})
 	return err
@@ -388,7 +388,7 @@ func (n *Node) buildInference(st *state, m *mesh, k *envelope.Keyring, b *blob.S
 			}
 			return publicCertificate(s), nil
 		},
-		MeshTLS: m.source.ServerTLS, TrustDomain: n.cfg.Mesh.TrustDomain, Now: n.opts.Now, Logger: n.log,
+		MeshTLS: m.source.ServerTLS, TrustDomain: n.cfg.Mesh.TrustDomain, ConnectionAge: n.opts.Limits.ConnectionAge, Now: n.opts.Now, Logger: n.log,
 	})
 }
 

@@ -26,20 +26,18 @@ import (
 // authority is the root that signs, with all that are believed, as they were last read. It is never changed.
 type authority struct {
 	*svid.Authority
-	roots  []rotation.Root
-	vouch  []*svid.Authority // have signed: clients may know them alone
-	create map[string]time.Time
+	roots []rotation.Root
+	vouch []*svid.Authority // have signed: clients may know them alone
 }
 
 func newAuthority(td spiffeid.TrustDomain, as []store.Authority) (*authority, error) {
-	out := &authority{roots: store.Plans(as), create: make(map[string]time.Time, len(as))}
+	out := &authority{roots: store.Plans(as)}
 	var beside []*svid.Authority
 	for _, a := range as {
 		parsed, err := svid.ParseAuthority(td, svid.State{Root: a.DER, Key: a.Key})
 		if err != nil {
 			return nil, err
 		}
-		out.create[a.Pin] = a.Create
 		switch a.Phase {
 		case rotation.Active:
 			out.Authority = parsed
@@ -161,7 +159,8 @@ func (s *Service) certify(ctx context.Context, holder string, replaces bool, lif
 
 func holder(service, instance string) string { return "service/" + service + "/" + instance }
 
-// order changes the roots, on the rows as its transaction reads them. When it returns nil every instance of identity goes by the change.
+// order changes the roots as an operator says, on the rows as its transaction reads them: the clock leaves alone then what stands beside the root
+// that signs. When it returns nil every instance of identity goes by the change.
 func (s *Service) order(ctx context.Context, pin string, fn func(ctx context.Context, tx *sqldb.Tx, as []store.Authority, leaves []rotation.Leaf, now time.Time) (next []rotation.Root, err error)) error {
 	call := rpc.From(ctx)
 	call.Detail("root", pin)
@@ -184,7 +183,7 @@ func (s *Service) order(ctx context.Context, pin string, fn func(ctx context.Con
 			return err
 		}
 		if next != nil {
-			if err := s.store.SetAuthorities(ctx, tx, store.Plans(as), next); err != nil {
+			if err := s.store.SetAuthorities(ctx, tx, store.Plans(as), rotation.ByHand(next)); err != nil {
 				return err
 			}
 		}
@@ -240,9 +239,10 @@ func (s *Service) authorities(ctx context.Context) (*identityv1.ListAuthoritiesR
 	if err != nil {
 		return nil, err
 	}
-	now, a, out := s.cfg.Now(), s.authority.Load(), &identityv1.ListAuthoritiesResponse{}
+	now, a := s.cfg.Now(), s.authority.Load()
+	out := &identityv1.ListAuthoritiesResponse{Clock: clockOf(s.clock(), s.clock().Next(now, a.roots, leaves))}
 	for _, r := range a.roots {
-		one := &identityv1.Authority{Pin: r.Pin, State: authorityStates[r.Phase], CreateTime: stamp(a.create[r.Pin]), SignEndTime: stamp(r.Signed), Holders: holders(rotation.Holding(now, leaves, r.Pin))}
+		one := &identityv1.Authority{Pin: r.Pin, State: authorityStates[r.Phase], CreateTime: stamp(r.Made), SignEndTime: stamp(r.Signed), Holders: holders(rotation.Holding(now, leaves, r.Pin))}
 		for _, root := range a.Bundle() {
 			if svid.Pin(root) == r.Pin {
 				one.Root, one.ExpireTime = root.Raw, timestamppb.New(root.NotAfter)
@@ -290,7 +290,7 @@ func (s *Service) PrepareAuthority(ctx context.Context, _ *identityv1.PrepareAut
 		if err := rotation.Beside(store.Plans(as)); err != nil {
 			return nil, err
 		}
-		return nil, s.insertAuthority(ctx, tx, next, rotation.Prepared, now)
+		return nil, s.insertAuthority(ctx, tx, next, rotation.Root{Phase: rotation.Prepared, Made: now, Manual: true})
 	})
 	if err != nil {
 		return nil, err
@@ -301,13 +301,14 @@ func (s *Service) PrepareAuthority(ctx context.Context, _ *identityv1.PrepareAut
 	return s.oneAuthority(ctx, next.Pin())
 }
 
-func (s *Service) insertAuthority(ctx context.Context, tx *sqldb.Tx, a *svid.Authority, phase rotation.Phase, now time.Time) error {
+func (s *Service) insertAuthority(ctx context.Context, tx *sqldb.Tx, a *svid.Authority, as rotation.Root) error {
 	state, err := a.Marshal()
 	if err != nil {
 		return err
 	}
 	defer state.Key.Wipe()
-	return s.store.InsertAuthority(ctx, tx, store.Authority{Root: rotation.Root{Pin: a.Pin(), Phase: phase}, DER: state.Root, Key: state.Key, Create: now})
+	as.Pin = a.Pin()
+	return s.store.InsertAuthority(ctx, tx, store.Authority{Root: as, DER: state.Root, Key: state.Key})
 }
 
 // ActivateAuthority implements KeyService (D10).
@@ -349,8 +350,12 @@ func (s *Service) taint(ctx context.Context, pin string, taint bool) error {
 // RevokeAuthority implements KeyService (D10).
 func (s *Service) RevokeAuthority(ctx context.Context, req *identityv1.RevokeAuthorityRequest) (*identityv1.ListAuthoritiesResponse, error) {
 	err := s.order(ctx, req.GetPin(), func(ctx context.Context, tx *sqldb.Tx, as []store.Authority, leaves []rotation.Leaf, now time.Time) ([]rotation.Root, error) {
-		waits := rotation.Waits{Run: s.cfg.RunTokenLife, Connection: s.cfg.ConnectionLife}
-		if err := rotation.Revocable(now, store.Plans(as), leaves, req.GetPin(), waits, req.GetForce()); err != nil {
+		roots := store.Plans(as)
+		if err := rotation.Revocable(now, roots, leaves, req.GetPin(), s.clock().Waits, req.GetForce()); err != nil {
+			return nil, err
+		}
+		// The clock counts anew from here: what was dropped by hand is not made again at once.
+		if err := s.store.SetAuthorities(ctx, tx, roots, rotation.Anew(now, roots)); err != nil {
 			return nil, err
 		}
 		return nil, s.store.DeleteAuthority(ctx, tx, req.GetPin())

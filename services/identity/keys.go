@@ -178,7 +178,7 @@ func (s *Service) makeKeys(ctx context.Context, tx *sqldb.Tx, signing, root bool
 	if err != nil {
 		return err
 	}
-	return s.insertAuthority(ctx, tx, authority, rotation.Active, now)
+	return s.insertAuthority(ctx, tx, authority, rotation.Root{Phase: rotation.Active, Made: now})
 }
 
 // firstParty is the client_id of tokens that Redoubt's own clients and services ask for.

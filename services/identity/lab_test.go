@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -14,8 +16,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -203,10 +203,18 @@ func (l *lab) as(path string) *grpc.ClientConn {
 	must(l.t, err)
 	leaf, err := x509.ParseCertificate(chain[0])
 	must(l.t, err)
-	own := &x509svid.SVID{ID: l.id(path), Certificates: []*x509.Certificate{leaf}, PrivateKey: key}
 	bundle := x509bundle.FromX509Authorities(l.s.td, l.s.authority.Load().Bundle())
-	tls := tlsconfig.MTLSClientConfig(own, bundle, tlsconfig.AuthorizeID(l.id("service/identity")))
-	conn, err := grpc.NewClient("passthrough:///"+l.addr, grpc.WithTransportCredentials(credentials.NewTLS(tls)))
+	mutual := &tls.Config{
+		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: chain, PrivateKey: key, Leaf: leaf}},
+		VerifyConnection: func(state tls.ConnectionState) error { // by the lab's clock
+			id, err := svid.Verify(state.PeerCertificates, l.s.td, bundle, x509.ExtKeyUsageServerAuth, l.now())
+			if err == nil && id != l.id("service/identity") {
+				err = errors.New("this is " + id.String())
+			}
+			return err
+		},
+	}
+	conn, err := grpc.NewClient("passthrough:///"+l.addr, grpc.WithTransportCredentials(credentials.NewTLS(mutual)))
 	must(l.t, err)
 	l.conns[path] = conn
 	return conn

@@ -78,6 +78,9 @@ type Config struct {
 	TokenLife, RunTokenLife, SVIDLife, OperatorLife, RootLife time.Duration
 	// KeyPeriod is how long a key signs tokens, KeyAhead how long it is published before. Defaults 30 days and 1 h.
 	KeyPeriod, KeyAhead time.Duration
+	// RootPeriod is how long a root signs before another one follows by the clock (rotation.Clock). 0: roots change by orders alone. With it
+	// certificates of operators live for an eighth of it at most.
+	RootPeriod time.Duration
 	// Instance tells instances of identity apart among those who hold certificates.
 	Instance string
 	// ConnectionLife is how long a connection between services stands at most. Default: that of rpc.Limits.
@@ -148,6 +151,12 @@ func (c *Config) check() (spiffeid.TrustDomain, error) {
 	}
 	if c.ConnectionLife <= 0 {
 		c.ConnectionLife = rpc.Limits{}.ConnectionLife()
+	}
+	if c.RootPeriod != 0 {
+		c.OperatorLife = min(c.OperatorLife, max(c.RootPeriod/8, c.SVIDLife))
+		if err := c.checkClock(); err != nil {
+			return none, err
+		}
 	}
 	if c.FollowWithin <= 0 || c.FollowWithin > followWithin {
 		c.FollowWithin = followWithin
@@ -328,6 +337,9 @@ func (s *Service) Run(ctx context.Context) error {
 	jobs.Go(func() { s.feed.settle(ctx) })
 	jobs.Go(func() { _ = s.cfg.Leader.Lead(ctx, "purge", s.purge) })
 	jobs.Go(func() { _ = s.cfg.Leader.Lead(ctx, "keys", s.keepKeys) })
+	if s.cfg.RootPeriod > 0 {
+		jobs.Go(func() { _ = s.cfg.Leader.Lead(ctx, "authorities", s.keepAuthorities) })
+	}
 	changed, stop := s.cfg.DB.Signals(store.Changed)
 	defer stop()
 	beat := time.NewTicker(s.cfg.Heartbeat)

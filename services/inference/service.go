@@ -73,6 +73,8 @@ type Config struct {
 	// MeshTLS is the server side of the mesh's mutual TLS, for the replica listener; TrustDomain is the mesh's.
 	MeshTLS     func(svid.Authorize) *tls.Config
 	TrustDomain string
+	// ConnectionAge is for how long a connection of a replica stands. Default 20 min.
+	ConnectionAge time.Duration
 
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -129,7 +131,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, err
 	}
 	if s.serving, err = serving.New(serving.Config{
-		Certificate: cfg.Certificate, CertificateFile: cfg.CertificateFile, KeyFile: cfg.KeyFile, MeshTLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain,
+		Certificate: cfg.Certificate, CertificateFile: cfg.CertificateFile, KeyFile: cfg.KeyFile, MeshTLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain, ReplicaAge: cfg.ConnectionAge,
 		Edge: cfg.Edge, OnRefused: cfg.OnRefused, Installation: cfg.TrustDomain, Log: s.requests, OnUnknown: cfg.OnUnknownEndpoint, Now: cfg.Now, Logger: cfg.Logger,
 	}); err != nil {
 		return nil, errors.Join(err, s.requests.Close())

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
+	"github.com/redoubt-ml/redoubt/internal/agent"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
@@ -367,10 +368,15 @@ type Access struct {
 	CA       []byte
 	User     string
 	Password redact.Secret
+	// Follow are the roots of the moment in place of CA, where roots change.
+	Follow *agent.Roots
 }
 
 // Dial makes the client of commands. With an empty token only public methods answer.
 func (a Access) Dial(token string, opts ...grpc.DialOption) (*client.Client, error) {
+	if a.Follow != nil {
+		opts = append([]grpc.DialOption{grpc.WithTransportCredentials(a.Follow.Credentials("", time.Now))}, opts...)
+	}
 	return client.Dial(client.Context{Name: "proc", Server: a.URL, CAPEM: a.CA}, redact.FromString(token), opts...)
 }
 
@@ -389,6 +395,9 @@ func (a Access) SignIn(ctx context.Context) (string, error) {
 func (a Access) TLS() *tls.Config {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(a.CA)
+	if a.Follow != nil {
+		roots = a.Follow.Pool()
+	}
 	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}}
 }
 

@@ -63,30 +63,35 @@ func NewLab(ctx context.Context, a Access, id string) (_ *Lab, err error) {
 	if l.Client, err = a.Dial(l.Token); err != nil {
 		return nil, err
 	}
+	return l, l.furnish(ctx, id)
+}
+
+// furnish makes what is in a lab.
+func (l *Lab) furnish(ctx context.Context, id string) error {
 	ws, err := l.Resources().CreateWorkspace(l.change(ctx, "CreateWorkspace"), &workspacev1.CreateWorkspaceRequest{Parent: "subscriptions/default/resourceGroups/default", WorkspaceId: id})
 	if err != nil {
-		return nil, fmt.Errorf("workspace: %w", err)
+		return fmt.Errorf("workspace: %w", err)
 	}
 	l.Workspace = ws.GetName()
 	c, err := l.Computes().CreateCompute(l.change(ctx, "CreateCompute"), &computev1.CreateComputeRequest{Parent: l.Workspace, ComputeId: "here", Kind: computev1.Compute_KIND_LOCAL, MaxRuns: 4})
 	if err != nil {
-		return nil, fmt.Errorf("compute: %w", err)
+		return fmt.Errorf("compute: %w", err)
 	}
 	l.Compute = c.GetName()
 	dir, err := os.MkdirTemp("", "lab")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	if err := os.WriteFile(filepath.Join(dir, "count.py"), []byte(Script), 0o600); err != nil {
-		return nil, err
+		return err
 	}
 	s, err := l.UploadSnapshot(ctx, l.Workspace, dir, nil)
 	if err != nil {
-		return nil, fmt.Errorf("snapshot: %w", err)
+		return fmt.Errorf("snapshot: %w", err)
 	}
 	l.Snapshot = s.GetName()
-	return l, nil
+	return nil
 }
 
 // change names the request, which the activity log must show later.

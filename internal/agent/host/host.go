@@ -11,7 +11,6 @@ package host
 
 import (
 	"context"
-	"crypto/x509"
 	"log/slog"
 	"net"
 	"net/url"
@@ -34,6 +33,8 @@ const (
 	// claimWait is how long one question for work waits for an answer.
 	claimWait  = 30 * time.Second
 	claimPause = 2 * time.Second
+	// longestFollow bounds how soon the roots are asked for again.
+	longestFollow = 5 * time.Minute
 )
 
 // Config of a Host. Computes, Server and Target must be set.
@@ -44,8 +45,12 @@ type Config struct {
 	Server string
 	// Gateway is where that is dialled from here, host:port; empty is where Server says. Its certificate is for both hosts.
 	Gateway string
-	// Roots are believed by the agents; nil means the system's.
-	Roots *x509.CertPool
+	// Roots are believed by the agents; nil means the system's. Where Follow is set they take up what it gives.
+	Roots *agent.Roots
+	// Follow asks the installation for the roots of its mesh, DER, and says how soon to ask again. Nil follows no further than agents do.
+	Follow func(ctx context.Context) (roots [][]byte, again time.Duration, err error)
+	// Keep, where it is set, is called with roots that are others than before.
+	Keep func(roots [][]byte)
 	// Target is the full name of a self-hosted target.
 	Target string
 	// Drain is how long the runs that are going may take to end after Serve was stopped; then they are ended. 0 ends them at once.
@@ -86,8 +91,16 @@ func New(cfg Config) (*Host, error) {
 	if cfg.Pause == 0 {
 		cfg.Pause = claimPause
 	}
+	if cfg.Roots == nil {
+		if cfg.Roots, err = agent.NewRoots(nil); err != nil {
+			return nil, err
+		}
+	}
 	if cfg.Beat == nil {
 		cfg.Beat = func() {}
+	}
+	if cfg.Keep == nil {
+		cfg.Keep = func([][]byte) {}
 	}
 	if cfg.Say == nil {
 		cfg.Say = func(string, ...any) {}
@@ -102,6 +115,13 @@ func New(cfg Config) (*Host, error) {
 
 // Serve takes runs and carries them until ctx ends; then it takes no more, and those that are going have Config.Drain to end.
 func (h *Host) Serve(ctx context.Context) error {
+	if h.cfg.Follow != nil {
+		following, stop := context.WithCancel(context.WithoutCancel(ctx)) // runs that have time to end need it too
+		var done sync.WaitGroup
+		done.Go(func() { h.follow(following) })
+		defer done.Wait()
+		defer stop()
+	}
 	for {
 		target, err := h.target(ctx)
 		if err != nil || target == nil {
@@ -112,6 +132,38 @@ func (h *Host) Serve(ctx context.Context) error {
 			return err
 		}
 		h.cfg.Say("%s is gone; waiting for another of that name", target.GetName())
+	}
+}
+
+// follow believes the mesh's roots of the moment, until ctx ends (D10).
+func (h *Host) follow(ctx context.Context) {
+	said := ""
+	for {
+		again := h.cfg.Pause
+		roots, after, err := h.cfg.Follow(ctx)
+		if err == nil {
+			var changed bool
+			if changed, err = h.cfg.Roots.Take(roots); changed {
+				h.cfg.Keep(roots)
+			}
+			again = min(max(after, time.Second), longestFollow)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			said = ""
+		case said == "" && !away(err):
+			said = status.Convert(err).Message()
+			h.cfg.Logger.WarnContext(ctx, "the roots of the installation cannot be followed", "error", said)
+		}
+		t := time.NewTimer(again)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
 	}
 }
 

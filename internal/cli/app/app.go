@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -206,7 +207,7 @@ func (a *App) Chosen() (settings.Context, error) {
 }
 
 // Connect dials the chosen installation with the token that there is.
-func (a *App) Connect(ctx context.Context) (*client.Client, error) {
+func (a *App) Connect(ctx context.Context, opts ...grpc.DialOption) (*client.Client, error) {
 	c, err := a.Chosen()
 	if err != nil {
 		return nil, err
@@ -218,12 +219,12 @@ func (a *App) Connect(ctx context.Context) (*client.Client, error) {
 	if by == nil {
 		return nil, &Exit{Code: ExitDenied, Message: "not signed in at " + c.Server + ", or no longer\n  → sign in: redoubt login"}
 	}
-	return a.DialBy(c, by)
+	return a.DialBy(c, by, opts...)
 }
 
 // DialBy dials an installation with what proves who calls.
-func (a *App) DialBy(c settings.Context, by credentials.PerRPCCredentials) (*client.Client, error) {
-	return client.Dial(c.Client(), redact.Secret{}, append([]grpc.DialOption{grpc.WithPerRPCCredentials(by)}, a.DialOptions()...)...)
+func (a *App) DialBy(c settings.Context, by credentials.PerRPCCredentials, opts ...grpc.DialOption) (*client.Client, error) {
+	return client.Dial(c.Client(), redact.Secret{}, slices.Concat([]grpc.DialOption{grpc.WithPerRPCCredentials(by)}, a.DialOptions(), opts)...)
 }
 
 // Credentials are what to call with: a token of the environment, or the kept session, which renews itself; nil where there is neither.
@@ -250,7 +251,7 @@ func (a *App) Credentials(ctx context.Context, c settings.Context) (credentials.
 
 // ConnectAs dials the chosen installation, at an address of its own where that is not empty, as a service principal whose secret stands in a file. The client gets its tokens by itself, for
 // as long as it lives.
-func (a *App) ConnectAs(id, secretFile, address string) (*client.Client, error) {
+func (a *App) ConnectAs(id, secretFile, address string, opts ...grpc.DialOption) (*client.Client, error) {
 	c, err := a.Chosen()
 	if err != nil {
 		return nil, err
@@ -263,7 +264,7 @@ func (a *App) ConnectAs(id, secretFile, address string) (*client.Client, error) 
 	s.Wipe()
 	to := c.Client()
 	to.Address = address
-	return client.DialAs(to, client.ServicePrincipal{ID: id, Secret: read, Now: a.Now}, a.DialOptions()...)
+	return client.DialAs(to, client.ServicePrincipal{ID: id, Secret: read, Now: a.Now}, slices.Concat(a.DialOptions(), opts)...)
 }
 
 // Token is one that is good by itself, without a key: of the environment, or the kept one; empty where there is none.

@@ -235,17 +235,26 @@ func (c *Client) SignIn(ctx context.Context, user string, password redact.Secret
 	return nil, fault.New(codes.FailedPrecondition, faultv1.Reason_FACTOR_REQUIRED, "a second factor is asked for; sign in with `redoubt login`")
 }
 
+// RootsPEM are those that the context believes, as PEM; empty for the system's.
+func (c Context) RootsPEM() ([]byte, error) {
+	if len(c.CAPEM) > 0 || c.CAFile == "" {
+		return c.CAPEM, nil
+	}
+	text, err := os.ReadFile(c.CAFile)
+	if err != nil {
+		return nil, fault.InvalidArgument("the installation's root cannot be read: %v; give its file with --ca", err)
+	}
+	return text, nil
+}
+
 // Roots are those that the context believes; nil for the system's.
 func (c Context) Roots() (*x509.CertPool, error) {
-	text := c.CAPEM
-	if len(text) == 0 {
-		if c.CAFile == "" {
-			return nil, nil //nolint:nilnil // what crypto/tls takes for "the system's"
-		}
-		var err error
-		if text, err = os.ReadFile(c.CAFile); err != nil {
-			return nil, fault.InvalidArgument("the installation's root cannot be read: %v; give its file with --ca", err)
-		}
+	text, err := c.RootsPEM()
+	if err != nil {
+		return nil, err
+	}
+	if len(text) == 0 && c.CAFile == "" {
+		return nil, nil //nolint:nilnil // what crypto/tls takes for "the system's"
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {

@@ -67,6 +67,7 @@ func (a verbs) examine(ctx context.Context, d *diagnosis, chosen settings.Contex
 		return
 	}
 	d.ok("session", who.GetPrincipal()+" until "+show.Clock(who.GetTokenExpireTime()))
+	a.examineRoots(ctx, d, identityv1.NewKeyServiceClient(c.Conn()))
 	if len(instances) == 0 {
 		return
 	}

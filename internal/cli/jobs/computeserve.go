@@ -2,16 +2,24 @@ package jobs
 
 import (
 	"context"
+	"encoding/pem"
+	"errors"
+	"io/fs"
 	"log/slog"
+	"net/url"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/internal/agent"
 	"github.com/redoubt-ml/redoubt/internal/agent/host"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
 func (a verbs) computeServe() *cobra.Command {
@@ -26,6 +34,7 @@ func (a verbs) computeServe() *cobra.Command {
 	c.Flags().BoolVar(&how.wait, "wait", false, "wait for a target that is not there yet, or not any more; ID is its full name then")
 	c.Flags().StringVar(&how.gateway, "gateway", "", "host:port at which --server is dialled from this machine, where that is another address")
 	c.Flags().StringVar(&how.beat, "beat-file", "", "a file that is made anew whenever the installation answers; `redoubt health --beat-file` looks at it")
+	c.Flags().StringVar(&how.roots, "roots-file", "", "a file in which the installation's roots are kept as they change, and which is believed at the next start in place of what the context knows of them")
 	c.Flags().DurationVar(&how.drain, "drain", 10*time.Minute, "how long runs that are going may take to end when this is stopped; a second signal ends them at once")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if (id == "") != (secret == "") {
@@ -34,12 +43,17 @@ func (a verbs) computeServe() *cobra.Command {
 		if id == "" && how.gateway != "" {
 			return app.Usagef("--gateway belongs to --client-id")
 		}
-		if id == "" {
-			return a.With(func(ctx context.Context, c *client.Client, args []string) error {
-				return a.serveTarget(ctx, c, args[0], how)
-			})(cmd, args)
+		roots, server, err := a.followed(how.roots)
+		if err != nil {
+			return err
 		}
-		cl, err := a.ConnectAs(id, secret, how.gateway)
+		how.believed = roots
+		var cl *client.Client
+		if by := grpc.WithTransportCredentials(roots.Credentials(server, a.Now)); id == "" {
+			cl, err = a.Connect(cmd.Context(), by)
+		} else {
+			cl, err = a.ConnectAs(id, secret, how.gateway, by)
+		}
 		if err != nil {
 			return err
 		}
@@ -51,9 +65,73 @@ func (a verbs) computeServe() *cobra.Command {
 
 // serving is how a target is served.
 type serving struct {
-	wait          bool
-	gateway, beat string
-	drain         time.Duration
+	wait                 bool
+	gateway, beat, roots string
+	drain                time.Duration
+	believed             *agent.Roots
+}
+
+// followed are the roots that the chosen context believes, or those of the mesh that are kept in the file in their place, and the host that the
+// installation's certificate is for.
+func (a verbs) followed(file string) (*agent.Roots, string, error) {
+	chosen, err := a.Chosen()
+	if err != nil {
+		return nil, "", err
+	}
+	text, err := chosen.Client().RootsPEM()
+	if err != nil {
+		return nil, "", err
+	}
+	roots, err := agent.NewRoots(text)
+	if err != nil {
+		return nil, "", err
+	}
+	u, err := url.Parse(chosen.Server)
+	if err != nil {
+		return nil, "", app.Usagef("%q is no address of an installation", chosen.Server)
+	}
+	if file == "" {
+		return roots, u.Hostname(), nil
+	}
+	kept, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return roots, u.Hostname(), nil
+	}
+	var ders [][]byte
+	for rest := kept; err == nil; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		ders = append(ders, block.Bytes)
+	}
+	if err == nil {
+		if len(ders) == 0 {
+			err = errors.New("there is no certificate in it")
+		} else {
+			_, err = roots.Take(ders)
+		}
+	}
+	if err != nil {
+		return nil, "", app.Usagef("--roots-file %s: %v; remove it, and the roots of the context are believed", file, err)
+	}
+	return roots, u.Hostname(), nil
+}
+
+// keep writes the roots down, as PEM.
+func (a verbs) keep(file string) func([][]byte) {
+	if file == "" {
+		return nil
+	}
+	return func(roots [][]byte) {
+		var out []byte
+		for _, der := range roots {
+			out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+		}
+		if err := svid.WritePrivate(file, out); err != nil {
+			a.Say("the roots could not be kept in %s: %v", file, err)
+		}
+	}
 }
 
 // serveTarget carries the runs of a target.
@@ -65,12 +143,14 @@ func (a verbs) serveTarget(ctx context.Context, c *client.Client, id string, how
 	if err != nil {
 		return err
 	}
-	roots, err := c.Context().Roots()
-	if err != nil {
-		return err
-	}
+	keys := identityv1.NewKeyServiceClient(c.Conn())
 	h, err := host.New(host.Config{
-		Computes: c.Computes(), Server: c.Context().Server, Roots: roots, Target: name, Gateway: how.gateway, Wait: how.wait, Drain: how.drain, Say: a.Say, Beat: a.beat(how.beat),
+		Computes: c.Computes(), Server: c.Context().Server, Roots: how.believed, Target: name, Gateway: how.gateway, Wait: how.wait, Drain: how.drain, Say: a.Say, Beat: a.beat(how.beat),
+		Keep: a.keep(how.roots),
+		Follow: func(ctx context.Context) ([][]byte, time.Duration, error) {
+			b, err := keys.GetTrustBundle(ctx, &identityv1.GetTrustBundleRequest{})
+			return b.GetRoots(), b.GetRefresh().AsDuration(), err
+		},
 		Logger: slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {

@@ -3,15 +3,20 @@ package rotate
 import (
 	"context"
 	"encoding/pem"
+	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 )
 
 func (a verbs) ca() *cobra.Command {
@@ -47,8 +52,7 @@ Before revoke, give the new roots to whoever believes a file: redoubt ca show > 
 			if err := a.Sure(what); err != nil {
 				return err
 			}
-			r, err := identityv1.NewKeyServiceClient(c.Conn()).RevokeAuthority(ctx, &identityv1.RevokeAuthorityRequest{Pin: args[0], Force: forceRevoke})
-			return a.roots(r, err)
+			return a.roots(revoked(ctx, identityv1.NewKeyServiceClient(c.Conn()), args[0], forceRevoke))
 		}),
 	}
 	revoke.Flags().BoolVar(&forceRevoke, "force", false, "although certificates of it are in use")
@@ -108,5 +112,43 @@ func (a verbs) roots(r *identityv1.ListAuthoritiesResponse, err error) error {
 			show.Clock(root.GetSignEndTime()), strconv.Itoa(len(root.GetHolders())), strings.Join(root.GetPending(), " "),
 		})
 	}
-	return a.Table([]string{"pin", "state", "made", "ends", "signed until", "holders", "waits for"}, rows, "")
+	if err := a.Table([]string{"pin", "state", "made", "ends", "signed until", "holders", "waits for"}, rows, ""); err != nil || r.GetClock() == nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.Out, "\n%s\n", next(r.GetClock()))
+	return err
+}
+
+// next says what the clock does, for whoever reads the list.
+func next(c *identityv1.AuthorityClock) string {
+	step := strings.ToLower(strings.TrimPrefix(c.GetNextStep().String(), "AUTHORITY_STEP_"))
+	if c.GetPin() != "" {
+		step += " " + c.GetPin()
+	}
+	switch {
+	case c.GetNextStep() == identityv1.AuthorityStep_AUTHORITY_STEP_UNSPECIFIED:
+		return "the clock knows no step that follows"
+	case c.GetManual():
+		return "an operator goes on with this rotation: the clock waits until one root stands alone"
+	case c.GetWaitsFor() != "":
+		return "next by the clock: " + step + ", due since " + show.Clock(c.GetNextTime()) + ", waits: " + c.GetWaitsFor()
+	}
+	return "next by the clock: " + step + ", at " + show.Clock(c.GetNextTime())
+}
+
+// revoked revokes a root. By force the order may hang on a connection of that root, which is closed before its answer comes; it is repeated then,
+// which waits for those who are late too, and who is told that the root is gone has been answered.
+func revoked(ctx context.Context, keys identityv1.KeyServiceClient, pin string, force bool) (*identityv1.ListAuthoritiesResponse, error) {
+	r, err := keys.RevokeAuthority(ctx, &identityv1.RevokeAuthorityRequest{Pin: pin, Force: force})
+	for tries := 0; force && status.Code(err) == codes.Unavailable && tries < 3; tries++ {
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(rpc.RepeatFirst):
+		}
+		if r, err = keys.RevokeAuthority(ctx, &identityv1.RevokeAuthorityRequest{Pin: pin, Force: force}); status.Code(err) == codes.NotFound {
+			return keys.ListAuthorities(ctx, &identityv1.ListAuthoritiesRequest{})
+		}
+	}
+	return r, err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -319,8 +318,8 @@ func (w *walk) host() {
 	w.note("join token", b.GetJoinToken())
 	u, err := url.Parse(mesh.URL)
 	w.must(err)
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(mesh.CA)
+	roots, err := agent.NewRoots(mesh.CA)
+	w.must(err)
 	a, err := agent.New(agent.Config{
 		Gateway: u.Host, PublicURL: mesh.URL, Roots: roots, Run: b.GetRun(), RunUID: b.GetRunUid(), JoinToken: redact.FromString(b.GetJoinToken()),
 		Logger: slog.New(slog.NewJSONHandler(w.agentLog, &slog.HandlerOptions{Level: slog.LevelDebug})),

@@ -235,6 +235,7 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 		identityv1.KeyService_ListSigningKeys_FullMethodName:   about(func(*fixture, *place) proto.Message { return &identityv1.ListSigningKeysRequest{} }),
 		identityv1.KeyService_RotateSigningKeys_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.RotateSigningKeysRequest{} }),
 		identityv1.KeyService_ListAuthorities_FullMethodName:   about(func(*fixture, *place) proto.Message { return &identityv1.ListAuthoritiesRequest{} }),
+		identityv1.KeyService_GetTrustBundle_FullMethodName:    about(func(*fixture, *place) proto.Message { return &identityv1.GetTrustBundleRequest{} }),
 		identityv1.KeyService_PrepareAuthority_FullMethodName: aboutRoot(rootBeside, func(t *testing.T, f *fixture) proto.Message {
 			f.oneRoot(t)
 			return &identityv1.PrepareAuthorityRequest{}

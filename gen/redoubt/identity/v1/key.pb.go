@@ -12,6 +12,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -139,6 +140,62 @@ func (x AuthorityState) Number() protoreflect.EnumNumber {
 // Deprecated: Use AuthorityState.Descriptor instead.
 func (AuthorityState) EnumDescriptor() ([]byte, []int) {
 	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{1}
+}
+
+// AuthorityStep is what is done with a root.
+type AuthorityStep int32
+
+const (
+	AuthorityStep_AUTHORITY_STEP_UNSPECIFIED AuthorityStep = 0
+	AuthorityStep_AUTHORITY_STEP_PREPARE     AuthorityStep = 1
+	AuthorityStep_AUTHORITY_STEP_ACTIVATE    AuthorityStep = 2
+	AuthorityStep_AUTHORITY_STEP_TAINT       AuthorityStep = 3
+	AuthorityStep_AUTHORITY_STEP_REVOKE      AuthorityStep = 4
+)
+
+// Enum value maps for AuthorityStep.
+var (
+	AuthorityStep_name = map[int32]string{
+		0: "AUTHORITY_STEP_UNSPECIFIED",
+		1: "AUTHORITY_STEP_PREPARE",
+		2: "AUTHORITY_STEP_ACTIVATE",
+		3: "AUTHORITY_STEP_TAINT",
+		4: "AUTHORITY_STEP_REVOKE",
+	}
+	AuthorityStep_value = map[string]int32{
+		"AUTHORITY_STEP_UNSPECIFIED": 0,
+		"AUTHORITY_STEP_PREPARE":     1,
+		"AUTHORITY_STEP_ACTIVATE":    2,
+		"AUTHORITY_STEP_TAINT":       3,
+		"AUTHORITY_STEP_REVOKE":      4,
+	}
+)
+
+func (x AuthorityStep) Enum() *AuthorityStep {
+	p := new(AuthorityStep)
+	*p = x
+	return p
+}
+
+func (x AuthorityStep) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuthorityStep) Descriptor() protoreflect.EnumDescriptor {
+	return file_redoubt_identity_v1_key_proto_enumTypes[2].Descriptor()
+}
+
+func (AuthorityStep) Type() protoreflect.EnumType {
+	return &file_redoubt_identity_v1_key_proto_enumTypes[2]
+}
+
+func (x AuthorityStep) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuthorityStep.Descriptor instead.
+func (AuthorityStep) EnumDescriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{2}
 }
 
 // SigningKey is the public side of a key that signs tokens.
@@ -499,7 +556,9 @@ func (*ListAuthoritiesRequest) Descriptor() ([]byte, []int) {
 type ListAuthoritiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The oldest first.
-	Authorities   []*Authority `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	Authorities []*Authority `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	// Absent where no clock rotates the roots.
+	Clock         *AuthorityClock `protobuf:"bytes,2,opt,name=clock,proto3" json:"clock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -541,6 +600,203 @@ func (x *ListAuthoritiesResponse) GetAuthorities() []*Authority {
 	return nil
 }
 
+func (x *ListAuthoritiesResponse) GetClock() *AuthorityClock {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
+// AuthorityClock is what the clock does with the roots next.
+type AuthorityClock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long a root signs.
+	Period   *durationpb.Duration `protobuf:"bytes,1,opt,name=period,proto3" json:"period,omitempty"`
+	NextStep AuthorityStep        `protobuf:"varint,2,opt,name=next_step,json=nextStep,proto3,enum=redoubt.identity.v1.AuthorityStep" json:"next_step,omitempty"`
+	// The root that it is about, as in Authority; empty for a new one.
+	Pin string `protobuf:"bytes,3,opt,name=pin,proto3" json:"pin,omitempty"`
+	// When the step is due; it is taken as soon after as nothing hangs on it.
+	NextTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=next_time,json=nextTime,proto3" json:"next_time,omitempty"`
+	// What a step waits for that is due.
+	WaitsFor string `protobuf:"bytes,5,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
+	// An operator has ordered something about the root beside the one that signs: the clock does nothing until one root stands alone.
+	Manual bool `protobuf:"varint,6,opt,name=manual,proto3" json:"manual,omitempty"`
+	// The step is later than it can be while all is well.
+	Late          bool `protobuf:"varint,7,opt,name=late,proto3" json:"late,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorityClock) Reset() {
+	*x = AuthorityClock{}
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorityClock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorityClock) ProtoMessage() {}
+
+func (x *AuthorityClock) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorityClock.ProtoReflect.Descriptor instead.
+func (*AuthorityClock) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AuthorityClock) GetPeriod() *durationpb.Duration {
+	if x != nil {
+		return x.Period
+	}
+	return nil
+}
+
+func (x *AuthorityClock) GetNextStep() AuthorityStep {
+	if x != nil {
+		return x.NextStep
+	}
+	return AuthorityStep_AUTHORITY_STEP_UNSPECIFIED
+}
+
+func (x *AuthorityClock) GetPin() string {
+	if x != nil {
+		return x.Pin
+	}
+	return ""
+}
+
+func (x *AuthorityClock) GetNextTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTime
+	}
+	return nil
+}
+
+func (x *AuthorityClock) GetWaitsFor() string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return ""
+}
+
+func (x *AuthorityClock) GetManual() bool {
+	if x != nil {
+		return x.Manual
+	}
+	return false
+}
+
+func (x *AuthorityClock) GetLate() bool {
+	if x != nil {
+		return x.Late
+	}
+	return false
+}
+
+type GetTrustBundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTrustBundleRequest) Reset() {
+	*x = GetTrustBundleRequest{}
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTrustBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTrustBundleRequest) ProtoMessage() {}
+
+func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTrustBundleRequest.ProtoReflect.Descriptor instead.
+func (*GetTrustBundleRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{8}
+}
+
+// TrustBundle are the roots of the mesh.
+type TrustBundle struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// X.509, DER, the one that signs first.
+	Roots [][]byte `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`
+	// How soon to ask again: who does so misses no root.
+	Refresh       *durationpb.Duration `protobuf:"bytes,2,opt,name=refresh,proto3" json:"refresh,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustBundle) Reset() {
+	*x = TrustBundle{}
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustBundle) ProtoMessage() {}
+
+func (x *TrustBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
+func (*TrustBundle) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TrustBundle) GetRoots() [][]byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *TrustBundle) GetRefresh() *durationpb.Duration {
+	if x != nil {
+		return x.Refresh
+	}
+	return nil
+}
+
 type PrepareAuthorityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -549,7 +805,7 @@ type PrepareAuthorityRequest struct {
 
 func (x *PrepareAuthorityRequest) Reset() {
 	*x = PrepareAuthorityRequest{}
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[7]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +817,7 @@ func (x *PrepareAuthorityRequest) String() string {
 func (*PrepareAuthorityRequest) ProtoMessage() {}
 
 func (x *PrepareAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[7]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +830,7 @@ func (x *PrepareAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*PrepareAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{10}
 }
 
 type ActivateAuthorityRequest struct {
@@ -588,7 +844,7 @@ type ActivateAuthorityRequest struct {
 
 func (x *ActivateAuthorityRequest) Reset() {
 	*x = ActivateAuthorityRequest{}
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[8]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +856,7 @@ func (x *ActivateAuthorityRequest) String() string {
 func (*ActivateAuthorityRequest) ProtoMessage() {}
 
 func (x *ActivateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[8]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +869,7 @@ func (x *ActivateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*ActivateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ActivateAuthorityRequest) GetPin() string {
@@ -639,7 +895,7 @@ type TaintAuthorityRequest struct {
 
 func (x *TaintAuthorityRequest) Reset() {
 	*x = TaintAuthorityRequest{}
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[9]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +907,7 @@ func (x *TaintAuthorityRequest) String() string {
 func (*TaintAuthorityRequest) ProtoMessage() {}
 
 func (x *TaintAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[9]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +920,7 @@ func (x *TaintAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaintAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*TaintAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TaintAuthorityRequest) GetPin() string {
@@ -683,7 +939,7 @@ type UntaintAuthorityRequest struct {
 
 func (x *UntaintAuthorityRequest) Reset() {
 	*x = UntaintAuthorityRequest{}
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +951,7 @@ func (x *UntaintAuthorityRequest) String() string {
 func (*UntaintAuthorityRequest) ProtoMessage() {}
 
 func (x *UntaintAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +964,7 @@ func (x *UntaintAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UntaintAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*UntaintAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UntaintAuthorityRequest) GetPin() string {
@@ -729,7 +985,7 @@ type RevokeAuthorityRequest struct {
 
 func (x *RevokeAuthorityRequest) Reset() {
 	*x = RevokeAuthorityRequest{}
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[11]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +997,7 @@ func (x *RevokeAuthorityRequest) String() string {
 func (*RevokeAuthorityRequest) ProtoMessage() {}
 
 func (x *RevokeAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[11]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +1010,7 @@ func (x *RevokeAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RevokeAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevokeAuthorityRequest) GetPin() string {
@@ -779,7 +1035,7 @@ type WatchAuthoritiesRequest struct {
 
 func (x *WatchAuthoritiesRequest) Reset() {
 	*x = WatchAuthoritiesRequest{}
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[12]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +1047,7 @@ func (x *WatchAuthoritiesRequest) String() string {
 func (*WatchAuthoritiesRequest) ProtoMessage() {}
 
 func (x *WatchAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[12]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +1060,7 @@ func (x *WatchAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*WatchAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{15}
 }
 
 type WatchAuthoritiesResponse struct {
@@ -819,7 +1075,7 @@ type WatchAuthoritiesResponse struct {
 
 func (x *WatchAuthoritiesResponse) Reset() {
 	*x = WatchAuthoritiesResponse{}
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +1087,7 @@ func (x *WatchAuthoritiesResponse) String() string {
 func (*WatchAuthoritiesResponse) ProtoMessage() {}
 
 func (x *WatchAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_key_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_key_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +1100,7 @@ func (x *WatchAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*WatchAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_identity_v1_key_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchAuthoritiesResponse) GetPins() []string {
@@ -865,7 +1121,7 @@ var File_redoubt_identity_v1_key_proto protoreflect.FileDescriptor
 
 const file_redoubt_identity_v1_key_proto_rawDesc = "" +
 	"\n" +
-	"\x1dredoubt/identity/v1/key.proto\x12\x13redoubt.identity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\xca\x02\n" +
+	"\x1dredoubt/identity/v1/key.proto\x12\x13redoubt.identity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aredoubt/rule/v1/rule.proto\"\xca\x02\n" +
 	"\n" +
 	"SigningKey\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x123\n" +
@@ -892,9 +1148,22 @@ const file_redoubt_identity_v1_key_proto_rawDesc = "" +
 	"\rsign_end_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vsignEndTime\x12\x18\n" +
 	"\aholders\x18\a \x03(\tR\aholders\x12\x18\n" +
 	"\apending\x18\b \x03(\tR\apending\"\x18\n" +
-	"\x16ListAuthoritiesRequest\"[\n" +
+	"\x16ListAuthoritiesRequest\"\x96\x01\n" +
 	"\x17ListAuthoritiesResponse\x12@\n" +
-	"\vauthorities\x18\x01 \x03(\v2\x1e.redoubt.identity.v1.AuthorityR\vauthorities\"\x19\n" +
+	"\vauthorities\x18\x01 \x03(\v2\x1e.redoubt.identity.v1.AuthorityR\vauthorities\x129\n" +
+	"\x05clock\x18\x02 \x01(\v2#.redoubt.identity.v1.AuthorityClockR\x05clock\"\x98\x02\n" +
+	"\x0eAuthorityClock\x121\n" +
+	"\x06period\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06period\x12?\n" +
+	"\tnext_step\x18\x02 \x01(\x0e2\".redoubt.identity.v1.AuthorityStepR\bnextStep\x12\x10\n" +
+	"\x03pin\x18\x03 \x01(\tR\x03pin\x127\n" +
+	"\tnext_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnextTime\x12\x1b\n" +
+	"\twaits_for\x18\x05 \x01(\tR\bwaitsFor\x12\x16\n" +
+	"\x06manual\x18\x06 \x01(\bR\x06manual\x12\x12\n" +
+	"\x04late\x18\a \x01(\bR\x04late\"\x17\n" +
+	"\x15GetTrustBundleRequest\"X\n" +
+	"\vTrustBundle\x12\x14\n" +
+	"\x05roots\x18\x01 \x03(\fR\x05roots\x123\n" +
+	"\arefresh\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\arefresh\"\x19\n" +
 	"\x17PrepareAuthorityRequest\"M\n" +
 	"\x18ActivateAuthorityRequest\x12\x1b\n" +
 	"\x03pin\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x03pin\x12\x14\n" +
@@ -920,7 +1189,13 @@ const file_redoubt_identity_v1_key_proto_rawDesc = "" +
 	"\x18AUTHORITY_STATE_PREPARED\x10\x01\x12\x1a\n" +
 	"\x16AUTHORITY_STATE_ACTIVE\x10\x02\x12\x17\n" +
 	"\x13AUTHORITY_STATE_OLD\x10\x03\x12\x1b\n" +
-	"\x17AUTHORITY_STATE_TAINTED\x10\x042\xe1\f\n" +
+	"\x17AUTHORITY_STATE_TAINTED\x10\x04*\x9d\x01\n" +
+	"\rAuthorityStep\x12\x1e\n" +
+	"\x1aAUTHORITY_STEP_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16AUTHORITY_STEP_PREPARE\x10\x01\x12\x1b\n" +
+	"\x17AUTHORITY_STEP_ACTIVATE\x10\x02\x12\x18\n" +
+	"\x14AUTHORITY_STEP_TAINT\x10\x03\x12\x19\n" +
+	"\x15AUTHORITY_STEP_REVOKE\x10\x042\xe5\r\n" +
 	"\n" +
 	"KeyService\x12\xa9\x01\n" +
 	"\x0fListSigningKeys\x12+.redoubt.identity.v1.ListSigningKeysRequest\x1a,.redoubt.identity.v1.ListSigningKeysResponse\";\xb2\xe1\x18 \n" +
@@ -928,7 +1203,8 @@ const file_redoubt_identity_v1_key_proto_rawDesc = "" +
 	"\x11RotateSigningKeys\x12-.redoubt.identity.v1.RotateSigningKeysRequest\x1a,.redoubt.identity.v1.ListSigningKeysResponse\"J\xb2\xe1\x18%\n" +
 	"\x1bidentity/signingKeys/rotate\x12\x01/(\x01p\x84\a\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/signingKeys:rotate\x12\xa9\x01\n" +
 	"\x0fListAuthorities\x12+.redoubt.identity.v1.ListAuthoritiesRequest\x1a,.redoubt.identity.v1.ListAuthoritiesResponse\";\xb2\xe1\x18 \n" +
-	"\x19identity/authorities/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/authorities\x12\xae\x01\n" +
+	"\x19identity/authorities/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/authorities\x12\x81\x01\n" +
+	"\x0eGetTrustBundle\x12*.redoubt.identity.v1.GetTrustBundleRequest\x1a .redoubt.identity.v1.TrustBundle\"!\xb2\xe1\x18\x06(\x020\x01Pd\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/trustBundle\x12\xae\x01\n" +
 	"\x10PrepareAuthority\x12,.redoubt.identity.v1.PrepareAuthorityRequest\x1a\x1e.redoubt.identity.v1.Authority\"L\xb2\xe1\x18&\n" +
 	"\x1cidentity/authorities/prepare\x12\x01/(\x01p\x84\a\x82\xd3\xe4\x93\x02\x1c:\x01*\"\x17/v1/authorities:prepare\x12\xb2\x01\n" +
 	"\x11ActivateAuthority\x12-.redoubt.identity.v1.ActivateAuthorityRequest\x1a\x1e.redoubt.identity.v1.Authority\"N\xb2\xe1\x18'\n" +
@@ -953,62 +1229,74 @@ func file_redoubt_identity_v1_key_proto_rawDescGZIP() []byte {
 	return file_redoubt_identity_v1_key_proto_rawDescData
 }
 
-var file_redoubt_identity_v1_key_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_redoubt_identity_v1_key_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_redoubt_identity_v1_key_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_redoubt_identity_v1_key_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_redoubt_identity_v1_key_proto_goTypes = []any{
 	(KeyState)(0),                    // 0: redoubt.identity.v1.KeyState
 	(AuthorityState)(0),              // 1: redoubt.identity.v1.AuthorityState
-	(*SigningKey)(nil),               // 2: redoubt.identity.v1.SigningKey
-	(*ListSigningKeysRequest)(nil),   // 3: redoubt.identity.v1.ListSigningKeysRequest
-	(*ListSigningKeysResponse)(nil),  // 4: redoubt.identity.v1.ListSigningKeysResponse
-	(*RotateSigningKeysRequest)(nil), // 5: redoubt.identity.v1.RotateSigningKeysRequest
-	(*Authority)(nil),                // 6: redoubt.identity.v1.Authority
-	(*ListAuthoritiesRequest)(nil),   // 7: redoubt.identity.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil),  // 8: redoubt.identity.v1.ListAuthoritiesResponse
-	(*PrepareAuthorityRequest)(nil),  // 9: redoubt.identity.v1.PrepareAuthorityRequest
-	(*ActivateAuthorityRequest)(nil), // 10: redoubt.identity.v1.ActivateAuthorityRequest
-	(*TaintAuthorityRequest)(nil),    // 11: redoubt.identity.v1.TaintAuthorityRequest
-	(*UntaintAuthorityRequest)(nil),  // 12: redoubt.identity.v1.UntaintAuthorityRequest
-	(*RevokeAuthorityRequest)(nil),   // 13: redoubt.identity.v1.RevokeAuthorityRequest
-	(*WatchAuthoritiesRequest)(nil),  // 14: redoubt.identity.v1.WatchAuthoritiesRequest
-	(*WatchAuthoritiesResponse)(nil), // 15: redoubt.identity.v1.WatchAuthoritiesResponse
-	(*timestamppb.Timestamp)(nil),    // 16: google.protobuf.Timestamp
+	(AuthorityStep)(0),               // 2: redoubt.identity.v1.AuthorityStep
+	(*SigningKey)(nil),               // 3: redoubt.identity.v1.SigningKey
+	(*ListSigningKeysRequest)(nil),   // 4: redoubt.identity.v1.ListSigningKeysRequest
+	(*ListSigningKeysResponse)(nil),  // 5: redoubt.identity.v1.ListSigningKeysResponse
+	(*RotateSigningKeysRequest)(nil), // 6: redoubt.identity.v1.RotateSigningKeysRequest
+	(*Authority)(nil),                // 7: redoubt.identity.v1.Authority
+	(*ListAuthoritiesRequest)(nil),   // 8: redoubt.identity.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),  // 9: redoubt.identity.v1.ListAuthoritiesResponse
+	(*AuthorityClock)(nil),           // 10: redoubt.identity.v1.AuthorityClock
+	(*GetTrustBundleRequest)(nil),    // 11: redoubt.identity.v1.GetTrustBundleRequest
+	(*TrustBundle)(nil),              // 12: redoubt.identity.v1.TrustBundle
+	(*PrepareAuthorityRequest)(nil),  // 13: redoubt.identity.v1.PrepareAuthorityRequest
+	(*ActivateAuthorityRequest)(nil), // 14: redoubt.identity.v1.ActivateAuthorityRequest
+	(*TaintAuthorityRequest)(nil),    // 15: redoubt.identity.v1.TaintAuthorityRequest
+	(*UntaintAuthorityRequest)(nil),  // 16: redoubt.identity.v1.UntaintAuthorityRequest
+	(*RevokeAuthorityRequest)(nil),   // 17: redoubt.identity.v1.RevokeAuthorityRequest
+	(*WatchAuthoritiesRequest)(nil),  // 18: redoubt.identity.v1.WatchAuthoritiesRequest
+	(*WatchAuthoritiesResponse)(nil), // 19: redoubt.identity.v1.WatchAuthoritiesResponse
+	(*timestamppb.Timestamp)(nil),    // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 21: google.protobuf.Duration
 }
 var file_redoubt_identity_v1_key_proto_depIdxs = []int32{
 	0,  // 0: redoubt.identity.v1.SigningKey.state:type_name -> redoubt.identity.v1.KeyState
-	16, // 1: redoubt.identity.v1.SigningKey.publish_time:type_name -> google.protobuf.Timestamp
-	16, // 2: redoubt.identity.v1.SigningKey.sign_time:type_name -> google.protobuf.Timestamp
-	16, // 3: redoubt.identity.v1.SigningKey.retire_time:type_name -> google.protobuf.Timestamp
-	16, // 4: redoubt.identity.v1.SigningKey.remove_time:type_name -> google.protobuf.Timestamp
-	2,  // 5: redoubt.identity.v1.ListSigningKeysResponse.signing_keys:type_name -> redoubt.identity.v1.SigningKey
+	20, // 1: redoubt.identity.v1.SigningKey.publish_time:type_name -> google.protobuf.Timestamp
+	20, // 2: redoubt.identity.v1.SigningKey.sign_time:type_name -> google.protobuf.Timestamp
+	20, // 3: redoubt.identity.v1.SigningKey.retire_time:type_name -> google.protobuf.Timestamp
+	20, // 4: redoubt.identity.v1.SigningKey.remove_time:type_name -> google.protobuf.Timestamp
+	3,  // 5: redoubt.identity.v1.ListSigningKeysResponse.signing_keys:type_name -> redoubt.identity.v1.SigningKey
 	1,  // 6: redoubt.identity.v1.Authority.state:type_name -> redoubt.identity.v1.AuthorityState
-	16, // 7: redoubt.identity.v1.Authority.create_time:type_name -> google.protobuf.Timestamp
-	16, // 8: redoubt.identity.v1.Authority.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 9: redoubt.identity.v1.Authority.sign_end_time:type_name -> google.protobuf.Timestamp
-	6,  // 10: redoubt.identity.v1.ListAuthoritiesResponse.authorities:type_name -> redoubt.identity.v1.Authority
-	3,  // 11: redoubt.identity.v1.KeyService.ListSigningKeys:input_type -> redoubt.identity.v1.ListSigningKeysRequest
-	5,  // 12: redoubt.identity.v1.KeyService.RotateSigningKeys:input_type -> redoubt.identity.v1.RotateSigningKeysRequest
-	7,  // 13: redoubt.identity.v1.KeyService.ListAuthorities:input_type -> redoubt.identity.v1.ListAuthoritiesRequest
-	9,  // 14: redoubt.identity.v1.KeyService.PrepareAuthority:input_type -> redoubt.identity.v1.PrepareAuthorityRequest
-	10, // 15: redoubt.identity.v1.KeyService.ActivateAuthority:input_type -> redoubt.identity.v1.ActivateAuthorityRequest
-	11, // 16: redoubt.identity.v1.KeyService.TaintAuthority:input_type -> redoubt.identity.v1.TaintAuthorityRequest
-	12, // 17: redoubt.identity.v1.KeyService.UntaintAuthority:input_type -> redoubt.identity.v1.UntaintAuthorityRequest
-	13, // 18: redoubt.identity.v1.KeyService.RevokeAuthority:input_type -> redoubt.identity.v1.RevokeAuthorityRequest
-	14, // 19: redoubt.identity.v1.KeyService.WatchAuthorities:input_type -> redoubt.identity.v1.WatchAuthoritiesRequest
-	4,  // 20: redoubt.identity.v1.KeyService.ListSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
-	4,  // 21: redoubt.identity.v1.KeyService.RotateSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
-	8,  // 22: redoubt.identity.v1.KeyService.ListAuthorities:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
-	6,  // 23: redoubt.identity.v1.KeyService.PrepareAuthority:output_type -> redoubt.identity.v1.Authority
-	6,  // 24: redoubt.identity.v1.KeyService.ActivateAuthority:output_type -> redoubt.identity.v1.Authority
-	6,  // 25: redoubt.identity.v1.KeyService.TaintAuthority:output_type -> redoubt.identity.v1.Authority
-	6,  // 26: redoubt.identity.v1.KeyService.UntaintAuthority:output_type -> redoubt.identity.v1.Authority
-	8,  // 27: redoubt.identity.v1.KeyService.RevokeAuthority:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
-	15, // 28: redoubt.identity.v1.KeyService.WatchAuthorities:output_type -> redoubt.identity.v1.WatchAuthoritiesResponse
-	20, // [20:29] is the sub-list for method output_type
-	11, // [11:20] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	20, // 7: redoubt.identity.v1.Authority.create_time:type_name -> google.protobuf.Timestamp
+	20, // 8: redoubt.identity.v1.Authority.expire_time:type_name -> google.protobuf.Timestamp
+	20, // 9: redoubt.identity.v1.Authority.sign_end_time:type_name -> google.protobuf.Timestamp
+	7,  // 10: redoubt.identity.v1.ListAuthoritiesResponse.authorities:type_name -> redoubt.identity.v1.Authority
+	10, // 11: redoubt.identity.v1.ListAuthoritiesResponse.clock:type_name -> redoubt.identity.v1.AuthorityClock
+	21, // 12: redoubt.identity.v1.AuthorityClock.period:type_name -> google.protobuf.Duration
+	2,  // 13: redoubt.identity.v1.AuthorityClock.next_step:type_name -> redoubt.identity.v1.AuthorityStep
+	20, // 14: redoubt.identity.v1.AuthorityClock.next_time:type_name -> google.protobuf.Timestamp
+	21, // 15: redoubt.identity.v1.TrustBundle.refresh:type_name -> google.protobuf.Duration
+	4,  // 16: redoubt.identity.v1.KeyService.ListSigningKeys:input_type -> redoubt.identity.v1.ListSigningKeysRequest
+	6,  // 17: redoubt.identity.v1.KeyService.RotateSigningKeys:input_type -> redoubt.identity.v1.RotateSigningKeysRequest
+	8,  // 18: redoubt.identity.v1.KeyService.ListAuthorities:input_type -> redoubt.identity.v1.ListAuthoritiesRequest
+	11, // 19: redoubt.identity.v1.KeyService.GetTrustBundle:input_type -> redoubt.identity.v1.GetTrustBundleRequest
+	13, // 20: redoubt.identity.v1.KeyService.PrepareAuthority:input_type -> redoubt.identity.v1.PrepareAuthorityRequest
+	14, // 21: redoubt.identity.v1.KeyService.ActivateAuthority:input_type -> redoubt.identity.v1.ActivateAuthorityRequest
+	15, // 22: redoubt.identity.v1.KeyService.TaintAuthority:input_type -> redoubt.identity.v1.TaintAuthorityRequest
+	16, // 23: redoubt.identity.v1.KeyService.UntaintAuthority:input_type -> redoubt.identity.v1.UntaintAuthorityRequest
+	17, // 24: redoubt.identity.v1.KeyService.RevokeAuthority:input_type -> redoubt.identity.v1.RevokeAuthorityRequest
+	18, // 25: redoubt.identity.v1.KeyService.WatchAuthorities:input_type -> redoubt.identity.v1.WatchAuthoritiesRequest
+	5,  // 26: redoubt.identity.v1.KeyService.ListSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
+	5,  // 27: redoubt.identity.v1.KeyService.RotateSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
+	9,  // 28: redoubt.identity.v1.KeyService.ListAuthorities:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
+	12, // 29: redoubt.identity.v1.KeyService.GetTrustBundle:output_type -> redoubt.identity.v1.TrustBundle
+	7,  // 30: redoubt.identity.v1.KeyService.PrepareAuthority:output_type -> redoubt.identity.v1.Authority
+	7,  // 31: redoubt.identity.v1.KeyService.ActivateAuthority:output_type -> redoubt.identity.v1.Authority
+	7,  // 32: redoubt.identity.v1.KeyService.TaintAuthority:output_type -> redoubt.identity.v1.Authority
+	7,  // 33: redoubt.identity.v1.KeyService.UntaintAuthority:output_type -> redoubt.identity.v1.Authority
+	9,  // 34: redoubt.identity.v1.KeyService.RevokeAuthority:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
+	19, // 35: redoubt.identity.v1.KeyService.WatchAuthorities:output_type -> redoubt.identity.v1.WatchAuthoritiesResponse
+	26, // [26:36] is the sub-list for method output_type
+	16, // [16:26] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_identity_v1_key_proto_init() }
@@ -1021,8 +1309,8 @@ func file_redoubt_identity_v1_key_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_identity_v1_key_proto_rawDesc), len(file_redoubt_identity_v1_key_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   14,
+			NumEnums:      3,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const (
 	KeyService_ListSigningKeys_FullMethodName   = "/redoubt.identity.v1.KeyService/ListSigningKeys"
 	KeyService_RotateSigningKeys_FullMethodName = "/redoubt.identity.v1.KeyService/RotateSigningKeys"
 	KeyService_ListAuthorities_FullMethodName   = "/redoubt.identity.v1.KeyService/ListAuthorities"
+	KeyService_GetTrustBundle_FullMethodName    = "/redoubt.identity.v1.KeyService/GetTrustBundle"
 	KeyService_PrepareAuthority_FullMethodName  = "/redoubt.identity.v1.KeyService/PrepareAuthority"
 	KeyService_ActivateAuthority_FullMethodName = "/redoubt.identity.v1.KeyService/ActivateAuthority"
 	KeyService_TaintAuthority_FullMethodName    = "/redoubt.identity.v1.KeyService/TaintAuthority"
@@ -43,6 +44,9 @@ type KeyServiceClient interface {
 	RotateSigningKeys(ctx context.Context, in *RotateSigningKeysRequest, opts ...grpc.CallOption) (*ListSigningKeysResponse, error)
 	// ListAuthorities lists the roots of the mesh, and who has certificates of each. Every root in the list is believed.
 	ListAuthorities(ctx context.Context, in *ListAuthoritiesRequest, opts ...grpc.CallOption) (*ListAuthoritiesResponse, error)
+	// GetTrustBundle gives every root that is believed, for who has to follow them without a restart: he asks by the roots that he believes, and
+	// believes these from then on. They are no secret: every handshake shows what they have signed.
+	GetTrustBundle(ctx context.Context, in *GetTrustBundleRequest, opts ...grpc.CallOption) (*TrustBundle, error)
 	// PrepareAuthority makes a root that is believed from now on and signs nothing yet. Revoking it takes that back.
 	PrepareAuthority(ctx context.Context, in *PrepareAuthorityRequest, opts ...grpc.CallOption) (*Authority, error)
 	// ActivateAuthority has certificates signed by a root that is prepared or old. The one before becomes old; activating that one again
@@ -91,6 +95,16 @@ func (c *keyServiceClient) ListAuthorities(ctx context.Context, in *ListAuthorit
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListAuthoritiesResponse)
 	err := c.cc.Invoke(ctx, KeyService_ListAuthorities_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) GetTrustBundle(ctx context.Context, in *GetTrustBundleRequest, opts ...grpc.CallOption) (*TrustBundle, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TrustBundle)
+	err := c.cc.Invoke(ctx, KeyService_GetTrustBundle_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -179,6 +193,9 @@ type KeyServiceServer interface {
 	RotateSigningKeys(context.Context, *RotateSigningKeysRequest) (*ListSigningKeysResponse, error)
 	// ListAuthorities lists the roots of the mesh, and who has certificates of each. Every root in the list is believed.
 	ListAuthorities(context.Context, *ListAuthoritiesRequest) (*ListAuthoritiesResponse, error)
+	// GetTrustBundle gives every root that is believed, for who has to follow them without a restart: he asks by the roots that he believes, and
+	// believes these from then on. They are no secret: every handshake shows what they have signed.
+	GetTrustBundle(context.Context, *GetTrustBundleRequest) (*TrustBundle, error)
 	// PrepareAuthority makes a root that is believed from now on and signs nothing yet. Revoking it takes that back.
 	PrepareAuthority(context.Context, *PrepareAuthorityRequest) (*Authority, error)
 	// ActivateAuthority has certificates signed by a root that is prepared or old. The one before becomes old; activating that one again
@@ -211,6 +228,9 @@ func (UnimplementedKeyServiceServer) RotateSigningKeys(context.Context, *RotateS
 }
 func (UnimplementedKeyServiceServer) ListAuthorities(context.Context, *ListAuthoritiesRequest) (*ListAuthoritiesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAuthorities not implemented")
+}
+func (UnimplementedKeyServiceServer) GetTrustBundle(context.Context, *GetTrustBundleRequest) (*TrustBundle, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetTrustBundle not implemented")
 }
 func (UnimplementedKeyServiceServer) PrepareAuthority(context.Context, *PrepareAuthorityRequest) (*Authority, error) {
 	return nil, status.Error(codes.Unimplemented, "method PrepareAuthority not implemented")
@@ -301,6 +321,24 @@ func _KeyService_ListAuthorities_Handler(srv interface{}, ctx context.Context, d
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(KeyServiceServer).ListAuthorities(ctx, req.(*ListAuthoritiesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_GetTrustBundle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetTrustBundleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).GetTrustBundle(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_GetTrustBundle_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).GetTrustBundle(ctx, req.(*GetTrustBundleRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -424,6 +462,10 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAuthorities",
 			Handler:    _KeyService_ListAuthorities_Handler,
+		},
+		{
+			MethodName: "GetTrustBundle",
+			Handler:    _KeyService_GetTrustBundle_Handler,
 		},
 		{
 			MethodName: "PrepareAuthority",

@@ -27,6 +27,10 @@ type Root struct {
 	Signed time.Time
 	// Quiet is since when no instance of a service was seen to replace a leaf of it.
 	Quiet time.Time
+	// Made is when it was made, Since when the clock began to count its period; zero is Made.
+	Made, Since time.Time
+	// Manual says that an operator has ordered something about it, and goes on with it himself.
+	Manual bool
 }
 
 // Leaf is what identity remembers of a certificate that it gave out.
@@ -78,7 +82,7 @@ func Activated(now time.Time, roots []Root, leaves []Leaf, pin string, force boo
 			out[j].Phase, out[j].Signed = Old, now
 		}
 	}
-	out[i].Phase, out[i].Signed = Active, time.Time{}
+	out[i].Phase, out[i].Signed, out[i].Since, out[i].Manual = Active, time.Time{}, now, false
 	return out, nil
 }
 
@@ -132,11 +136,9 @@ func Revocable(now time.Time, roots []Root, leaves []Leaf, pin string, w Waits, 
 	if r.Phase == Prepared {
 		return nil
 	}
-	until := r.Signed.Add(w.Run)
-	if c := quiet(r, leaves).Add(w.Connection); c.After(until) {
-		until = c
-	}
-	if until = until.Add(Leeway); now.Before(until) {
+	// Whoever had a leaf of it may have connected with it at its end.
+	until := later(r.Signed.Add(w.Run), quiet(r, leaves)).Add(w.Connection + Leeway)
+	if now.Before(until) {
 		return phase("connections and runs that hang on the root may stand until %s; wait, or force it and they are closed", until.UTC().Format(time.RFC3339))
 	}
 	return nil

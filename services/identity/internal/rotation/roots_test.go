@@ -56,7 +56,7 @@ func TestRoots(t *testing.T) { // D10
 		{"revoke what is held", Revocable(now, two(Tainted, Active), []Leaf{{Holder: "operator/x", Pin: "a", Expire: soon}}, "a", w, false), "operator/x"},
 		{"that by force", Revocable(now, two(Tainted, Active), []Leaf{{Holder: "operator/x", Pin: "a", Expire: soon}}, "a", w, true), ""},
 		{"revoke where a leaf has just ended", Revocable(now, two(Tainted, Active), []Leaf{{Holder: "operator/x", Pin: "a", Expire: now}}, "a", w, false), "may stand until 2026-01-01T12:32:30Z"},
-		{"revoke what has just signed for a run", Revocable(now, []Root{{Pin: "a", Phase: Tainted, Signed: now}, {Pin: "b", Phase: Active}}, nil, "a", w, false), "may stand until 2026-01-01T12:10:30Z"},
+		{"revoke what has just signed for a run", Revocable(now, []Root{{Pin: "a", Phase: Tainted, Signed: now}, {Pin: "b", Phase: Active}}, nil, "a", w, false), "may stand until 2026-01-01T12:42:30Z"},
 		{"revoke what a service has just left", Revocable(now, []Root{{Pin: "a", Phase: Tainted, Quiet: now}, {Pin: "b", Phase: Active}}, nil, "a", w, false), "may stand until 2026-01-01T12:32:30Z"},
 	} {
 		code := fault.Code(c.err)

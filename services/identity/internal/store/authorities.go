@@ -17,8 +17,7 @@ type Authority struct {
 	rotation.Root
 	DER     []byte
 	Key     redact.Secret // PKCS #8; the caller wipes it
-	Create  time.Time
-	Counted bool // what it has signed stands in the leaves
+	Counted bool          // what it has signed stands in the leaves
 }
 
 // Plans are the roots as the rules of their rotation see them.
@@ -43,7 +42,7 @@ func (s *Store) InsertAuthority(ctx context.Context, tx *sqldb.Tx, a Authority) 
 	if err != nil {
 		return err
 	}
-	return db.New(tx).InsertAuthority(ctx, db.InsertAuthorityParams{Pin: a.Pin, Root: a.DER, PrivateKey: sealed, Phase: string(a.Phase), CreateTime: micros(a.Create)})
+	return db.New(tx).InsertAuthority(ctx, db.InsertAuthorityParams{Pin: a.Pin, Root: a.DER, PrivateKey: sealed, Phase: string(a.Phase), CreateTime: micros(a.Made), SinceTime: micros(a.Since), Manual: flag(a.Manual)})
 }
 
 // Authorities gives all roots, the oldest first.
@@ -60,8 +59,11 @@ func (s *Store) Authorities(ctx context.Context, q sqldb.DBTX) ([]Authority, err
 			return nil, damaged("authority", err)
 		}
 		out = append(out, Authority{
-			Root: rotation.Root{Pin: row.Pin, Phase: rotation.Phase(row.Phase), Signed: fromMicros(row.SignedTime), Quiet: fromMicros(row.QuietTime)},
-			DER:  row.Root, Key: redact.New(key), Create: fromMicros(row.CreateTime), Counted: row.Counted == 1,
+			Root: rotation.Root{
+				Pin: row.Pin, Phase: rotation.Phase(row.Phase), Signed: fromMicros(row.SignedTime), Quiet: fromMicros(row.QuietTime),
+				Made: fromMicros(row.CreateTime), Since: fromMicros(row.SinceTime), Manual: row.Manual == 1,
+			},
+			DER: row.Root, Key: redact.New(key), Counted: row.Counted == 1,
 		})
 	}
 	return out, nil
@@ -75,7 +77,7 @@ func (s *Store) SetAuthorities(ctx context.Context, tx *sqldb.Tx, old, next []ro
 			if r == old[i] || (r.Phase == rotation.Active) != active {
 				continue
 			}
-			n, err := db.New(tx).SetAuthority(ctx, db.SetAuthorityParams{Pin: r.Pin, Phase: string(r.Phase), SignedTime: micros(r.Signed), QuietTime: micros(r.Quiet)})
+			n, err := db.New(tx).SetAuthority(ctx, db.SetAuthorityParams{Pin: r.Pin, Phase: string(r.Phase), SignedTime: micros(r.Signed), QuietTime: micros(r.Quiet), SinceTime: micros(r.Since), Manual: flag(r.Manual)})
 			if err != nil {
 				return err
 			}
@@ -85,6 +87,13 @@ func (s *Store) SetAuthorities(ctx context.Context, tx *sqldb.Tx, old, next []ro
 		}
 	}
 	return nil
+}
+
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // DeleteAuthority removes a root and its key. Who holds leaves of it stays known: he may still believe it.

@@ -260,13 +260,13 @@ UPDATE signing_keys SET sign_from = $2, sign_until = $3, remove_time = $4 WHERE 
 DELETE FROM signing_keys WHERE kid = $1;
 
 -- name: InsertAuthority :exec
-INSERT INTO authorities (pin, root, private_key, phase, create_time, counted) VALUES ($1, $2, $3, $4, $5, 1);
+INSERT INTO authorities (pin, root, private_key, phase, create_time, since_time, manual, counted) VALUES ($1, $2, $3, $4, $5, $6, $7, 1);
 
 -- name: ListAuthorities :many
-SELECT pin, root, private_key, phase, create_time, signed_time, quiet_time, counted FROM authorities ORDER BY create_time, pin;
+SELECT pin, root, private_key, phase, create_time, signed_time, quiet_time, counted, since_time, manual FROM authorities ORDER BY create_time, pin;
 
 -- name: SetAuthority :execrows
-UPDATE authorities SET phase = $2, signed_time = $3, quiet_time = $4 WHERE pin = $1;
+UPDATE authorities SET phase = $2, signed_time = $3, quiet_time = $4, since_time = $5, manual = $6 WHERE pin = $1;
 
 -- name: CountAuthority :exec
 UPDATE authorities SET counted = 1 WHERE pin = $1;

@@ -38,6 +38,8 @@ type Config struct {
 	CertificateFile, KeyFile string
 	// MeshTLS makes the server side of the mesh's mutual TLS, for the replica listener.
 	MeshTLS func(svid.Authorize) *tls.Config
+	// ReplicaAge is for how long a connection of a replica stands (pool.Config.Age).
+	ReplicaAge time.Duration
 	// TrustDomain is that of the replicas' identities.
 	TrustDomain string
 	// Log takes the record of each request.
@@ -120,7 +122,7 @@ func New(cfg Config) (*Server, error) {
 			return nil, err
 		}
 	}
-	p, err := pool.New(pool.Config{TLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain, Grace: cfg.NoWorkerGrace, Logger: cfg.Logger})
+	p, err := pool.New(pool.Config{TLS: cfg.MeshTLS, TrustDomain: cfg.TrustDomain, Grace: cfg.NoWorkerGrace, Age: cfg.ReplicaAge, Now: cfg.Now, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,8 @@ type Authority struct {
 	SignedTime int64
 	QuietTime  int64
 	Counted    int64
+	SinceTime  int64
+	Manual     int64
 }
 
 type AuthorizationCode struct {

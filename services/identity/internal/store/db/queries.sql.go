@@ -1346,7 +1346,7 @@ func (q *Queries) InsertApplicationSecret(ctx context.Context, arg InsertApplica
 }
 
 const insertAuthority = `-- name: InsertAuthority :exec
-INSERT INTO authorities (pin, root, private_key, phase, create_time, counted) VALUES ($1, $2, $3, $4, $5, 1)
+INSERT INTO authorities (pin, root, private_key, phase, create_time, since_time, manual, counted) VALUES ($1, $2, $3, $4, $5, $6, $7, 1)
 `
 
 type InsertAuthorityParams struct {
@@ -1355,6 +1355,8 @@ type InsertAuthorityParams struct {
 	PrivateKey []byte
 	Phase      string
 	CreateTime int64
+	SinceTime  int64
+	Manual     int64
 }
 
 func (q *Queries) InsertAuthority(ctx context.Context, arg InsertAuthorityParams) error {
@@ -1364,6 +1366,8 @@ func (q *Queries) InsertAuthority(ctx context.Context, arg InsertAuthorityParams
 		arg.PrivateKey,
 		arg.Phase,
 		arg.CreateTime,
+		arg.SinceTime,
+		arg.Manual,
 	)
 	return err
 }
@@ -1905,7 +1909,7 @@ func (q *Queries) ListApplications(ctx context.Context, arg ListApplicationsPara
 }
 
 const listAuthorities = `-- name: ListAuthorities :many
-SELECT pin, root, private_key, phase, create_time, signed_time, quiet_time, counted FROM authorities ORDER BY create_time, pin
+SELECT pin, root, private_key, phase, create_time, signed_time, quiet_time, counted, since_time, manual FROM authorities ORDER BY create_time, pin
 `
 
 type ListAuthoritiesRow struct {
@@ -1917,6 +1921,8 @@ type ListAuthoritiesRow struct {
 	SignedTime int64
 	QuietTime  int64
 	Counted    int64
+	SinceTime  int64
+	Manual     int64
 }
 
 func (q *Queries) ListAuthorities(ctx context.Context) ([]ListAuthoritiesRow, error) {
@@ -1937,6 +1943,8 @@ func (q *Queries) ListAuthorities(ctx context.Context) ([]ListAuthoritiesRow, er
 			&i.SignedTime,
 			&i.QuietTime,
 			&i.Counted,
+			&i.SinceTime,
+			&i.Manual,
 		); err != nil {
 			return nil, err
 		}
@@ -2827,7 +2835,7 @@ func (q *Queries) QuietAuthorities(ctx context.Context, arg QuietAuthoritiesPara
 }
 
 const setAuthority = `-- name: SetAuthority :execrows
-UPDATE authorities SET phase = $2, signed_time = $3, quiet_time = $4 WHERE pin = $1
+UPDATE authorities SET phase = $2, signed_time = $3, quiet_time = $4, since_time = $5, manual = $6 WHERE pin = $1
 `
 
 type SetAuthorityParams struct {
@@ -2835,6 +2843,8 @@ type SetAuthorityParams struct {
 	Phase      string
 	SignedTime int64
 	QuietTime  int64
+	SinceTime  int64
+	Manual     int64
 }
 
 func (q *Queries) SetAuthority(ctx context.Context, arg SetAuthorityParams) (int64, error) {
@@ -2843,6 +2853,8 @@ func (q *Queries) SetAuthority(ctx context.Context, arg SetAuthorityParams) (int
 		arg.Phase,
 		arg.SignedTime,
 		arg.QuietTime,
+		arg.SinceTime,
+		arg.Manual,
 	)
 	if err != nil {
 		return 0, err

@@ -34,6 +34,7 @@ type Conn struct {
 	sent    *counting
 	r       *bufio.Reader
 	ended   atomic.Bool
+	until   time.Time // after that it is closed when it has no request
 
 	raw      syscall.RawConn
 	look     func(fd uintptr)
@@ -91,6 +92,9 @@ func (c *Conn) alive() bool {
 	}
 	return c.raw.Control(c.look) == nil && c.standing
 }
+
+// old tells whether the connection has stood for as long as one may.
+func (c *Conn) old() bool { return !c.pool.cfg.Now().Before(c.until) }
 
 // reusable tells whether the exchange has left the connection as it found it.
 func (c *Conn) reusable() bool {

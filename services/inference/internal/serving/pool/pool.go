@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -41,7 +42,11 @@ type Config struct {
 	Grace time.Duration
 	// HandshakeTimeout bounds all that comes before a connection is a worker's. Default 10 s.
 	HandshakeTimeout time.Duration
-	Logger           *slog.Logger
+	// Age is after how long, give or take a tenth, a connection is closed when it has no request: its worker makes another one, by the certificates
+	// of then. Default 20 min.
+	Age    time.Duration
+	Now    func() time.Time // time.Now when nil
+	Logger *slog.Logger
 }
 
 // Pool has the connections of all replicas.
@@ -84,6 +89,12 @@ func New(cfg Config) (*Pool, error) {
 	}
 	if cfg.HandshakeTimeout == 0 {
 		cfg.HandshakeTimeout = 10 * time.Second
+	}
+	if cfg.Age == 0 {
+		cfg.Age = 20 * time.Minute
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	return &Pool{cfg: cfg, changed: make(chan struct{}, 1), replicas: make(map[string]*replica), groups: make(map[string]*group)}, nil
 }
@@ -365,7 +376,7 @@ func (p *Pool) release(c *Conn) {
 		c.closeNow()
 		return
 	}
-	if !c.reusable() {
+	if !c.reusable() || c.old() {
 		c.closeNow()
 		p.remove(c)
 		return
@@ -405,7 +416,7 @@ func (p *Pool) add(c *Conn, run, workspace string) error {
 	case len(r.conns) >= maxConns:
 		return errTooMany
 	}
-	c.replica = r
+	c.replica, c.until = r, p.cfg.Now().Add(p.cfg.Age-p.cfg.Age/10+rand.N(p.cfg.Age/5+1))
 	r.conns[c] = struct{}{}
 	if g, ok := p.groups[r.deployment]; ok {
 		p.judge(r.deployment, g)
@@ -423,16 +434,18 @@ func (p *Pool) expected(run, workspace string) bool {
 	return ok && r.workspace == workspace && !p.closed
 }
 
-// sweep closes idle connections whose other end is gone.
+// sweep closes idle connections whose other end is gone, and of each replica one that is old.
 func (p *Pool) sweep(found []*Conn) []*Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	found = found[:0]
 	for _, r := range p.replicas {
+		retired := false
 		gone := func(c *Conn) bool {
-			if c.alive() {
+			if c.alive() && (retired || !c.old()) {
 				return false
 			}
+			retired = retired || c.alive()
 			found = append(found, c)
 			return true
 		}

@@ -215,6 +215,59 @@ func TestIdleConnectionsThatEnd(t *testing.T) {
 
 // TestPoolUnderChange has everything happen at once: no connection has two users, everybody who asks gets an answer, and in the end nothing
 // is counted as being in use.
+// A connection that has stood for long is closed where no request is under way, one of a replica at a time: what it was made with may be of a root
+// that goes (D10).
+func TestConnectionsThatAreOld(t *testing.T) {
+	s, now := newSockets(t), time.Now()
+	p, err := New(Config{
+		TLS: func(svid.Authorize) *tls.Config { return nil }, TrustDomain: "x", Grace: time.Hour, Age: time.Hour, Now: func() time.Time { return now }, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.close)
+	p.Configure("d", []string{"a"}, 1)
+	p.Expect("a", "w", "d")
+	for range 3 {
+		if _, _, err := s.worker(p, "a", "w"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	used, err := p.Acquire(t.Context(), "d", soon())
+	if err != nil {
+		t.Fatal(err)
+	}
+	used.resp.done = true // its answer has been read
+	now = now.Add(50 * time.Minute)
+	if found := p.sweep(nil); len(found) != 0 || p.Ready("a") != 3 {
+		t.Errorf("%d were closed before their time, %d are left", len(found), p.Ready("a"))
+	}
+	now = now.Add(20 * time.Minute)
+	for left := 2; left > 0; left-- {
+		if found := p.sweep(nil); len(found) != 1 || p.Ready("a") != left {
+			t.Errorf("%d were closed at once, %d are left", len(found), p.Ready("a"))
+		}
+	}
+	if !used.alive() {
+		t.Error("one that is in use was closed")
+	}
+	used.Release()
+	if p.Ready("a") != 0 {
+		t.Error("it was kept after its use")
+	}
+	if _, _, err := s.worker(p, "a", "w"); err != nil {
+		t.Fatal(err)
+	}
+	again, err := p.Acquire(t.Context(), "d", soon())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Release()
+	if p.Ready("a") != 1 {
+		t.Error("a new one was not kept")
+	}
+}
+
 func TestPoolUnderChange(t *testing.T) {
 	p, s := newPool(t, time.Millisecond), newSockets(t)
 	var users sync.Map // *Conn → *atomic.Int32
