@@ -27,8 +27,9 @@ import (
 const (
 	// freshFor is how long after a sign-in its session changes the user's factors, and how long one that was enrolled can be proved.
 	freshFor = 10 * time.Minute
-	// maxFactors of a user. Each gives a guesser three more codes that fit.
+	// maxFactors of a user's are apps: each gives a guesser three more codes that fit. maxKeys are security keys.
 	maxFactors = 3
+	maxKeys    = 10
 )
 
 // ownSession gives the call of a user who came himself, with a session of Redoubt's own clients: never an application's, a service's in his
@@ -103,8 +104,8 @@ func (s *Service) EnrolFactor(ctx context.Context, req *identityv1.EnrolFactorRe
 		if err != nil {
 			return err
 		}
-		if len(proved(factors)) >= maxFactors {
-			return fault.FailedPrecondition("a user has at most %d factors; remove one first", maxFactors)
+		if len(ofKind(factors, kindTOTP)) >= maxFactors {
+			return fault.FailedPrecondition("a user has at most %d authenticator apps; remove one first", maxFactors)
 		}
 		f, err := s.enrol(ctx, tx, user.UID, req.GetDisplayName(), now)
 		if err != nil {
@@ -136,7 +137,7 @@ func (s *Service) ProveFactor(ctx context.Context, req *identityv1.ProveFactorRe
 		if err != nil {
 			return err
 		}
-		if f.Proved || now.Sub(f.Created) > freshFor {
+		if f.Proved || f.Kind != kindTOTP || now.Sub(f.Created) > freshFor {
 			return fault.FailedPrecondition("this factor was proved already, or was enrolled too long ago; `redoubt factor add` enrols another")
 		}
 		step, ok, err := factor.Match(f.Secret, req.GetCode(), now, 0)
