@@ -38,6 +38,10 @@ func (a verbs) signIn(ctx context.Context, cl *client.Client, user string, passw
 		a.Say("this installation wants a second factor, and you have none yet. Read this into an authenticator app, or type the key into it:")
 		a.Say("%s\nkey: %s", e.GetUri(), e.GetSecret())
 		kind = e.GetKind()
+	case !slices.Contains(c.GetFactors(), "totp") && !slices.Contains(c.GetFactors(), "recovery_code"):
+		return nil, fault.FailedPrecondition("you have security keys alone, which a browser asks: sign in with `redoubt login`, without a password here")
+	case !slices.Contains(c.GetFactors(), "totp"):
+		prompt = "recovery code (a browser asks for your security key: `redoubt login`): "
 	case slices.Contains(c.GetFactors(), "recovery_code"):
 		prompt = "code of the authenticator app, or a recovery code: "
 	}
@@ -48,7 +52,7 @@ func (a verbs) signIn(ctx context.Context, cl *client.Client, user string, passw
 		}
 		answer := &identityv1.ContinueSignInRequest{State: c.GetState(), Factor: kind, Response: code.RevealString()}
 		if kind == "" {
-			answer.Factor = kindOf(answer.GetResponse())
+			answer.Factor = app.KindOfCode(answer.GetResponse())
 		}
 		code.Wipe()
 		r, err := cl.Identity().ContinueSignIn(ctx, answer)
@@ -61,14 +65,6 @@ func (a verbs) signIn(ctx context.Context, cl *client.Client, user string, passw
 		}
 		a.Say("%s", fault.Describe(fault.FromStatus(err)).Message())
 	}
-}
-
-// kindOf tells a code of an app, which has six digits, from a recovery code, which has twenty letters.
-func kindOf(code string) string {
-	if len(strings.ReplaceAll(code, " ", "")) <= 8 {
-		return "totp"
-	}
-	return "recovery_code"
 }
 
 // plain is where something goes that a person has to see: to standard output, if no program reads an answer there.

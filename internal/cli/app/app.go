@@ -41,6 +41,8 @@ type App struct {
 	Now     func() time.Time
 	// Keyring takes the tokens, where there is one.
 	Keyring settings.Keyring
+	// Anew signs the user of a kept session in again, by a browser; nil where that is not possible.
+	Anew func(ctx context.Context, c settings.Context) (credentials.PerRPCCredentials, error)
 
 	Output      string
 	Workspace   string
@@ -86,6 +88,10 @@ func (a *App) Run(ctx context.Context, root *cobra.Command, args []string) int {
 		return e.Code
 	}
 	p := client.Describe(err)
+	var alone *needsTerminal
+	if errors.As(err, &alone) {
+		p.Next = "run it at a terminal, which asks for a code, or sign in first: redoubt login"
+	}
 	text := p.String()
 	if isUsage(err) {
 		text += "\n  → " + cmd.CommandPath() + " --help"
@@ -218,12 +224,14 @@ func (a *App) Connect(ctx context.Context) (*client.Client, error) {
 	if by == nil {
 		return nil, &Exit{Code: ExitDenied, Message: "not signed in at " + c.Server + ", or no longer\n  → sign in: redoubt login"}
 	}
-	return a.DialBy(c, by)
+	p := &proof{by: by}
+	// This one interceptor is outside those of the client: no deadline counts while somebody is asked.
+	return a.DialBy(c, p, grpc.WithUnaryInterceptor((&stepper{a: a, to: c, proof: p}).unary))
 }
 
 // DialBy dials an installation with what proves who calls.
-func (a *App) DialBy(c settings.Context, by credentials.PerRPCCredentials) (*client.Client, error) {
-	return client.Dial(c.Client(), redact.Secret{}, append([]grpc.DialOption{grpc.WithPerRPCCredentials(by)}, a.DialOptions()...)...)
+func (a *App) DialBy(c settings.Context, by credentials.PerRPCCredentials, opts ...grpc.DialOption) (*client.Client, error) {
+	return client.Dial(c.Client(), redact.Secret{}, append(append(opts, grpc.WithPerRPCCredentials(by)), a.DialOptions()...)...)
 }
 
 // Credentials are what to call with: a token of the environment, or the kept session, which renews itself; nil where there is neither.
