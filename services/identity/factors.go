@@ -273,18 +273,11 @@ func (s *Service) ResetFactors(ctx context.Context, req *identityv1.ResetFactors
 		if p.UID == call.Principal { // it would do without the sign-in that DeleteFactor wants
 			return fault.FailedPrecondition("your own factors are removed with `redoubt factor remove`; another administrator can reset them")
 		}
-		removed, err := s.store.DropFactors(ctx, tx, p.UID)
+		removed, ended, err := s.dropFactors(ctx, tx, p.UID, now)
 		if err != nil {
 			return err
 		}
 		out.Removed = int32(removed)
-		if err := s.store.DropSignIns(ctx, tx, p.UID); err != nil {
-			return err
-		}
-		ended, err := s.endSessions(ctx, tx, p.UID, now)
-		if err != nil {
-			return err
-		}
 		return call.Audit(ctx, tx, "name", p.Name(), "uid", p.UID, "removed", strconv.Itoa(removed), "sessions_ended", strconv.Itoa(ended))
 	})
 	if err != nil {

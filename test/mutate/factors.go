@@ -3,6 +3,7 @@ package main
 const (
 	answering = "services/identity/challenge.go"
 	enrolling = "services/identity/factors.go"
+	resetting = "services/identity/reset.go"
 	totp      = "services/identity/internal/factor/totp.go"
 	asking    = "services/identity/signin.go"
 	stepping  = "pkg/rpc/links.go"
@@ -31,7 +32,7 @@ var factors = []mutant{
 	{"the last factor goes where one is required", enrolling, "			if required {", "			if required && f.Created.IsZero() {", ofFactors},
 	{"recovery codes outlive the last factor", enrolling, "s.store.SetRecoveryCodes(ctx, tx, user.UID, nil)", "error(nil)", ofFactors},
 	{"an administrator resets his own factors", enrolling, "if p.UID == call.Principal {", `if p.UID == "" {`, ofFactors},
-	{"sessions outlive a reset", enrolling, "ended, err := s.endSessions(ctx, tx, p.UID, now)", "ended, err := now.Nanosecond(), error(nil)", ofFactors},
+	{"sessions outlive a reset", resetting, "ended, err = s.endSessions(ctx, tx, uid, now)", "ended, err = now.Nanosecond(), error(nil)", ofFactors},
 	{"sessions by a password outlive require_mfa", enrolling, "s.revokeSessions(ctx, tx, ended, now)", "error(nil)", ofFactors},
 	{"a code works twice", totp, "if s <= used {", "if s < 0 {", "^Test"},
 	{"a code of long ago works", totp, "s := here - drift;", "s := here - 2*drift;", "^Test"},

@@ -43,6 +43,8 @@ type App struct {
 	Keyring settings.Keyring
 	// Anew signs the user of a kept session in again, by a browser; nil where that is not possible.
 	Anew func(ctx context.Context, c settings.Context) (credentials.PerRPCCredentials, error)
+	// OfflineReset removes a user's factors on identity's host, with no service running: by its configuration's file, or the folder of an installation of one process.
+	OfflineReset func(ctx context.Context, config, data, user string) (string, error)
 
 	Output      string
 	Workspace   string
