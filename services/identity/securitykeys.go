@@ -98,6 +98,9 @@ func (s *Service) useKey(ctx context.Context, tx *sqldb.Tx, user store.Principal
 	}
 	f, key, call := keys[got.Key], of.Keys[got.Key], rpc.From(ctx)
 	call.Detail("factor", f.ID)
+	if key.Verifies && !got.Verified { // it may be in other hands
+		return nil, wrongKey()
+	}
 	// Between the look and here another sign-in may have raised the count.
 	rose := !got.Back
 	if rose {

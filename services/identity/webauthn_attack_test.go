@@ -2,12 +2,17 @@ package identity
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"testing"
 
+	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/provider"
 )
 
@@ -28,6 +33,20 @@ func TestAttackKeyAssertion(t *testing.T) {
 		keys[user] = d
 	}
 	alice, bob := keys["alice"], keys["bob"]
+	l.addUser("dora")
+	dora, plain := newDevice(t), newDevice(t)
+	dora.flags |= flagUV
+	l.registers("dora", plain)
+	own := l.browser()
+	page := own.toKeys("dora")
+	plain.count++
+	if r := own.post(provider.PathSignIn, answers(t, page, plain.signs(page.asksKey(t)))); r.GetLocation() != provider.PathFactors {
+		t.Fatalf("%d %s", r.GetStatus(), r.text())
+	}
+	page = own.get(provider.PathFactors, nil)
+	if r := own.post(provider.PathFactors, adds(t, page, "", dora.creates(page.asksKey(t)))); r.GetLocation() != provider.PathFactors {
+		t.Fatalf("%d %s", r.GetStatus(), r.text())
+	}
 	// begins gives a page that asks for the user's key, his device, and what it has to answer.
 	begins := func(user string) (*browser, reply, *device, options) {
 		must(t, l.forget(user))
@@ -129,6 +148,15 @@ func TestAttackKeyAssertion(t *testing.T) {
 			b, page, d, o := begins("alice")
 			_ = b.post(provider.PathSignIn, answers(t, page, "{}"))
 			return sends(b, page, d.signs(o))
+		}},
+		attack{"a key that knew its user and does not now, beside one that never did", func(t *testing.T) string {
+			must(t, l.forget("dora"))
+			b := l.browser()
+			page := b.signInTo(a.ask(), "dora")
+			dora.count += 10
+			d := *dora
+			d.flags &^= flagUV
+			return sends(b, page, d.signs(page.asksKey(t)))
 		}},
 		attack{"from another browser", func(t *testing.T) string {
 			_, page, d, o := begins("alice")
@@ -238,6 +266,37 @@ func TestAttackKeyRegistration(t *testing.T) {
 				t.Fatalf("%d %s", r.GetStatus(), r.text())
 			}
 			return sends(thief, adds(t, page, "", d.creates(o)))
+		}},
+		{"from another browser of the user's", func(t *testing.T) string {
+			_, page, d, o := begins()
+			second := l.browser()
+			second.toKeys("alice")
+			return sends(second, adds(t, page, "", d.creates(o)))
+		}},
+		{"by a state that is another user's, past the page", func(t *testing.T) string {
+			b, _, d, _ := begins()
+			sid := func(cookie string) string {
+				b, _, err := l.s.store.FindBrowser(t.Context(), l.db.Reader(), redact.FromString(cookie), l.now())
+				must(t, err)
+				return b.SID
+			}
+			state, asked, _, ok, err := l.s.beginKey(t.Context(), sid(b.cookie))
+			if err != nil || !ok {
+				t.Fatal(ok, err)
+			}
+			var mine options
+			must(t, json.Unmarshal([]byte(asked), &mine))
+			thief := l.browser()
+			r := thief.toKeys("bob")
+			bob.count++
+			r = thief.post(provider.PathSignIn, answers(t, r, bob.signs(r.asksKey(t))))
+			if r.GetLocation() != provider.PathFactors {
+				t.Fatalf("%d %s", r.GetStatus(), r.text())
+			}
+			if _, err := l.s.addKeyOfBrowser(t.Context(), sid(thief.cookie), state, "", d.creates(mine), nil); fault.ReasonOf(err) != faultv1.Reason_SIGN_IN_FAILED {
+				return fmt.Sprint("it went on: ", err)
+			}
+			return ""
 		}},
 		{"from another site", func(t *testing.T) string {
 			b, page, d, o := begins()

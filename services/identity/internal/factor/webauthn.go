@@ -172,10 +172,12 @@ type Asserted struct {
 	// Count is the one that it gave. Back says that it did not rise: there may be a copy of the key.
 	Count uint32
 	Back  bool
+	// Verified says that the key verified its user this time.
+	Verified bool
 }
 
 // Asserted reads the answer to Ask. ok is false for one that is not of that challenge, origin, name and user, by a key of his that was there, in the
-// presence of a person, whom the key verified if it did so before.
+// presence of a person. Whether the count may be that one, and whether the person had to be verified, is the caller's to say.
 func (k *Keys) Asserted(u KeyUser, kept []byte, answer string) (Asserted, bool) {
 	session, ok := resume(kept, answer)
 	if !ok || len(session.AllowedCredentialIDs) == 0 {
@@ -194,10 +196,7 @@ func (k *Keys) Asserted(u KeyUser, kept []byte, answer string) (Asserted, bool) 
 			continue
 		}
 		data := parsed.Response.AuthenticatorData
-		if key.Verifies && !data.Flags.HasUserVerified() {
-			return Asserted{}, false
-		}
-		return Asserted{Key: i, Count: data.Counter, Back: c.Authenticator.CloneWarning}, true
+		return Asserted{Key: i, Count: data.Counter, Back: c.Authenticator.CloneWarning, Verified: data.Flags.HasUserVerified()}, true
 	}
 	return Asserted{}, false
 }
