@@ -150,8 +150,8 @@ backup-scale: ## a large installation backed up under load and restored: how fas
 	BACKUP_ROWS=$${BACKUP_ROWS:-1000000} $(GOTEST) -timeout 30m -count=1 -v -run TestScale ./test/backup
 
 .PHONY: browser
-browser: ## the console's pages in headless Chromium (needs chromium; REDOUBT_SCREENSHOTS=FOLDER leaves pictures)
-	$(GOTEST) -timeout 10m -count=1 -v ./test/e2e/console
+browser: ## the console's pages, and security keys on the sign-in pages, in headless Chromium (needs chromium; REDOUBT_SCREENSHOTS=FOLDER leaves pictures)
+	$(GOTEST) -timeout 10m -count=1 -v ./test/e2e/console ./test/e2e/passkeys
 
 .PHONY: clients
 clients: $(BIN)/buf thirdparty ## clients in Python, C++, Java and Go: generated, built, and run against an installation (examples/clients/README.md)

@@ -24,7 +24,9 @@ const (
 
 	ByPassword = "pwd"
 	ByTOTP     = "otp"
-	ByWebAuthn = "pop"  // proof of possession of a key
+	ByHardware = "hwk"  // proof of possession of a key that stays in its device
+	BySoftware = "swk"  // of a key that its owner's devices share: a synchronised passkey
+	ByPresence = "user" // somebody touched the device
 	ByRecovery = "rec"  // a recovery code
 	ByTwo      = "mfa"  // more than one of them
 	ByHome     = "home" // the issuer that a guest comes from

@@ -64,6 +64,12 @@ func (s *Service) providerRoutes(mux *http.ServeMux, c identityv1.ProviderServic
 		{both("/oauth2/device"), carried(c.VisitDevice, func(x *identityv1.Exchange) *identityv1.VisitDeviceRequest {
 			return &identityv1.VisitDeviceRequest{Http: x}
 		})},
+		{both("/oauth2/factors"), carried(c.VisitFactors, func(x *identityv1.Exchange) *identityv1.VisitFactorsRequest {
+			return &identityv1.VisitFactorsRequest{Http: x}
+		})},
+		{[]string{"GET /oauth2/key.js"}, carried(c.GetKeyScript, func(x *identityv1.Exchange) *identityv1.GetKeyScriptRequest {
+			return &identityv1.GetKeyScriptRequest{Http: x}
+		})},
 	} {
 		for _, pattern := range r.patterns {
 			mux.HandleFunc(pattern, func(w http.ResponseWriter, req *http.Request) { s.carry(w, req, r.call) })

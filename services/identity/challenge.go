@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -39,11 +40,13 @@ const (
 const (
 	forSession = "session"
 	forPages   = "pages"
+	forKeys    = "keys" // a further security key, of who is signed in
 )
 
 // The kinds of factor, as the contract names them.
 const (
 	kindTOTP     = store.TOTP
+	kindWebAuthn = store.WebAuthn
 	kindRecovery = "recovery_code"
 )
 
@@ -74,6 +77,11 @@ func proved(factors []store.Factor) (out []store.Factor) {
 	return out
 }
 
+// ofKind are the factors of a kind that count.
+func ofKind(factors []store.Factor, kind string) []store.Factor {
+	return slices.DeleteFunc(proved(factors), func(f store.Factor) bool { return f.Kind != kind })
+}
+
 // challenge asks for a factor in the transaction of a sign-in whose password was right. more is false where nothing more is needed. Who has
 // none and signs in on a page enrols one there and then.
 func (s *Service) challenge(ctx context.Context, tx *sqldb.Tx, user store.Principal, in store.SignIn, now time.Time) (asked login.Asked, more bool, err error) {
@@ -89,7 +97,11 @@ func (s *Service) challenge(ctx context.Context, tx *sqldb.Tx, user store.Princi
 	c := new(identityv1.Challenge)
 	switch {
 	case len(proved(factors)) > 0:
-		c.Factors = append(c.Factors, kindTOTP)
+		for _, kind := range []string{kindWebAuthn, kindTOTP} {
+			if len(ofKind(factors, kind)) > 0 {
+				c.Factors = append(c.Factors, kind)
+			}
+		}
 		left, err := s.store.RecoveryCodes(ctx, tx, in.UID)
 		if err != nil {
 			return asked, false, err
@@ -105,6 +117,9 @@ func (s *Service) challenge(ctx context.Context, tx *sqldb.Tx, user store.Princi
 				return asked, false, err
 			}
 			in.Factor, c.Factors = f.ID, []string{f.Kind}
+			if s.webauthn != nil {
+				c.Factors = append(c.Factors, kindWebAuthn)
+			}
 			asked.Secret, asked.URI = factor.Text(f.Secret), s.factorURI(f, user)
 		}
 	default:
@@ -146,8 +161,9 @@ func (s *Service) openState(ctx context.Context, tx *sqldb.Tx, state redact.Secr
 }
 
 // countTry counts a try at a state and at its user before it is made, so that no restart, no other instance and no new sign-in gives more
-// of them. What it refuses is not counted. last says that the state has no further one.
-func (s *Service) countTry(ctx context.Context, state redact.Secret, purpose string, now time.Time) (in store.SignIn, last bool, err error) {
+// of them. What it refuses is not counted. last says that the state has no further one. What a security key was asked is taken out: it is answered
+// once, well or badly.
+func (s *Service) countTry(ctx context.Context, state redact.Secret, purpose, kind string, now time.Time) (in store.SignIn, last bool, err error) {
 	call := rpc.From(ctx)
 	err = s.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		var tries int
@@ -155,29 +171,41 @@ func (s *Service) countTry(ctx context.Context, state redact.Secret, purpose str
 			return err
 		}
 		call.Identify(in.UID, authn.User)
-		failed, until, err := s.store.CountFactorTry(ctx, tx, in.UID)
-		if err != nil {
+		if err := s.countUserTry(ctx, tx, in.UID, now); err != nil { // the transaction fails, and with it the count
 			return err
-		}
-		if wait := until.Sub(now); wait > 0 { // the transaction fails, and with it the count
-			return fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many wrong codes; wait %v and try again", max(wait.Round(time.Second), time.Second)).Retry(wait)
-		}
-		if over := failed - freeTries; over >= 0 {
-			wait := longestWait
-			if over < 20 {
-				wait = min(wait, firstWait<<over)
-			}
-			if err := s.store.SetFactorWait(ctx, tx, in.UID, now.Add(wait)); err != nil {
-				return err
-			}
 		}
 		last = tries+1 >= stateTries
 		if ok, err := s.store.TrySignIn(ctx, tx, state, stateTries, now); err != nil || !ok {
 			return orElse(err, stateOver())
 		}
-		return nil
+		if kind != kindWebAuthn || len(in.Asked) == 0 {
+			return nil
+		}
+		rest := in
+		rest.Asked = nil
+		return s.store.ChangeSignIn(ctx, tx, state, rest, now)
 	})
 	return in, last, err
+}
+
+// countUserTry counts a try of a user's, and refuses it while he has to wait for earlier ones.
+func (s *Service) countUserTry(ctx context.Context, tx *sqldb.Tx, uid string, now time.Time) error {
+	failed, until, err := s.store.CountFactorTry(ctx, tx, uid)
+	if err != nil {
+		return err
+	}
+	if wait := until.Sub(now); wait > 0 {
+		return fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many wrong codes; wait %v and try again", max(wait.Round(time.Second), time.Second)).Retry(wait)
+	}
+	over := failed - freeTries
+	if over < 0 {
+		return nil
+	}
+	wait := longestWait
+	if over < 20 {
+		wait = min(wait, firstWait<<over)
+	}
+	return s.store.SetFactorWait(ctx, tx, uid, now.Add(wait))
 }
 
 // ContinueSignIn implements SignInService.
@@ -195,7 +223,7 @@ func (s *Service) ContinueSignIn(ctx context.Context, req *identityv1.ContinueSi
 func (s *Service) continueSignIn(ctx context.Context, req *identityv1.ContinueSignInRequest, purpose string, finish login.Finish) (recovery []string, err error) {
 	state, now := redact.FromString(req.GetState()), s.cfg.Now()
 	defer state.Wipe()
-	in, last, err := s.countTry(ctx, state, purpose, now)
+	in, last, err := s.countTry(ctx, state, purpose, req.GetFactor(), now)
 	if err != nil {
 		return nil, err
 	}
@@ -206,15 +234,16 @@ func (s *Service) continueSignIn(ctx context.Context, req *identityv1.ContinueSi
 	err = write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 		recovery = nil
 		// Between the count and here all of it may have changed.
-		in, user, _, err := s.openState(ctx, tx, state, purpose, now)
+		again, user, _, err := s.openState(ctx, tx, state, purpose, now)
 		if err != nil {
 			return err
 		}
-		var by string
+		again.Asked = in.Asked
+		var by []string
 		if in.Enrol {
-			by, err = authn.ByTOTP, s.proveEnrolled(ctx, tx, in, req, now)
+			by, err = s.proveEnrolled(ctx, tx, again, user, req, now)
 		} else {
-			by, err = s.useFactor(ctx, tx, in.UID, req, now)
+			by, err = s.useFactor(ctx, tx, user, req.GetFactor(), req.GetResponse(), again.Asked, now)
 		}
 		if err != nil {
 			return err
@@ -230,7 +259,7 @@ func (s *Service) continueSignIn(ctx context.Context, req *identityv1.ContinueSi
 				return err
 			}
 		}
-		return finish(ctx, tx, login.Proven{UID: user.UID, Name: user.Name(), At: now, AMR: []string{firstBy(user), by, authn.ByTwo}, ACR: authn.ACRMFA})
+		return finish(ctx, tx, login.Proven{UID: user.UID, Name: user.Name(), At: now, AMR: slices.Concat([]string{firstBy(user)}, by, []string{authn.ByTwo}), ACR: authn.ACRMFA})
 	})
 	if last && fault.ReasonOf(err) == faultv1.Reason_SIGN_IN_FAILED {
 		return nil, fault.New(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED, "the code is wrong, for the %dth time; start again with the password", stateTries).With(signInOver, "true")
@@ -246,54 +275,59 @@ func firstBy(user store.Principal) string {
 	return authn.ByPassword
 }
 
-// useFactor uses up what a user proves himself with, and says how he did (RFC 8176).
-func (s *Service) useFactor(ctx context.Context, tx *sqldb.Tx, uid string, req *identityv1.ContinueSignInRequest, now time.Time) (by string, err error) {
-	call := rpc.From(ctx)
-	switch req.GetFactor() {
+// useFactor uses up what a user proves himself with, and says how he did (RFC 8176). asked is what a security key was asked, if one was.
+func (s *Service) useFactor(ctx context.Context, tx *sqldb.Tx, user store.Principal, kind, response string, asked []byte, now time.Time) (by []string, err error) {
+	call, uid := rpc.From(ctx), user.UID
+	switch kind {
 	case kindTOTP:
 		factors, err := s.store.Factors(ctx, tx, uid)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		for _, f := range proved(factors) {
-			step, ok, err := factor.Match(f.Secret, req.GetResponse(), now, f.LastUsed)
+		for _, f := range ofKind(factors, kindTOTP) {
+			step, ok, err := factor.Match(f.Secret, response, now, f.LastUsed)
 			if err != nil {
-				return "", err
+				return nil, err
 			}
 			if !ok {
 				continue
 			}
 			if first, err := s.store.UseFactor(ctx, tx, uid, f.ID, step, now); err != nil || !first {
-				return "", orElse(err, wrongFactor())
+				return nil, orElse(err, wrongFactor())
 			}
 			call.Detail("factor", f.ID)
-			return authn.ByTOTP, nil
+			return []string{authn.ByTOTP}, nil
 		}
+	case kindWebAuthn:
+		return s.useKey(ctx, tx, user, asked, response, now)
 	case kindRecovery:
-		code, ok := factor.Recovery(req.GetResponse())
+		code, ok := factor.Recovery(response)
 		if !ok {
 			break
 		}
 		defer code.Wipe()
 		// It has 100 random bits and is found by its digest, so the time of the look-up tells nothing of it.
 		if ok, err = s.store.UseRecoveryCode(ctx, tx, uid, code); err != nil || !ok {
-			return "", orElse(err, wrongFactor())
+			return nil, orElse(err, wrongFactor())
 		}
 		left, err := s.store.RecoveryCodes(ctx, tx, uid)
 		call.Detail("recovery_codes_left", strconv.Itoa(left))
-		return authn.ByRecovery, err
+		return []string{authn.ByRecovery}, err
 	}
-	return "", wrongFactor()
+	return nil, wrongFactor()
 }
 
-// proveEnrolled proves the factor that was enrolled in a sign-in.
-func (s *Service) proveEnrolled(ctx context.Context, tx *sqldb.Tx, in store.SignIn, req *identityv1.ContinueSignInRequest, now time.Time) error {
+// proveEnrolled proves the factor that was enrolled in a sign-in, or makes one of the security key that answered.
+func (s *Service) proveEnrolled(ctx context.Context, tx *sqldb.Tx, in store.SignIn, user store.Principal, req *identityv1.ContinueSignInRequest, now time.Time) ([]string, error) {
 	factors, err := s.store.Factors(ctx, tx, in.UID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(proved(factors)) > 0 { // another sign-in was first
-		return stateOver()
+		return nil, stateOver()
+	}
+	if req.GetFactor() == kindWebAuthn {
+		return s.addKey(ctx, tx, user, in.Asked, "", req.GetResponse(), now)
 	}
 	for _, f := range factors {
 		if in.Factor == "" || f.ID != in.Factor || req.GetFactor() != f.Kind {
@@ -301,15 +335,15 @@ func (s *Service) proveEnrolled(ctx context.Context, tx *sqldb.Tx, in store.Sign
 		}
 		step, ok, err := factor.Match(f.Secret, req.GetResponse(), now, 0)
 		if err != nil || !ok {
-			return orElse(err, wrongFactor())
+			return nil, orElse(err, wrongFactor())
 		}
 		rpc.From(ctx).Detail("factor", f.ID)
 		if ok, err := s.store.ProveFactor(ctx, tx, in.UID, f.ID, step, now); err != nil || !ok {
-			return orElse(err, wrongFactor())
+			return nil, orElse(err, wrongFactor())
 		}
-		return nil
+		return []string{authn.ByTOTP}, nil
 	}
-	return fault.New(codes.Unauthenticated, faultv1.Reason_FACTOR_REQUIRED, "this installation wants a second factor, and you have none yet: EnrolSignInFactor makes one; `redoubt login` leads through it")
+	return nil, fault.New(codes.Unauthenticated, faultv1.Reason_FACTOR_REQUIRED, "this installation wants a second factor, and you have none yet: EnrolSignInFactor makes one; `redoubt login` leads through it")
 }
 
 // firstFactor is what comes with a user's first factor: recovery codes, and the end of whatever he had by a password alone.

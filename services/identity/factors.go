@@ -27,8 +27,9 @@ import (
 const (
 	// freshFor is how long after a sign-in its session changes the user's factors, and how long one that was enrolled can be proved.
 	freshFor = 10 * time.Minute
-	// maxFactors of a user. Each gives a guesser three more codes that fit.
+	// maxFactors of a user's are apps: each gives a guesser three more codes that fit. maxKeys are security keys.
 	maxFactors = 3
+	maxKeys    = 10
 )
 
 // ownSession gives the call of a user who came himself, with a session of Redoubt's own clients: never an application's, a service's in his
@@ -103,8 +104,8 @@ func (s *Service) EnrolFactor(ctx context.Context, req *identityv1.EnrolFactorRe
 		if err != nil {
 			return err
 		}
-		if len(proved(factors)) >= maxFactors {
-			return fault.FailedPrecondition("a user has at most %d factors; remove one first", maxFactors)
+		if len(ofKind(factors, kindTOTP)) >= maxFactors {
+			return fault.FailedPrecondition("a user has at most %d authenticator apps; remove one first", maxFactors)
 		}
 		f, err := s.enrol(ctx, tx, user.UID, req.GetDisplayName(), now)
 		if err != nil {
@@ -136,7 +137,7 @@ func (s *Service) ProveFactor(ctx context.Context, req *identityv1.ProveFactorRe
 		if err != nil {
 			return err
 		}
-		if f.Proved || now.Sub(f.Created) > freshFor {
+		if f.Proved || f.Kind != kindTOTP || now.Sub(f.Created) > freshFor {
 			return fault.FailedPrecondition("this factor was proved already, or was enrolled too long ago; `redoubt factor add` enrols another")
 		}
 		step, ok, err := factor.Match(f.Secret, req.GetCode(), now, 0)
@@ -272,18 +273,11 @@ func (s *Service) ResetFactors(ctx context.Context, req *identityv1.ResetFactors
 		if p.UID == call.Principal { // it would do without the sign-in that DeleteFactor wants
 			return fault.FailedPrecondition("your own factors are removed with `redoubt factor remove`; another administrator can reset them")
 		}
-		removed, err := s.store.DropFactors(ctx, tx, p.UID)
+		removed, ended, err := s.dropFactors(ctx, tx, p.UID, now)
 		if err != nil {
 			return err
 		}
 		out.Removed = int32(removed)
-		if err := s.store.DropSignIns(ctx, tx, p.UID); err != nil {
-			return err
-		}
-		ended, err := s.endSessions(ctx, tx, p.UID, now)
-		if err != nil {
-			return err
-		}
 		return call.Audit(ctx, tx, "name", p.Name(), "uid", p.UID, "removed", strconv.Itoa(removed), "sessions_ended", strconv.Itoa(ended))
 	})
 	if err != nil {

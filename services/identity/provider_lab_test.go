@@ -111,6 +111,9 @@ func (b *browser) send(path string, x *identityv1.Exchange) reply {
 		provider.PathDevice: func(ctx context.Context) (*identityv1.Page, error) {
 			return c.VisitDevice(ctx, &identityv1.VisitDeviceRequest{Http: x})
 		},
+		provider.PathFactors: func(ctx context.Context) (*identityv1.Page, error) {
+			return c.VisitFactors(ctx, &identityv1.VisitFactorsRequest{Http: x})
+		},
 	}[path]
 	page, err := call(ctx)
 	r := reply{Page: page, err: fault.FromStatus(err)}

@@ -27,6 +27,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/factor"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/federation"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/login"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/provider"
@@ -219,6 +220,7 @@ type Service struct {
 	turned    turn // when it is another one
 	feed      *feed
 	provider  *provider.Provider
+	webauthn  *factor.Keys // nil where the issuer's address has no name
 }
 
 var (
@@ -269,6 +271,9 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fault.Internal(err, "identity: the verifier could not be made")
 	}
+	if s.webauthn, _, err = factor.NewKeys(cfg.Issuer); err != nil {
+		return nil, err
+	}
 	s.provider, err = provider.New(provider.Config{
 		Issuer: cfg.Issuer, DB: cfg.DB, Store: s.store, Box: box, Verifier: s.verifier, Keys: s.keys, Signer: s.keys.signer, Mint: s.mint,
 		Secure: s.secure, May: s.may, Homes: s.homes, Arrive: s.arrive, Relying: federation.New(cfg.Now), TokenLife: cfg.TokenLife, Proofs: cfg.Proofs, Now: cfg.Now,
@@ -278,6 +283,7 @@ func New(cfg Config) (*Service, error) {
 		Continue: func(ctx context.Context, req *identityv1.ContinueSignInRequest, finish login.Finish) ([]string, error) {
 			return s.continueSignIn(ctx, req, forPages, finish)
 		},
+		AskKey: s.askKey, BeginKey: s.beginKey, AddKey: s.addKeyOfBrowser,
 	})
 	if err != nil {
 		return nil, fault.Internal(err, "identity: the provider could not be made")

@@ -3,6 +3,7 @@ package main
 const (
 	answering = "services/identity/challenge.go"
 	enrolling = "services/identity/factors.go"
+	resetting = "services/identity/reset.go"
 	totp      = "services/identity/internal/factor/totp.go"
 	asking    = "services/identity/signin.go"
 	stepping  = "pkg/rpc/links.go"
@@ -26,12 +27,12 @@ var factors = []mutant{
 	{"a sign-in proves another one's enrolment", answering, `in.Factor == "" || f.ID != in.Factor || req.GetFactor()`, "req.GetFactor()", ofFactors},
 	{"a service changes factors in somebody's name", enrolling, "|| c.Actor != nil ||", "||", ofFactors},
 	{"an old sign-in changes factors", enrolling, "if fresh && s.cfg.Now()", "if !fresh && s.cfg.Now()", ofFactors},
-	{"factors without number", enrolling, "if len(proved(factors)) >= maxFactors {", "if len(proved(factors)) >= 1<<20 {", ofFactors},
-	{"a factor that was enrolled long ago is proved", enrolling, "if f.Proved || now.Sub(f.Created) > freshFor {", "if f.Proved {", ofFactors},
+	{"factors without number", enrolling, "if len(ofKind(factors, kindTOTP)) >= maxFactors {", "if len(factors) >= 1<<20 {", ofFactors},
+	{"a factor that was enrolled long ago is proved", enrolling, "if f.Proved || f.Kind != kindTOTP || now.Sub(f.Created) > freshFor {", "if f.Proved {", ofFactors},
 	{"the last factor goes where one is required", enrolling, "			if required {", "			if required && f.Created.IsZero() {", ofFactors},
 	{"recovery codes outlive the last factor", enrolling, "s.store.SetRecoveryCodes(ctx, tx, user.UID, nil)", "error(nil)", ofFactors},
 	{"an administrator resets his own factors", enrolling, "if p.UID == call.Principal {", `if p.UID == "" {`, ofFactors},
-	{"sessions outlive a reset", enrolling, "ended, err := s.endSessions(ctx, tx, p.UID, now)", "ended, err := now.Nanosecond(), error(nil)", ofFactors},
+	{"sessions outlive a reset", resetting, "ended, err = s.endSessions(ctx, tx, uid, now)", "ended, err = now.Nanosecond(), error(nil)", ofFactors},
 	{"sessions by a password outlive require_mfa", enrolling, "s.revokeSessions(ctx, tx, ended, now)", "error(nil)", ofFactors},
 	{"a code works twice", totp, "if s <= used {", "if s < 0 {", "^Test"},
 	{"a code of long ago works", totp, "s := here - drift;", "s := here - 2*drift;", "^Test"},

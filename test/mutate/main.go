@@ -50,7 +50,7 @@ func main() {
 		tried, caught, broken int
 		free                  = make(chan struct{}, runtime.GOMAXPROCS(0))
 	)
-	for i, m := range slices.Concat(mutants, leaders, factors) {
+	for i, m := range slices.Concat(mutants, leaders, factors, securityKeys) {
 		if i%parts != number || !pattern.MatchString(m.what) {
 			continue
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
@@ -90,6 +91,72 @@ func (a verbs) byProvider(ctx context.Context, chosen settings.Context, w way, u
 		}
 	}
 	return a.begin(ctx, p, chosen, user, s)
+}
+
+// anew signs in again, as whoever the kept session is of, by a browser that asks him anew, and puts the session that comes in the place of the kept one.
+func (a verbs) anew(ctx context.Context, chosen settings.Context) (credentials.PerRPCCredentials, error) {
+	user, ok := strings.CutPrefix(chosen.User, "users/")
+	if !ok || chosen.Name == "" || !a.display() {
+		return nil, fault.FailedPrecondition("a security key is asked by a browser, and there is none here: sign in again with `redoubt login` or `redoubt login --device`, and repeat it")
+	}
+	d, err := a.Folder()
+	if err != nil {
+		return nil, err
+	}
+	before, _, err := d.Session(ctx, chosen.Name, chosen.Server, a.Now())
+	if err != nil {
+		return nil, err
+	}
+	p, err := openid.Find(ctx, chosen.Client(), redact.Secret{}, a.Now)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	done := func() {}
+	s, err := p.Browser(ctx, user, func(ctx context.Context, address string) error {
+		done = a.lead(ctx, address)
+		return nil
+	}, openid.Fresh())
+	done()
+	if err != nil {
+		return nil, err
+	}
+	session, err := a.same(ctx, chosen, user, s)
+	if err != nil {
+		_ = p.Revoke(context.WithoutCancel(ctx), s.Token.Refresh) // nobody will use it
+		return nil, err
+	}
+	if before.Refresh != "" {
+		_, _ = openid.End(ctx, openid.Config{Context: chosen, Folder: d, Now: a.Now}) // it is over by itself some time
+	}
+	s.Token.Server = chosen.Server
+	return session, d.SetToken(ctx, chosen.Name, s.Token)
+}
+
+// same is a session of what a sign-in gave, if that was by the user.
+func (a verbs) same(ctx context.Context, chosen settings.Context, user string, s openid.Signed) (*openid.Session, error) {
+	d, err := a.Folder()
+	if err != nil {
+		return nil, err
+	}
+	s.Token.Server = chosen.Server
+	session, err := openid.NewSession(openid.Config{Context: chosen, Folder: d, Now: a.Now}, s.Token)
+	if err != nil {
+		return nil, err
+	}
+	c, err := a.DialBy(chosen, session)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close() }()
+	who, err := c.Identity().WhoAmI(ctx, &identityv1.WhoAmIRequest{})
+	if err != nil {
+		return nil, err
+	}
+	if who.GetPrincipal() != "users/"+user {
+		return nil, fault.PermissionDenied("%s signed in, and not users/%s: sign out in the browser, or choose another account there", who.GetPrincipal(), user)
+	}
+	return session, nil
 }
 
 // begin keeps a session after its first call, which shows whose it is and that its proofs are taken.

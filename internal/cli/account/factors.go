@@ -38,6 +38,10 @@ func (a verbs) signIn(ctx context.Context, cl *client.Client, user string, passw
 		a.Say("this installation wants a second factor, and you have none yet. Read this into an authenticator app, or type the key into it:")
 		a.Say("%s\nkey: %s", e.GetUri(), e.GetSecret())
 		kind = e.GetKind()
+	case !slices.Contains(c.GetFactors(), "totp") && !slices.Contains(c.GetFactors(), "recovery_code"):
+		return nil, fault.FailedPrecondition("you have security keys alone, which a browser asks: sign in with `redoubt login`, without a password here")
+	case !slices.Contains(c.GetFactors(), "totp"):
+		prompt = "recovery code (a browser asks for your security key: `redoubt login`): "
 	case slices.Contains(c.GetFactors(), "recovery_code"):
 		prompt = "code of the authenticator app, or a recovery code: "
 	}
@@ -48,7 +52,7 @@ func (a verbs) signIn(ctx context.Context, cl *client.Client, user string, passw
 		}
 		answer := &identityv1.ContinueSignInRequest{State: c.GetState(), Factor: kind, Response: code.RevealString()}
 		if kind == "" {
-			answer.Factor = kindOf(answer.GetResponse())
+			answer.Factor = app.KindOfCode(answer.GetResponse())
 		}
 		code.Wipe()
 		r, err := cl.Identity().ContinueSignIn(ctx, answer)
@@ -61,14 +65,6 @@ func (a verbs) signIn(ctx context.Context, cl *client.Client, user string, passw
 		}
 		a.Say("%s", fault.Describe(fault.FromStatus(err)).Message())
 	}
-}
-
-// kindOf tells a code of an app, which has six digits, from a recovery code, which has twenty letters.
-func kindOf(code string) string {
-	if len(strings.ReplaceAll(code, " ", "")) <= 8 {
-		return "totp"
-	}
-	return "recovery_code"
 }
 
 // plain is where something goes that a person has to see: to standard output, if no program reads an answer there.
@@ -158,14 +154,45 @@ func (a verbs) factors() *cobra.Command {
 		}
 		return a.recovery(r.GetRecoveryCodes())
 	})}
-	reset := &cobra.Command{Use: "reset USER", Short: "Remove all factors and recovery codes of a user who has lost them; his sessions end", Args: app.Exactly(1), RunE: a.With(func(ctx context.Context, c *client.Client, args []string) error {
+	return app.Noun("factor", "What you prove yourself with beside your password", add, list, remove, recovery, a.reset(of), a.policy(of))
+}
+
+// reset removes another user's factors: by a call, or on identity's host where nobody is left who could call.
+func (a verbs) reset(of func(*client.Client) identityv1.FactorServiceClient) *cobra.Command {
+	var offline bool
+	var config, data string
+	c := &cobra.Command{
+		Use: "reset USER", Short: "Remove all factors and recovery codes of a user who has lost them; his sessions end", Args: app.Exactly(1),
+		Long: `Remove all factors and recovery codes of a user who has lost them; his sessions end.
+
+With --offline it is done on identity's host, for the only Owner, whom nobody else can reset: as the account that identity runs as, with its database and its
+seal, while it is stopped. --config is the configuration that redoubt serve identity has, --data the folder of redoubt up.`,
+	}
+	c.Flags().BoolVar(&offline, "offline", false, "on identity's host, while it is stopped")
+	c.Flags().StringVar(&config, "config", "", "identity's configuration, with --offline")
+	c.Flags().StringVar(&data, "data", "", "the folder of redoubt up, with --offline")
+	online := a.With(func(ctx context.Context, c *client.Client, args []string) error {
+		r, err := of(c).ResetFactors(ctx, &identityv1.ResetFactorsRequest{Name: app.Principal(args[0])})
+		return a.Done(r, err, "%s has no factor any more and is signed out; removed: %d", app.Principal(args[0]), r.GetRemoved())
+	})
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		switch {
+		case offline == (config == "" && data == "") || config != "" && data != "":
+			return app.Usagef("--offline takes one of --config and --data, and they are for it alone")
+		}
 		if err := a.Sure("remove all factors of " + args[0]); err != nil {
 			return err
 		}
-		r, err := of(c).ResetFactors(ctx, &identityv1.ResetFactorsRequest{Name: app.Principal(args[0])})
-		return a.Done(r, err, "%s has no factor any more and is signed out; removed: %d", app.Principal(args[0]), r.GetRemoved())
-	})}
-	return app.Noun("factor", "What you prove yourself with beside your password", add, list, remove, recovery, reset, a.policy(of))
+		if !offline {
+			return online(cmd, args)
+		}
+		said, err := a.OfflineReset(cmd.Context(), config, data, args[0])
+		if err == nil {
+			a.Say("%s", said)
+		}
+		return err
+	}
+	return c
 }
 
 // policy shows and changes whether the installation wants a factor of everyone.

@@ -42,6 +42,10 @@ type App struct {
 	Now     func() time.Time
 	// Keyring takes the tokens, where there is one.
 	Keyring settings.Keyring
+	// Anew signs the user of a kept session in again, by a browser; nil where that is not possible.
+	Anew func(ctx context.Context, c settings.Context) (credentials.PerRPCCredentials, error)
+	// OfflineReset removes a user's factors on identity's host, with no service running: by its configuration's file, or the folder of an installation of one process.
+	OfflineReset func(ctx context.Context, config, data, user string) (string, error)
 
 	Output      string
 	Workspace   string
@@ -87,6 +91,10 @@ func (a *App) Run(ctx context.Context, root *cobra.Command, args []string) int {
 		return e.Code
 	}
 	p := client.Describe(err)
+	var alone *needsTerminal
+	if errors.As(err, &alone) {
+		p.Next = "run it at a terminal, which asks for a code, or sign in first: redoubt login"
+	}
 	text := p.String()
 	if isUsage(err) {
 		text += "\n  → " + cmd.CommandPath() + " --help"
@@ -219,7 +227,9 @@ func (a *App) Connect(ctx context.Context, opts ...grpc.DialOption) (*client.Cli
 	if by == nil {
 		return nil, &Exit{Code: ExitDenied, Message: "not signed in at " + c.Server + ", or no longer\n  → sign in: redoubt login"}
 	}
-	return a.DialBy(c, by, opts...)
+	p := &proof{by: by}
+	// This one interceptor is outside those of the client: no deadline counts while somebody is asked.
+	return a.DialBy(c, p, append(opts, grpc.WithUnaryInterceptor((&stepper{a: a, to: c, proof: p}).unary))...)
 }
 
 // DialBy dials an installation with what proves who calls.

@@ -36,9 +36,12 @@ type Signed struct {
 	Subject string
 }
 
+// Fresh asks for a sign-in of now, whoever is signed in at the browser.
+func Fresh() oauth2.AuthCodeOption { return oauth2.SetAuthURLParam("max_age", "0") }
+
 // Browser signs in by a browser on this machine: the code grant with PKCE, answered to a listener on 127.0.0.1 (RFC 8252). open leads the
-// browser to the address; hint is who is expected, or "".
-func (p *Provider) Browser(ctx context.Context, hint string, open func(ctx context.Context, address string) error) (Signed, error) {
+// browser to the address; hint is who is expected, or "". more are asked of the provider, such as Fresh.
+func (p *Provider) Browser(ctx context.Context, hint string, open func(ctx context.Context, address string) error, more ...oauth2.AuthCodeOption) (Signed, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, BrowserLimit, refused(fault.FailedPrecondition("nobody signed in within %v; start again", BrowserLimit)))
 	defer cancel()
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
@@ -51,7 +54,7 @@ func (p *Provider) Browser(ctx context.Context, hint string, open func(ctx conte
 	w := &waiter{host: l.Addr().String(), state: state, got: make(chan url.Values, 1)}
 	stop := w.serve(l)
 	defer stop()
-	opts := []oauth2.AuthCodeOption{oauth2.S256ChallengeOption(verifier), oidc.Nonce(nonce), oauth2.SetAuthURLParam("dpop_jkt", p.prover.Thumbprint())}
+	opts := append(more, oauth2.S256ChallengeOption(verifier), oidc.Nonce(nonce), oauth2.SetAuthURLParam("dpop_jkt", p.prover.Thumbprint()))
 	if hint != "" {
 		opts = append(opts, oauth2.SetAuthURLParam("login_hint", hint))
 	}

@@ -63,6 +63,25 @@ func (s *Session) Renew(ctx context.Context) error {
 	return err
 }
 
+// Raise puts a token in the place of the present one, until its time to be renewed has come: one of the same session and key, that a step up gave. It is
+// kept for the commands that follow, unless somebody renewed or signed in anew meanwhile.
+func (s *Session) Raise(ctx context.Context, token string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.token.Value
+	s.token.Value = token
+	c := s.cfg.Context
+	if c.Name == "" {
+		return nil
+	}
+	return s.cfg.Folder.Exchange(ctx, c.Name, c.Server, s.cfg.Now(), func(kept settings.Token) (settings.Token, error) {
+		if kept.Key == s.key && kept.Value == before {
+			kept.Value = token
+		}
+		return kept, nil
+	})
+}
+
 // keyOf is the key of a session.
 func keyOf(t settings.Token) (redact.Secret, error) {
 	der, err := base64.StdEncoding.DecodeString(t.Key)

@@ -117,6 +117,9 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 			u.prove()
 			return &identityv1.RegenerateRecoveryCodesRequest{}
 		}),
+		identityv1.FactorService_StepUp_FullMethodName: own(others(refused(codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED)), func(_ *testing.T, u *factored) proto.Message {
+			return &identityv1.StepUpRequest{Factor: "recovery_code", Response: u.prove()[0]}
+		}),
 		identityv1.FactorService_ResetFactors_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
 			return &identityv1.ResetFactorsRequest{Name: f.newName(t)}
 		}),

@@ -83,6 +83,8 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 		identityv1.ProviderService_SubmitSignIn_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.SubmitSignInRequest{Http: posted()} }),
 		identityv1.ProviderService_EndSession_FullMethodName:   about(func(*fixture, *place) proto.Message { return &identityv1.EndSessionRequest{Http: get()} }),
 		identityv1.ProviderService_VisitDevice_FullMethodName:  about(func(*fixture, *place) proto.Message { return &identityv1.VisitDeviceRequest{Http: get()} }),
+		identityv1.ProviderService_VisitFactors_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.VisitFactorsRequest{Http: get()} }),
+		identityv1.ProviderService_GetKeyScript_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.GetKeyScriptRequest{Http: get()} }),
 		identityv1.ProviderService_RequestToken_FullMethodName: {
 			build: func(t *testing.T, f *fixture, _ *place) request {
 				return one(&identityv1.RequestTokenRequest{Http: f.byRobot(t, "grant_type", "client_credentials")})

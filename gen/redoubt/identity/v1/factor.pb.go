@@ -31,7 +31,7 @@ type Factor struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// fac_…
 	FactorId string `protobuf:"bytes,1,opt,name=factor_id,json=factorId,proto3" json:"factor_id,omitempty"`
-	// "totp"
+	// "totp" or "webauthn"
 	Kind        string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	// Only a factor that was proved counts.
@@ -549,6 +549,120 @@ func (x *RegenerateRecoveryCodesResponse) GetRecoveryCodes() []string {
 	return nil
 }
 
+type StepUpRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "totp" or "recovery_code". A security key is asked for by a browser alone: an authorization request with max_age.
+	Factor        string `protobuf:"bytes,1,opt,name=factor,proto3" json:"factor,omitempty"`
+	Response      string `protobuf:"bytes,2,opt,name=response,proto3" json:"response,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepUpRequest) Reset() {
+	*x = StepUpRequest{}
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepUpRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepUpRequest) ProtoMessage() {}
+
+func (x *StepUpRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepUpRequest.ProtoReflect.Descriptor instead.
+func (*StepUpRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *StepUpRequest) GetFactor() string {
+	if x != nil {
+		return x.Factor
+	}
+	return ""
+}
+
+func (x *StepUpRequest) GetResponse() string {
+	if x != nil {
+		return x.Response
+	}
+	return ""
+}
+
+type StepUpResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	AccessToken string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// "Bearer", or "DPoP" of a token that is bound to a key.
+	TokenType     string                 `protobuf:"bytes,2,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepUpResponse) Reset() {
+	*x = StepUpResponse{}
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepUpResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepUpResponse) ProtoMessage() {}
+
+func (x *StepUpResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepUpResponse.ProtoReflect.Descriptor instead.
+func (*StepUpResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *StepUpResponse) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
+}
+
+func (x *StepUpResponse) GetTokenType() string {
+	if x != nil {
+		return x.TokenType
+	}
+	return ""
+}
+
+func (x *StepUpResponse) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 type ResetFactorsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -558,7 +672,7 @@ type ResetFactorsRequest struct {
 
 func (x *ResetFactorsRequest) Reset() {
 	*x = ResetFactorsRequest{}
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +684,7 @@ func (x *ResetFactorsRequest) String() string {
 func (*ResetFactorsRequest) ProtoMessage() {}
 
 func (x *ResetFactorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +697,7 @@ func (x *ResetFactorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetFactorsRequest.ProtoReflect.Descriptor instead.
 func (*ResetFactorsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ResetFactorsRequest) GetName() string {
@@ -603,7 +717,7 @@ type ResetFactorsResponse struct {
 
 func (x *ResetFactorsResponse) Reset() {
 	*x = ResetFactorsResponse{}
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[11]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +729,7 @@ func (x *ResetFactorsResponse) String() string {
 func (*ResetFactorsResponse) ProtoMessage() {}
 
 func (x *ResetFactorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[11]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +742,7 @@ func (x *ResetFactorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetFactorsResponse.ProtoReflect.Descriptor instead.
 func (*ResetFactorsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ResetFactorsResponse) GetRemoved() int32 {
@@ -646,7 +760,7 @@ type GetSignInPolicyRequest struct {
 
 func (x *GetSignInPolicyRequest) Reset() {
 	*x = GetSignInPolicyRequest{}
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[12]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +772,7 @@ func (x *GetSignInPolicyRequest) String() string {
 func (*GetSignInPolicyRequest) ProtoMessage() {}
 
 func (x *GetSignInPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[12]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +785,7 @@ func (x *GetSignInPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSignInPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetSignInPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{14}
 }
 
 // SignInPolicy is what the installation asks for at a sign-in.
@@ -685,7 +799,7 @@ type SignInPolicy struct {
 
 func (x *SignInPolicy) Reset() {
 	*x = SignInPolicy{}
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +811,7 @@ func (x *SignInPolicy) String() string {
 func (*SignInPolicy) ProtoMessage() {}
 
 func (x *SignInPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[13]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +824,7 @@ func (x *SignInPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignInPolicy.ProtoReflect.Descriptor instead.
 func (*SignInPolicy) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SignInPolicy) GetRequireMfa() bool {
@@ -729,7 +843,7 @@ type UpdateSignInPolicyRequest struct {
 
 func (x *UpdateSignInPolicyRequest) Reset() {
 	*x = UpdateSignInPolicyRequest{}
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[14]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +855,7 @@ func (x *UpdateSignInPolicyRequest) String() string {
 func (*UpdateSignInPolicyRequest) ProtoMessage() {}
 
 func (x *UpdateSignInPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[14]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +868,7 @@ func (x *UpdateSignInPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSignInPolicyRequest.ProtoReflect.Descriptor instead.
 func (*UpdateSignInPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpdateSignInPolicyRequest) GetRequireMfa() bool {
@@ -775,7 +889,7 @@ type UpdateSignInPolicyResponse struct {
 
 func (x *UpdateSignInPolicyResponse) Reset() {
 	*x = UpdateSignInPolicyResponse{}
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[15]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +901,7 @@ func (x *UpdateSignInPolicyResponse) String() string {
 func (*UpdateSignInPolicyResponse) ProtoMessage() {}
 
 func (x *UpdateSignInPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[15]
+	mi := &file_redoubt_identity_v1_factor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +914,7 @@ func (x *UpdateSignInPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSignInPolicyResponse.ProtoReflect.Descriptor instead.
 func (*UpdateSignInPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_identity_v1_factor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateSignInPolicyResponse) GetPolicy() *SignInPolicy {
@@ -851,7 +965,16 @@ const file_redoubt_identity_v1_factor_proto_rawDesc = "" +
 	"\tfactor_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\bfactorId\" \n" +
 	"\x1eRegenerateRecoveryCodesRequest\"N\n" +
 	"\x1fRegenerateRecoveryCodesResponse\x12+\n" +
-	"\x0erecovery_codes\x18\x01 \x03(\tB\x04\xb0\xe1\x18\x01R\rrecoveryCodes\"5\n" +
+	"\x0erecovery_codes\x18\x01 \x03(\tB\x04\xb0\xe1\x18\x01R\rrecoveryCodes\"]\n" +
+	"\rStepUpRequest\x12!\n" +
+	"\x06factor\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x06factor\x12)\n" +
+	"\bresponse\x18\x02 \x01(\tB\r\xbaH\x06r\x04\x10\x01(@\xb0\xe1\x18\x01R\bresponse\"\x95\x01\n" +
+	"\x0eStepUpResponse\x12'\n" +
+	"\faccess_token\x18\x01 \x01(\tB\x04\xb0\xe1\x18\x01R\vaccessToken\x12\x1d\n" +
+	"\n" +
+	"token_type\x18\x02 \x01(\tR\ttokenType\x12;\n" +
+	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"5\n" +
 	"\x13ResetFactorsRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\"0\n" +
@@ -866,13 +989,15 @@ const file_redoubt_identity_v1_factor_proto_rawDesc = "" +
 	"requireMfa\"~\n" +
 	"\x1aUpdateSignInPolicyResponse\x129\n" +
 	"\x06policy\x18\x01 \x01(\v2!.redoubt.identity.v1.SignInPolicyR\x06policy\x12%\n" +
-	"\x0esessions_ended\x18\x02 \x01(\x05R\rsessionsEnded2\xf6\t\n" +
+	"\x0esessions_ended\x18\x02 \x01(\x05R\rsessionsEnded2\xf2\n" +
+	"\n" +
 	"\rFactorService\x12\x82\x01\n" +
 	"\vEnrolFactor\x12'.redoubt.identity.v1.EnrolFactorRequest\x1a(.redoubt.identity.v1.EnrolFactorResponse\" \xb2\xe1\x18\x06(\x01H\x01P\x05\x82\xd3\xe4\x93\x02\x10:\x01*\"\v/v1/factors\x12\x88\x01\n" +
 	"\vProveFactor\x12'.redoubt.identity.v1.ProveFactorRequest\x1a(.redoubt.identity.v1.ProveFactorResponse\"&\xb2\xe1\x18\x06(\x01H\x01P\x05\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/factors:prove\x12}\n" +
 	"\vListFactors\x12'.redoubt.identity.v1.ListFactorsRequest\x1a(.redoubt.identity.v1.ListFactorsResponse\"\x1b\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\r\x12\v/v1/factors\x12y\n" +
 	"\fDeleteFactor\x12(.redoubt.identity.v1.DeleteFactorRequest\x1a\x16.google.protobuf.Empty\"'\xb2\xe1\x18\x06(\x01H\x01P\x05\x82\xd3\xe4\x93\x02\x17:\x01*\"\x12/v1/factors:delete\x12\xb7\x01\n" +
-	"\x17RegenerateRecoveryCodes\x123.redoubt.identity.v1.RegenerateRecoveryCodesRequest\x1a4.redoubt.identity.v1.RegenerateRecoveryCodesResponse\"1\xb2\xe1\x18\x06(\x01H\x01P\x05\x82\xd3\xe4\x93\x02!:\x01*\"\x1c/v1/recoveryCodes:regenerate\x12\xb8\x01\n" +
+	"\x17RegenerateRecoveryCodes\x123.redoubt.identity.v1.RegenerateRecoveryCodesRequest\x1a4.redoubt.identity.v1.RegenerateRecoveryCodesResponse\"1\xb2\xe1\x18\x06(\x01H\x01P\x05\x82\xd3\xe4\x93\x02!:\x01*\"\x1c/v1/recoveryCodes:regenerate\x12z\n" +
+	"\x06StepUp\x12\".redoubt.identity.v1.StepUpRequest\x1a#.redoubt.identity.v1.StepUpResponse\"'\xb2\xe1\x18\x06(\x01H\x01P\x05\x82\xd3\xe4\x93\x02\x17:\x01*\"\x12/v1/factors:stepUp\x12\xb8\x01\n" +
 	"\fResetFactors\x12(.redoubt.identity.v1.ResetFactorsRequest\x1a).redoubt.identity.v1.ResetFactorsResponse\"S\xb2\xe1\x18%\n" +
 	"\x1bidentity/users/resetFactors\x12\x01/(\x01p\x84\a\x82\xd3\xe4\x93\x02$:\x01*\"\x1f/v1/{name=users/*}:resetFactors\x12\xa0\x01\n" +
 	"\x0fGetSignInPolicy\x12+.redoubt.identity.v1.GetSignInPolicyRequest\x1a!.redoubt.identity.v1.SignInPolicy\"=\xb2\xe1\x18!\n" +
@@ -892,7 +1017,7 @@ func file_redoubt_identity_v1_factor_proto_rawDescGZIP() []byte {
 	return file_redoubt_identity_v1_factor_proto_rawDescData
 }
 
-var file_redoubt_identity_v1_factor_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_redoubt_identity_v1_factor_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_redoubt_identity_v1_factor_proto_goTypes = []any{
 	(*Factor)(nil),                          // 0: redoubt.identity.v1.Factor
 	(*EnrolFactorRequest)(nil),              // 1: redoubt.identity.v1.EnrolFactorRequest
@@ -904,45 +1029,50 @@ var file_redoubt_identity_v1_factor_proto_goTypes = []any{
 	(*DeleteFactorRequest)(nil),             // 7: redoubt.identity.v1.DeleteFactorRequest
 	(*RegenerateRecoveryCodesRequest)(nil),  // 8: redoubt.identity.v1.RegenerateRecoveryCodesRequest
 	(*RegenerateRecoveryCodesResponse)(nil), // 9: redoubt.identity.v1.RegenerateRecoveryCodesResponse
-	(*ResetFactorsRequest)(nil),             // 10: redoubt.identity.v1.ResetFactorsRequest
-	(*ResetFactorsResponse)(nil),            // 11: redoubt.identity.v1.ResetFactorsResponse
-	(*GetSignInPolicyRequest)(nil),          // 12: redoubt.identity.v1.GetSignInPolicyRequest
-	(*SignInPolicy)(nil),                    // 13: redoubt.identity.v1.SignInPolicy
-	(*UpdateSignInPolicyRequest)(nil),       // 14: redoubt.identity.v1.UpdateSignInPolicyRequest
-	(*UpdateSignInPolicyResponse)(nil),      // 15: redoubt.identity.v1.UpdateSignInPolicyResponse
-	(*timestamppb.Timestamp)(nil),           // 16: google.protobuf.Timestamp
-	(*Session)(nil),                         // 17: redoubt.identity.v1.Session
-	(*emptypb.Empty)(nil),                   // 18: google.protobuf.Empty
+	(*StepUpRequest)(nil),                   // 10: redoubt.identity.v1.StepUpRequest
+	(*StepUpResponse)(nil),                  // 11: redoubt.identity.v1.StepUpResponse
+	(*ResetFactorsRequest)(nil),             // 12: redoubt.identity.v1.ResetFactorsRequest
+	(*ResetFactorsResponse)(nil),            // 13: redoubt.identity.v1.ResetFactorsResponse
+	(*GetSignInPolicyRequest)(nil),          // 14: redoubt.identity.v1.GetSignInPolicyRequest
+	(*SignInPolicy)(nil),                    // 15: redoubt.identity.v1.SignInPolicy
+	(*UpdateSignInPolicyRequest)(nil),       // 16: redoubt.identity.v1.UpdateSignInPolicyRequest
+	(*UpdateSignInPolicyResponse)(nil),      // 17: redoubt.identity.v1.UpdateSignInPolicyResponse
+	(*timestamppb.Timestamp)(nil),           // 18: google.protobuf.Timestamp
+	(*Session)(nil),                         // 19: redoubt.identity.v1.Session
+	(*emptypb.Empty)(nil),                   // 20: google.protobuf.Empty
 }
 var file_redoubt_identity_v1_factor_proto_depIdxs = []int32{
-	16, // 0: redoubt.identity.v1.Factor.create_time:type_name -> google.protobuf.Timestamp
-	16, // 1: redoubt.identity.v1.Factor.use_time:type_name -> google.protobuf.Timestamp
+	18, // 0: redoubt.identity.v1.Factor.create_time:type_name -> google.protobuf.Timestamp
+	18, // 1: redoubt.identity.v1.Factor.use_time:type_name -> google.protobuf.Timestamp
 	0,  // 2: redoubt.identity.v1.EnrolFactorResponse.factor:type_name -> redoubt.identity.v1.Factor
 	0,  // 3: redoubt.identity.v1.ProveFactorResponse.factor:type_name -> redoubt.identity.v1.Factor
-	17, // 4: redoubt.identity.v1.ProveFactorResponse.session:type_name -> redoubt.identity.v1.Session
+	19, // 4: redoubt.identity.v1.ProveFactorResponse.session:type_name -> redoubt.identity.v1.Session
 	0,  // 5: redoubt.identity.v1.ListFactorsResponse.factors:type_name -> redoubt.identity.v1.Factor
-	13, // 6: redoubt.identity.v1.UpdateSignInPolicyResponse.policy:type_name -> redoubt.identity.v1.SignInPolicy
-	1,  // 7: redoubt.identity.v1.FactorService.EnrolFactor:input_type -> redoubt.identity.v1.EnrolFactorRequest
-	3,  // 8: redoubt.identity.v1.FactorService.ProveFactor:input_type -> redoubt.identity.v1.ProveFactorRequest
-	5,  // 9: redoubt.identity.v1.FactorService.ListFactors:input_type -> redoubt.identity.v1.ListFactorsRequest
-	7,  // 10: redoubt.identity.v1.FactorService.DeleteFactor:input_type -> redoubt.identity.v1.DeleteFactorRequest
-	8,  // 11: redoubt.identity.v1.FactorService.RegenerateRecoveryCodes:input_type -> redoubt.identity.v1.RegenerateRecoveryCodesRequest
-	10, // 12: redoubt.identity.v1.FactorService.ResetFactors:input_type -> redoubt.identity.v1.ResetFactorsRequest
-	12, // 13: redoubt.identity.v1.FactorService.GetSignInPolicy:input_type -> redoubt.identity.v1.GetSignInPolicyRequest
-	14, // 14: redoubt.identity.v1.FactorService.UpdateSignInPolicy:input_type -> redoubt.identity.v1.UpdateSignInPolicyRequest
-	2,  // 15: redoubt.identity.v1.FactorService.EnrolFactor:output_type -> redoubt.identity.v1.EnrolFactorResponse
-	4,  // 16: redoubt.identity.v1.FactorService.ProveFactor:output_type -> redoubt.identity.v1.ProveFactorResponse
-	6,  // 17: redoubt.identity.v1.FactorService.ListFactors:output_type -> redoubt.identity.v1.ListFactorsResponse
-	18, // 18: redoubt.identity.v1.FactorService.DeleteFactor:output_type -> google.protobuf.Empty
-	9,  // 19: redoubt.identity.v1.FactorService.RegenerateRecoveryCodes:output_type -> redoubt.identity.v1.RegenerateRecoveryCodesResponse
-	11, // 20: redoubt.identity.v1.FactorService.ResetFactors:output_type -> redoubt.identity.v1.ResetFactorsResponse
-	13, // 21: redoubt.identity.v1.FactorService.GetSignInPolicy:output_type -> redoubt.identity.v1.SignInPolicy
-	15, // 22: redoubt.identity.v1.FactorService.UpdateSignInPolicy:output_type -> redoubt.identity.v1.UpdateSignInPolicyResponse
-	15, // [15:23] is the sub-list for method output_type
-	7,  // [7:15] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	18, // 6: redoubt.identity.v1.StepUpResponse.expire_time:type_name -> google.protobuf.Timestamp
+	15, // 7: redoubt.identity.v1.UpdateSignInPolicyResponse.policy:type_name -> redoubt.identity.v1.SignInPolicy
+	1,  // 8: redoubt.identity.v1.FactorService.EnrolFactor:input_type -> redoubt.identity.v1.EnrolFactorRequest
+	3,  // 9: redoubt.identity.v1.FactorService.ProveFactor:input_type -> redoubt.identity.v1.ProveFactorRequest
+	5,  // 10: redoubt.identity.v1.FactorService.ListFactors:input_type -> redoubt.identity.v1.ListFactorsRequest
+	7,  // 11: redoubt.identity.v1.FactorService.DeleteFactor:input_type -> redoubt.identity.v1.DeleteFactorRequest
+	8,  // 12: redoubt.identity.v1.FactorService.RegenerateRecoveryCodes:input_type -> redoubt.identity.v1.RegenerateRecoveryCodesRequest
+	10, // 13: redoubt.identity.v1.FactorService.StepUp:input_type -> redoubt.identity.v1.StepUpRequest
+	12, // 14: redoubt.identity.v1.FactorService.ResetFactors:input_type -> redoubt.identity.v1.ResetFactorsRequest
+	14, // 15: redoubt.identity.v1.FactorService.GetSignInPolicy:input_type -> redoubt.identity.v1.GetSignInPolicyRequest
+	16, // 16: redoubt.identity.v1.FactorService.UpdateSignInPolicy:input_type -> redoubt.identity.v1.UpdateSignInPolicyRequest
+	2,  // 17: redoubt.identity.v1.FactorService.EnrolFactor:output_type -> redoubt.identity.v1.EnrolFactorResponse
+	4,  // 18: redoubt.identity.v1.FactorService.ProveFactor:output_type -> redoubt.identity.v1.ProveFactorResponse
+	6,  // 19: redoubt.identity.v1.FactorService.ListFactors:output_type -> redoubt.identity.v1.ListFactorsResponse
+	20, // 20: redoubt.identity.v1.FactorService.DeleteFactor:output_type -> google.protobuf.Empty
+	9,  // 21: redoubt.identity.v1.FactorService.RegenerateRecoveryCodes:output_type -> redoubt.identity.v1.RegenerateRecoveryCodesResponse
+	11, // 22: redoubt.identity.v1.FactorService.StepUp:output_type -> redoubt.identity.v1.StepUpResponse
+	13, // 23: redoubt.identity.v1.FactorService.ResetFactors:output_type -> redoubt.identity.v1.ResetFactorsResponse
+	15, // 24: redoubt.identity.v1.FactorService.GetSignInPolicy:output_type -> redoubt.identity.v1.SignInPolicy
+	17, // 25: redoubt.identity.v1.FactorService.UpdateSignInPolicy:output_type -> redoubt.identity.v1.UpdateSignInPolicyResponse
+	17, // [17:26] is the sub-list for method output_type
+	8,  // [8:17] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_identity_v1_factor_proto_init() }
@@ -957,7 +1087,7 @@ func file_redoubt_identity_v1_factor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_identity_v1_factor_proto_rawDesc), len(file_redoubt_identity_v1_factor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

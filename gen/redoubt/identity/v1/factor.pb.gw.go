@@ -159,6 +159,33 @@ func local_request_FactorService_RegenerateRecoveryCodes_0(ctx context.Context, 
 	return msg, metadata, err
 }
 
+func request_FactorService_StepUp_0(ctx context.Context, marshaler runtime.Marshaler, client FactorServiceClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq StepUpRequest
+		metadata runtime.ServerMetadata
+	)
+	if err := marshaler.NewDecoder(req.Body).Decode(&protoReq); err != nil && !errors.Is(err, io.EOF) {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	if req.Body != nil {
+		_, _ = io.Copy(io.Discard, req.Body)
+	}
+	msg, err := client.StepUp(ctx, &protoReq, grpc.Header(&metadata.HeaderMD), grpc.Trailer(&metadata.TrailerMD))
+	return msg, metadata, err
+}
+
+func local_request_FactorService_StepUp_0(ctx context.Context, marshaler runtime.Marshaler, server FactorServiceServer, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq StepUpRequest
+		metadata runtime.ServerMetadata
+	)
+	if err := marshaler.NewDecoder(req.Body).Decode(&protoReq); err != nil && !errors.Is(err, io.EOF) {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	msg, err := server.StepUp(ctx, &protoReq)
+	return msg, metadata, err
+}
+
 func request_FactorService_ResetFactors_0(ctx context.Context, marshaler runtime.Marshaler, client FactorServiceClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
 	var (
 		protoReq ResetFactorsRequest
@@ -358,6 +385,26 @@ func RegisterFactorServiceHandlerServer(ctx context.Context, mux *runtime.ServeM
 		}
 		forward_FactorService_RegenerateRecoveryCodes_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
+	mux.Handle(http.MethodPost, pattern_FactorService_StepUp_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		var stream runtime.ServerTransportStream
+		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/redoubt.identity.v1.FactorService/StepUp", runtime.WithHTTPPathPattern("/v1/factors:stepUp"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := local_request_FactorService_StepUp_0(annotatedContext, inboundMarshaler, server, req, pathParams)
+		md.HeaderMD, md.TrailerMD = metadata.Join(md.HeaderMD, stream.Header()), metadata.Join(md.TrailerMD, stream.Trailer())
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_FactorService_StepUp_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
 	mux.Handle(http.MethodPost, pattern_FactorService_ResetFactors_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
@@ -543,6 +590,23 @@ func RegisterFactorServiceHandlerClient(ctx context.Context, mux *runtime.ServeM
 		}
 		forward_FactorService_RegenerateRecoveryCodes_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
+	mux.Handle(http.MethodPost, pattern_FactorService_StepUp_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/redoubt.identity.v1.FactorService/StepUp", runtime.WithHTTPPathPattern("/v1/factors:stepUp"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := request_FactorService_StepUp_0(annotatedContext, inboundMarshaler, client, req, pathParams)
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_FactorService_StepUp_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
 	mux.Handle(http.MethodPost, pattern_FactorService_ResetFactors_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
@@ -603,6 +667,7 @@ var (
 	pattern_FactorService_ListFactors_0             = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "factors"}, ""))
 	pattern_FactorService_DeleteFactor_0            = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "factors"}, "delete"))
 	pattern_FactorService_RegenerateRecoveryCodes_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "recoveryCodes"}, "regenerate"))
+	pattern_FactorService_StepUp_0                  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "factors"}, "stepUp"))
 	pattern_FactorService_ResetFactors_0            = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 2, 5, 2}, []string{"v1", "users", "name"}, "resetFactors"))
 	pattern_FactorService_GetSignInPolicy_0         = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "signInPolicy"}, ""))
 	pattern_FactorService_UpdateSignInPolicy_0      = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "signInPolicy"}, "update"))
@@ -614,6 +679,7 @@ var (
 	forward_FactorService_ListFactors_0             = runtime.ForwardResponseMessage
 	forward_FactorService_DeleteFactor_0            = runtime.ForwardResponseMessage
 	forward_FactorService_RegenerateRecoveryCodes_0 = runtime.ForwardResponseMessage
+	forward_FactorService_StepUp_0                  = runtime.ForwardResponseMessage
 	forward_FactorService_ResetFactors_0            = runtime.ForwardResponseMessage
 	forward_FactorService_GetSignInPolicy_0         = runtime.ForwardResponseMessage
 	forward_FactorService_UpdateSignInPolicy_0      = runtime.ForwardResponseMessage

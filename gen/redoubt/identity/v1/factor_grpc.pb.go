@@ -25,6 +25,7 @@ const (
 	FactorService_ListFactors_FullMethodName             = "/redoubt.identity.v1.FactorService/ListFactors"
 	FactorService_DeleteFactor_FullMethodName            = "/redoubt.identity.v1.FactorService/DeleteFactor"
 	FactorService_RegenerateRecoveryCodes_FullMethodName = "/redoubt.identity.v1.FactorService/RegenerateRecoveryCodes"
+	FactorService_StepUp_FullMethodName                  = "/redoubt.identity.v1.FactorService/StepUp"
 	FactorService_ResetFactors_FullMethodName            = "/redoubt.identity.v1.FactorService/ResetFactors"
 	FactorService_GetSignInPolicy_FullMethodName         = "/redoubt.identity.v1.FactorService/GetSignInPolicy"
 	FactorService_UpdateSignInPolicy_FullMethodName      = "/redoubt.identity.v1.FactorService/UpdateSignInPolicy"
@@ -50,6 +51,9 @@ type FactorServiceClient interface {
 	DeleteFactor(ctx context.Context, in *DeleteFactorRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// RegenerateRecoveryCodes makes ten new recovery codes of the caller's; the earlier ones are gone.
 	RegenerateRecoveryCodes(ctx context.Context, in *RegenerateRecoveryCodesRequest, opts ...grpc.CallOption) (*RegenerateRecoveryCodesResponse, error)
+	// StepUp proves the caller anew, by a second factor alone, and gives a token in which that is so: of the same session, client, key and scope
+	// as the one that it is called with, and over no later. The session and what refreshes it stay as they are. Tries count with those of sign-ins.
+	StepUp(ctx context.Context, in *StepUpRequest, opts ...grpc.CallOption) (*StepUpResponse, error)
 	// ResetFactors removes all factors and recovery codes of another user, who has lost them, and ends his sessions.
 	ResetFactors(ctx context.Context, in *ResetFactorsRequest, opts ...grpc.CallOption) (*ResetFactorsResponse, error)
 	// GetSignInPolicy says what the installation asks for at a sign-in.
@@ -116,6 +120,16 @@ func (c *factorServiceClient) RegenerateRecoveryCodes(ctx context.Context, in *R
 	return out, nil
 }
 
+func (c *factorServiceClient) StepUp(ctx context.Context, in *StepUpRequest, opts ...grpc.CallOption) (*StepUpResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StepUpResponse)
+	err := c.cc.Invoke(ctx, FactorService_StepUp_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *factorServiceClient) ResetFactors(ctx context.Context, in *ResetFactorsRequest, opts ...grpc.CallOption) (*ResetFactorsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ResetFactorsResponse)
@@ -166,6 +180,9 @@ type FactorServiceServer interface {
 	DeleteFactor(context.Context, *DeleteFactorRequest) (*emptypb.Empty, error)
 	// RegenerateRecoveryCodes makes ten new recovery codes of the caller's; the earlier ones are gone.
 	RegenerateRecoveryCodes(context.Context, *RegenerateRecoveryCodesRequest) (*RegenerateRecoveryCodesResponse, error)
+	// StepUp proves the caller anew, by a second factor alone, and gives a token in which that is so: of the same session, client, key and scope
+	// as the one that it is called with, and over no later. The session and what refreshes it stay as they are. Tries count with those of sign-ins.
+	StepUp(context.Context, *StepUpRequest) (*StepUpResponse, error)
 	// ResetFactors removes all factors and recovery codes of another user, who has lost them, and ends his sessions.
 	ResetFactors(context.Context, *ResetFactorsRequest) (*ResetFactorsResponse, error)
 	// GetSignInPolicy says what the installation asks for at a sign-in.
@@ -196,6 +213,9 @@ func (UnimplementedFactorServiceServer) DeleteFactor(context.Context, *DeleteFac
 }
 func (UnimplementedFactorServiceServer) RegenerateRecoveryCodes(context.Context, *RegenerateRecoveryCodesRequest) (*RegenerateRecoveryCodesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RegenerateRecoveryCodes not implemented")
+}
+func (UnimplementedFactorServiceServer) StepUp(context.Context, *StepUpRequest) (*StepUpResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StepUp not implemented")
 }
 func (UnimplementedFactorServiceServer) ResetFactors(context.Context, *ResetFactorsRequest) (*ResetFactorsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResetFactors not implemented")
@@ -317,6 +337,24 @@ func _FactorService_RegenerateRecoveryCodes_Handler(srv interface{}, ctx context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FactorService_StepUp_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StepUpRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FactorServiceServer).StepUp(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FactorService_StepUp_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FactorServiceServer).StepUp(ctx, req.(*StepUpRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _FactorService_ResetFactors_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ResetFactorsRequest)
 	if err := dec(in); err != nil {
@@ -397,6 +435,10 @@ var FactorService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RegenerateRecoveryCodes",
 			Handler:    _FactorService_RegenerateRecoveryCodes_Handler,
+		},
+		{
+			MethodName: "StepUp",
+			Handler:    _FactorService_StepUp_Handler,
 		},
 		{
 			MethodName: "ResetFactors",

@@ -680,6 +680,94 @@ func (x *VisitDeviceRequest) GetHttp() *Exchange {
 	return nil
 }
 
+type VisitFactorsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Http          *Exchange              `protobuf:"bytes,1,opt,name=http,proto3" json:"http,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VisitFactorsRequest) Reset() {
+	*x = VisitFactorsRequest{}
+	mi := &file_redoubt_identity_v1_provider_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VisitFactorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VisitFactorsRequest) ProtoMessage() {}
+
+func (x *VisitFactorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_provider_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VisitFactorsRequest.ProtoReflect.Descriptor instead.
+func (*VisitFactorsRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_provider_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *VisitFactorsRequest) GetHttp() *Exchange {
+	if x != nil {
+		return x.Http
+	}
+	return nil
+}
+
+type GetKeyScriptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Http          *Exchange              `protobuf:"bytes,1,opt,name=http,proto3" json:"http,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeyScriptRequest) Reset() {
+	*x = GetKeyScriptRequest{}
+	mi := &file_redoubt_identity_v1_provider_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeyScriptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeyScriptRequest) ProtoMessage() {}
+
+func (x *GetKeyScriptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_provider_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeyScriptRequest.ProtoReflect.Descriptor instead.
+func (*GetKeyScriptRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_provider_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetKeyScriptRequest) GetHttp() *Exchange {
+	if x != nil {
+		return x.Http
+	}
+	return nil
+}
+
 var File_redoubt_identity_v1_provider_proto protoreflect.FileDescriptor
 
 const file_redoubt_identity_v1_provider_proto_rawDesc = "" +
@@ -723,7 +811,11 @@ const file_redoubt_identity_v1_provider_proto_rawDesc = "" +
 	"\x14RequestDeviceRequest\x129\n" +
 	"\x04http\x18\x01 \x01(\v2\x1d.redoubt.identity.v1.ExchangeB\x06\xbaH\x03\xc8\x01\x01R\x04http\"O\n" +
 	"\x12VisitDeviceRequest\x129\n" +
-	"\x04http\x18\x01 \x01(\v2\x1d.redoubt.identity.v1.ExchangeB\x06\xbaH\x03\xc8\x01\x01R\x04http2\xfb\a\n" +
+	"\x04http\x18\x01 \x01(\v2\x1d.redoubt.identity.v1.ExchangeB\x06\xbaH\x03\xc8\x01\x01R\x04http\"P\n" +
+	"\x13VisitFactorsRequest\x129\n" +
+	"\x04http\x18\x01 \x01(\v2\x1d.redoubt.identity.v1.ExchangeB\x06\xbaH\x03\xc8\x01\x01R\x04http\"P\n" +
+	"\x13GetKeyScriptRequest\x129\n" +
+	"\x04http\x18\x01 \x01(\v2\x1d.redoubt.identity.v1.ExchangeB\x06\xbaH\x03\xc8\x01\x01R\x04http2\xc5\t\n" +
 	"\x0fProviderService\x12]\n" +
 	"\tAuthorize\x12%.redoubt.identity.v1.AuthorizeRequest\x1a\x19.redoubt.identity.v1.Page\"\x0e\xb2\xe1\x18\n" +
 	"(\x020\x01P2X\x80\x80\b\x12c\n" +
@@ -746,7 +838,11 @@ const file_redoubt_identity_v1_provider_proto_rawDesc = "" +
 	"\rRequestDevice\x12).redoubt.identity.v1.RequestDeviceRequest\x1a\x19.redoubt.identity.v1.Page\"\x0e\xb2\xe1\x18\n" +
 	"(\x010\x01P\x05X\x80\x80\b\x12a\n" +
 	"\vVisitDevice\x12'.redoubt.identity.v1.VisitDeviceRequest\x1a\x19.redoubt.identity.v1.Page\"\x0e\xb2\xe1\x18\n" +
-	"(\x010\x01P\x05X\x80\x80\bBBZ@github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1;identityv1b\x06proto3"
+	"(\x010\x01P\x05X\x80\x80\b\x12c\n" +
+	"\fVisitFactors\x12(.redoubt.identity.v1.VisitFactorsRequest\x1a\x19.redoubt.identity.v1.Page\"\x0e\xb2\xe1\x18\n" +
+	"(\x010\x01P\x05X\x80\x80\b\x12c\n" +
+	"\fGetKeyScript\x12(.redoubt.identity.v1.GetKeyScriptRequest\x1a\x19.redoubt.identity.v1.Page\"\x0e\xb2\xe1\x18\n" +
+	"(\x020\x01P2X\x80\x80\bBBZ@github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1;identityv1b\x06proto3"
 
 var (
 	file_redoubt_identity_v1_provider_proto_rawDescOnce sync.Once
@@ -760,7 +856,7 @@ func file_redoubt_identity_v1_provider_proto_rawDescGZIP() []byte {
 	return file_redoubt_identity_v1_provider_proto_rawDescData
 }
 
-var file_redoubt_identity_v1_provider_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_redoubt_identity_v1_provider_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_redoubt_identity_v1_provider_proto_goTypes = []any{
 	(*Exchange)(nil),               // 0: redoubt.identity.v1.Exchange
 	(*Page)(nil),                   // 1: redoubt.identity.v1.Page
@@ -774,6 +870,8 @@ var file_redoubt_identity_v1_provider_proto_goTypes = []any{
 	(*EndSessionRequest)(nil),      // 9: redoubt.identity.v1.EndSessionRequest
 	(*RequestDeviceRequest)(nil),   // 10: redoubt.identity.v1.RequestDeviceRequest
 	(*VisitDeviceRequest)(nil),     // 11: redoubt.identity.v1.VisitDeviceRequest
+	(*VisitFactorsRequest)(nil),    // 12: redoubt.identity.v1.VisitFactorsRequest
+	(*GetKeyScriptRequest)(nil),    // 13: redoubt.identity.v1.GetKeyScriptRequest
 }
 var file_redoubt_identity_v1_provider_proto_depIdxs = []int32{
 	0,  // 0: redoubt.identity.v1.AuthorizeRequest.http:type_name -> redoubt.identity.v1.Exchange
@@ -786,31 +884,37 @@ var file_redoubt_identity_v1_provider_proto_depIdxs = []int32{
 	0,  // 7: redoubt.identity.v1.EndSessionRequest.http:type_name -> redoubt.identity.v1.Exchange
 	0,  // 8: redoubt.identity.v1.RequestDeviceRequest.http:type_name -> redoubt.identity.v1.Exchange
 	0,  // 9: redoubt.identity.v1.VisitDeviceRequest.http:type_name -> redoubt.identity.v1.Exchange
-	2,  // 10: redoubt.identity.v1.ProviderService.Authorize:input_type -> redoubt.identity.v1.AuthorizeRequest
-	3,  // 11: redoubt.identity.v1.ProviderService.SubmitSignIn:input_type -> redoubt.identity.v1.SubmitSignInRequest
-	4,  // 12: redoubt.identity.v1.ProviderService.ReturnHome:input_type -> redoubt.identity.v1.ReturnHomeRequest
-	5,  // 13: redoubt.identity.v1.ProviderService.RequestToken:input_type -> redoubt.identity.v1.RequestTokenRequest
-	6,  // 14: redoubt.identity.v1.ProviderService.IntrospectToken:input_type -> redoubt.identity.v1.IntrospectTokenRequest
-	7,  // 15: redoubt.identity.v1.ProviderService.WithdrawToken:input_type -> redoubt.identity.v1.WithdrawTokenRequest
-	8,  // 16: redoubt.identity.v1.ProviderService.GetUserInfo:input_type -> redoubt.identity.v1.GetUserInfoRequest
-	9,  // 17: redoubt.identity.v1.ProviderService.EndSession:input_type -> redoubt.identity.v1.EndSessionRequest
-	10, // 18: redoubt.identity.v1.ProviderService.RequestDevice:input_type -> redoubt.identity.v1.RequestDeviceRequest
-	11, // 19: redoubt.identity.v1.ProviderService.VisitDevice:input_type -> redoubt.identity.v1.VisitDeviceRequest
-	1,  // 20: redoubt.identity.v1.ProviderService.Authorize:output_type -> redoubt.identity.v1.Page
-	1,  // 21: redoubt.identity.v1.ProviderService.SubmitSignIn:output_type -> redoubt.identity.v1.Page
-	1,  // 22: redoubt.identity.v1.ProviderService.ReturnHome:output_type -> redoubt.identity.v1.Page
-	1,  // 23: redoubt.identity.v1.ProviderService.RequestToken:output_type -> redoubt.identity.v1.Page
-	1,  // 24: redoubt.identity.v1.ProviderService.IntrospectToken:output_type -> redoubt.identity.v1.Page
-	1,  // 25: redoubt.identity.v1.ProviderService.WithdrawToken:output_type -> redoubt.identity.v1.Page
-	1,  // 26: redoubt.identity.v1.ProviderService.GetUserInfo:output_type -> redoubt.identity.v1.Page
-	1,  // 27: redoubt.identity.v1.ProviderService.EndSession:output_type -> redoubt.identity.v1.Page
-	1,  // 28: redoubt.identity.v1.ProviderService.RequestDevice:output_type -> redoubt.identity.v1.Page
-	1,  // 29: redoubt.identity.v1.ProviderService.VisitDevice:output_type -> redoubt.identity.v1.Page
-	20, // [20:30] is the sub-list for method output_type
-	10, // [10:20] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	0,  // 10: redoubt.identity.v1.VisitFactorsRequest.http:type_name -> redoubt.identity.v1.Exchange
+	0,  // 11: redoubt.identity.v1.GetKeyScriptRequest.http:type_name -> redoubt.identity.v1.Exchange
+	2,  // 12: redoubt.identity.v1.ProviderService.Authorize:input_type -> redoubt.identity.v1.AuthorizeRequest
+	3,  // 13: redoubt.identity.v1.ProviderService.SubmitSignIn:input_type -> redoubt.identity.v1.SubmitSignInRequest
+	4,  // 14: redoubt.identity.v1.ProviderService.ReturnHome:input_type -> redoubt.identity.v1.ReturnHomeRequest
+	5,  // 15: redoubt.identity.v1.ProviderService.RequestToken:input_type -> redoubt.identity.v1.RequestTokenRequest
+	6,  // 16: redoubt.identity.v1.ProviderService.IntrospectToken:input_type -> redoubt.identity.v1.IntrospectTokenRequest
+	7,  // 17: redoubt.identity.v1.ProviderService.WithdrawToken:input_type -> redoubt.identity.v1.WithdrawTokenRequest
+	8,  // 18: redoubt.identity.v1.ProviderService.GetUserInfo:input_type -> redoubt.identity.v1.GetUserInfoRequest
+	9,  // 19: redoubt.identity.v1.ProviderService.EndSession:input_type -> redoubt.identity.v1.EndSessionRequest
+	10, // 20: redoubt.identity.v1.ProviderService.RequestDevice:input_type -> redoubt.identity.v1.RequestDeviceRequest
+	11, // 21: redoubt.identity.v1.ProviderService.VisitDevice:input_type -> redoubt.identity.v1.VisitDeviceRequest
+	12, // 22: redoubt.identity.v1.ProviderService.VisitFactors:input_type -> redoubt.identity.v1.VisitFactorsRequest
+	13, // 23: redoubt.identity.v1.ProviderService.GetKeyScript:input_type -> redoubt.identity.v1.GetKeyScriptRequest
+	1,  // 24: redoubt.identity.v1.ProviderService.Authorize:output_type -> redoubt.identity.v1.Page
+	1,  // 25: redoubt.identity.v1.ProviderService.SubmitSignIn:output_type -> redoubt.identity.v1.Page
+	1,  // 26: redoubt.identity.v1.ProviderService.ReturnHome:output_type -> redoubt.identity.v1.Page
+	1,  // 27: redoubt.identity.v1.ProviderService.RequestToken:output_type -> redoubt.identity.v1.Page
+	1,  // 28: redoubt.identity.v1.ProviderService.IntrospectToken:output_type -> redoubt.identity.v1.Page
+	1,  // 29: redoubt.identity.v1.ProviderService.WithdrawToken:output_type -> redoubt.identity.v1.Page
+	1,  // 30: redoubt.identity.v1.ProviderService.GetUserInfo:output_type -> redoubt.identity.v1.Page
+	1,  // 31: redoubt.identity.v1.ProviderService.EndSession:output_type -> redoubt.identity.v1.Page
+	1,  // 32: redoubt.identity.v1.ProviderService.RequestDevice:output_type -> redoubt.identity.v1.Page
+	1,  // 33: redoubt.identity.v1.ProviderService.VisitDevice:output_type -> redoubt.identity.v1.Page
+	1,  // 34: redoubt.identity.v1.ProviderService.VisitFactors:output_type -> redoubt.identity.v1.Page
+	1,  // 35: redoubt.identity.v1.ProviderService.GetKeyScript:output_type -> redoubt.identity.v1.Page
+	24, // [24:36] is the sub-list for method output_type
+	12, // [12:24] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_identity_v1_provider_proto_init() }
@@ -824,7 +928,7 @@ func file_redoubt_identity_v1_provider_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_identity_v1_provider_proto_rawDesc), len(file_redoubt_identity_v1_provider_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,8 @@ const (
 	ProviderService_EndSession_FullMethodName      = "/redoubt.identity.v1.ProviderService/EndSession"
 	ProviderService_RequestDevice_FullMethodName   = "/redoubt.identity.v1.ProviderService/RequestDevice"
 	ProviderService_VisitDevice_FullMethodName     = "/redoubt.identity.v1.ProviderService/VisitDevice"
+	ProviderService_VisitFactors_FullMethodName    = "/redoubt.identity.v1.ProviderService/VisitFactors"
+	ProviderService_GetKeyScript_FullMethodName    = "/redoubt.identity.v1.ProviderService/GetKeyScript"
 )
 
 // ProviderServiceClient is the client API for ProviderService service.
@@ -60,6 +62,10 @@ type ProviderServiceClient interface {
 	RequestDevice(ctx context.Context, in *RequestDeviceRequest, opts ...grpc.CallOption) (*Page, error)
 	// VisitDevice is the page where a person types a device's code: GET or POST /oauth2/device.
 	VisitDevice(ctx context.Context, in *VisitDeviceRequest, opts ...grpc.CallOption) (*Page, error)
+	// VisitFactors is the page where a person who is signed in sees his factors and adds a security key: GET or POST /oauth2/factors.
+	VisitFactors(ctx context.Context, in *VisitFactorsRequest, opts ...grpc.CallOption) (*Page, error)
+	// GetKeyScript is the one script of the pages, which asks a security key for its answer: GET /oauth2/key.js.
+	GetKeyScript(ctx context.Context, in *GetKeyScriptRequest, opts ...grpc.CallOption) (*Page, error)
 }
 
 type providerServiceClient struct {
@@ -170,6 +176,26 @@ func (c *providerServiceClient) VisitDevice(ctx context.Context, in *VisitDevice
 	return out, nil
 }
 
+func (c *providerServiceClient) VisitFactors(ctx context.Context, in *VisitFactorsRequest, opts ...grpc.CallOption) (*Page, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Page)
+	err := c.cc.Invoke(ctx, ProviderService_VisitFactors_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *providerServiceClient) GetKeyScript(ctx context.Context, in *GetKeyScriptRequest, opts ...grpc.CallOption) (*Page, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Page)
+	err := c.cc.Invoke(ctx, ProviderService_GetKeyScript_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ProviderServiceServer is the server API for ProviderService service.
 // All implementations must embed UnimplementedProviderServiceServer
 // for forward compatibility.
@@ -199,6 +225,10 @@ type ProviderServiceServer interface {
 	RequestDevice(context.Context, *RequestDeviceRequest) (*Page, error)
 	// VisitDevice is the page where a person types a device's code: GET or POST /oauth2/device.
 	VisitDevice(context.Context, *VisitDeviceRequest) (*Page, error)
+	// VisitFactors is the page where a person who is signed in sees his factors and adds a security key: GET or POST /oauth2/factors.
+	VisitFactors(context.Context, *VisitFactorsRequest) (*Page, error)
+	// GetKeyScript is the one script of the pages, which asks a security key for its answer: GET /oauth2/key.js.
+	GetKeyScript(context.Context, *GetKeyScriptRequest) (*Page, error)
 	mustEmbedUnimplementedProviderServiceServer()
 }
 
@@ -238,6 +268,12 @@ func (UnimplementedProviderServiceServer) RequestDevice(context.Context, *Reques
 }
 func (UnimplementedProviderServiceServer) VisitDevice(context.Context, *VisitDeviceRequest) (*Page, error) {
 	return nil, status.Error(codes.Unimplemented, "method VisitDevice not implemented")
+}
+func (UnimplementedProviderServiceServer) VisitFactors(context.Context, *VisitFactorsRequest) (*Page, error) {
+	return nil, status.Error(codes.Unimplemented, "method VisitFactors not implemented")
+}
+func (UnimplementedProviderServiceServer) GetKeyScript(context.Context, *GetKeyScriptRequest) (*Page, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetKeyScript not implemented")
 }
 func (UnimplementedProviderServiceServer) mustEmbedUnimplementedProviderServiceServer() {}
 func (UnimplementedProviderServiceServer) testEmbeddedByValue()                         {}
@@ -440,6 +476,42 @@ func _ProviderService_VisitDevice_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ProviderService_VisitFactors_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VisitFactorsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProviderServiceServer).VisitFactors(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ProviderService_VisitFactors_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProviderServiceServer).VisitFactors(ctx, req.(*VisitFactorsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ProviderService_GetKeyScript_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetKeyScriptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProviderServiceServer).GetKeyScript(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ProviderService_GetKeyScript_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProviderServiceServer).GetKeyScript(ctx, req.(*GetKeyScriptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ProviderService_ServiceDesc is the grpc.ServiceDesc for ProviderService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -486,6 +558,14 @@ var ProviderService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "VisitDevice",
 			Handler:    _ProviderService_VisitDevice_Handler,
+		},
+		{
+			MethodName: "VisitFactors",
+			Handler:    _ProviderService_VisitFactors_Handler,
+		},
+		{
+			MethodName: "GetKeyScript",
+			Handler:    _ProviderService_GetKeyScript_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

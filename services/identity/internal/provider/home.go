@@ -143,14 +143,13 @@ func (p *Provider) returnHome(ctx context.Context, x *identityv1.Exchange, id st
 		return p.notOurs(ctx, "the state is another browser's", "This sign-in was begun in another browser, or something else signed in meanwhile. Start again from the application.")
 	}
 	r := w.Request
-	c, known, err := p.find(ctx, p.cfg.DB.Reader(), r.ClientID)
+	page, ok, err := p.pageOf(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	if !known || r.UserCode == "" && !matches(c.redirects, r.RedirectURI) {
-		return p.broken(ctx, "The application was removed, or has another address now. Start again from the application.")
+	if !ok {
+		return p.broken(ctx, clientGone)
 	}
-	page := view{Client: c.name, To: originOf(r.RedirectURI), UserCode: r.UserCode}
 	if err := p.cfg.Relying.CheckIssuer(ctx, i, q["iss"]); err != nil {
 		return p.ask(ctx, r, page, cookie, fresh, err)
 	}
@@ -172,12 +171,12 @@ func (p *Provider) returnHome(ctx context.Context, x *identityv1.Exchange, id st
 		return p.ask(ctx, r, page, cookie, fresh, err)
 	}
 	var made given
-	asked, err := p.cfg.Arrive(ctx, i, who, p.finish(r, &made))
+	more, err := p.cfg.Arrive(ctx, i, who, p.finish(r, &made))
 	switch {
 	case err != nil:
 		return p.ask(ctx, r, page, cookie, fresh, err)
-	case asked.Challenge != nil:
-		r.Factor, r.Factors, r.Key, r.URI = asked.GetState(), typed(asked.GetFactors()), asked.Secret, asked.URI
+	case more.Challenge != nil:
+		r.Factor, r.Factors, r.Key, r.URI = more.GetState(), asked(more.GetFactors()), more.Secret, more.URI
 		return p.ask(ctx, r, page, cookie, fresh, nil)
 	}
 	return p.give(ctx, r, page, made, nil)

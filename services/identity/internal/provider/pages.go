@@ -24,6 +24,11 @@ var files embed.FS
 //go:embed pages/style.css
 var style string
 
+// keyScript is the one script of the pages.
+//
+//go:embed pages/key.js
+var keyScript []byte
+
 // styleHash lets the one style of the pages pass their policy.
 var styleHash = func() string {
 	sum := sha256.Sum256([]byte(style))
@@ -34,8 +39,11 @@ func parsePages() (*template.Template, error) {
 	return template.New("").Funcs(template.FuncMap{
 		"style": func() template.CSS { return template.CSS(style) }, //nolint:gosec // a file of ours
 		"factor": func(name string) string {
-			if name == "recovery_code" {
+			switch name {
+			case "recovery_code":
 				return "a recovery code"
+			case kindKey:
+				return "security key"
 			}
 			return "a code of the authenticator app"
 		},
@@ -56,6 +64,9 @@ type view struct {
 	Secret   string
 	URI      template.URL
 	Recovery []string
+	// Key is what a security key is asked, in JSON, "" where none is; Own are the factors of who looks at his own.
+	Key string
+	Own []ownFactor
 	// API says that the client will act with all that the person may do.
 	API      bool
 	UserCode string
@@ -69,7 +80,7 @@ type view struct {
 
 var titles = map[string]string{
 	"sign-in.html": "Sign in", "factor.html": "One more step", "continue.html": "Continue", "device.html": "Connect a device",
-	"done.html": "Done", "away.html": "Sign in elsewhere", "leave.html": "Sign out", "broken.html": "This does not work",
+	"done.html": "Done", "away.html": "Sign in elsewhere", "leave.html": "Sign out", "factors.html": "Your second factors", "broken.html": "This does not work",
 }
 
 func (p *Provider) show(status int, name string, page view) (*identityv1.Page, error) {
@@ -81,6 +92,9 @@ func (p *Provider) show(status int, name string, page view) (*identityv1.Page, e
 	policy := "default-src 'none'; style-src " + styleHash + "; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
 	if page.To != "" { // browsers hold the redirect after a form to it too
 		policy += " " + page.To
+	}
+	if page.Key != "" { // the one file, on the pages that ask for a key
+		policy += "; script-src " + p.origin + PathScript
 	}
 	return &identityv1.Page{Status: int32(status), ContentType: "text/html; charset=utf-8", Body: b.Bytes(), ContentSecurityPolicy: policy}, nil
 }

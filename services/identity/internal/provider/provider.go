@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"html/template"
+	"net/http"
 	"net/url"
 	"time"
 
@@ -26,6 +27,8 @@ const (
 	PathEnd       = "/oauth2/end-session"
 	PathDeviceReq = "/oauth2/device_authorization"
 	PathDevice    = "/oauth2/device"
+	PathFactors   = "/oauth2/factors"
+	PathScript    = "/oauth2/key.js"
 	// PathHome is followed by the id of a foreign issuer: each has a callback of its own.
 	PathHome = "/oauth2/home/"
 )
@@ -70,6 +73,11 @@ type Config struct {
 	// SignIn and Continue prove who somebody is. Continue gives the recovery codes of a user whose first factor was proved.
 	SignIn   func(ctx context.Context, req *identityv1.SignInRequest, finish login.Finish) (login.Asked, error)
 	Continue func(ctx context.Context, req *identityv1.ContinueSignInRequest, finish login.Finish) ([]string, error)
+	// AskKey asks a security key anew in a sign-in that waits for a factor, or "" where none can be.
+	AskKey func(ctx context.Context, state string) (options string, err error)
+	// BeginKey and AddKey register a further security key of a browser's user; ok is false where he has to sign in first.
+	BeginKey func(ctx context.Context, sid string) (state, options string, has []store.Factor, ok bool, err error)
+	AddKey   func(ctx context.Context, sid, state, name, answer string, finish login.Finish) ([]string, error)
 	// Homes are the foreign issuers whose people may sign in, Relying speaks to them, and Arrive proves who came back from one.
 	Homes   func(ctx context.Context) ([]store.Issuer, error)
 	Relying *federation.Relying
@@ -99,7 +107,8 @@ var _ identityv1.ProviderServiceServer = (*Provider)(nil)
 // New makes a Provider.
 func New(cfg Config) (*Provider, error) {
 	if cfg.Issuer == "" || cfg.DB == nil || cfg.Store == nil || cfg.Box == nil || cfg.Verifier == nil || cfg.Keys == nil || cfg.Signer == nil ||
-		cfg.Mint == nil || cfg.Secure == nil || cfg.SignIn == nil || cfg.Continue == nil || cfg.May == nil || cfg.Homes == nil || cfg.Relying == nil || cfg.Arrive == nil || cfg.TokenLife <= 0 || cfg.Now == nil {
+		cfg.Mint == nil || cfg.Secure == nil || cfg.SignIn == nil || cfg.Continue == nil || cfg.AskKey == nil || cfg.BeginKey == nil || cfg.AddKey == nil ||
+		cfg.May == nil || cfg.Homes == nil || cfg.Relying == nil || cfg.Arrive == nil || cfg.TokenLife <= 0 || cfg.Now == nil {
 		return nil, errors.New("provider: every field of Config but Proofs is required")
 	}
 	u, err := url.Parse(cfg.Issuer)
@@ -164,4 +173,14 @@ func (p *Provider) RequestDevice(ctx context.Context, req *identityv1.RequestDev
 // VisitDevice implements ProviderService.
 func (p *Provider) VisitDevice(ctx context.Context, req *identityv1.VisitDeviceRequest) (*identityv1.Page, error) {
 	return p.visitDevice(ctx, req.GetHttp())
+}
+
+// VisitFactors implements ProviderService.
+func (p *Provider) VisitFactors(ctx context.Context, req *identityv1.VisitFactorsRequest) (*identityv1.Page, error) {
+	return p.visitFactors(ctx, req.GetHttp())
+}
+
+// GetKeyScript implements ProviderService.
+func (*Provider) GetKeyScript(context.Context, *identityv1.GetKeyScriptRequest) (*identityv1.Page, error) {
+	return &identityv1.Page{Status: http.StatusOK, ContentType: "text/javascript; charset=utf-8", Body: keyScript}, nil
 }

@@ -32,6 +32,9 @@ type request struct {
 	Since int64 `json:"f,omitempty"`
 	// UserCode of a device. There is no redirect then.
 	UserCode string `json:"d,omitempty"`
+	// Manage says that it is about the page of one's own factors, of no client. Adding is the state in which a key is registered there.
+	Manage bool   `json:"w,omitempty"`
+	Adding string `json:"a,omitempty"`
 	// SignOut is the session that a sign-out is about.
 	SignOut string `json:"q,omitempty"`
 	// Factor is the state of a sign-in that waits for a further factor, and Factors which would do.

@@ -27,6 +27,7 @@ const (
 	maxUser     = 256
 	maxPassword = 1024
 	maxFactor   = 64
+	maxKey      = 16 << 10
 )
 
 // What the buttons of the pages say in the field "action".
@@ -55,14 +56,13 @@ func (p *Provider) submit(ctx context.Context, x *identityv1.Exchange) (*identit
 	if !ok || r.SignOut != "" {
 		return p.broken(ctx, "This page is out of date. Start again from the application.")
 	}
-	c, known, err := p.find(ctx, p.cfg.DB.Reader(), r.ClientID)
+	page, ok, err := p.pageOf(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	if !known || r.UserCode == "" && !matches(c.redirects, r.RedirectURI) {
-		return p.broken(ctx, "The application was removed, or has another address now. Start again from the application.")
+	if !ok {
+		return p.broken(ctx, clientGone)
 	}
-	page := view{Client: c.name, To: originOf(r.RedirectURI), UserCode: r.UserCode}
 	if !same {
 		// Another tab has signed in, or a stranger made the form. Nothing is done; the page is shown again, for this browser.
 		page.Error = "Something else signed in meanwhile in this browser. Please try again."
@@ -92,8 +92,25 @@ func (p *Provider) submit(ctx context.Context, x *identityv1.Exchange) (*identit
 	return p.broken(ctx, "The form cannot be read: it does not say what to do.")
 }
 
+const clientGone = "The application was removed, or has another address now. Start again from the application."
+
+// pageOf is what the pages of a request say of whoever asks. ok is false where the client is not there any more, or is another one.
+func (p *Provider) pageOf(ctx context.Context, r request) (page view, ok bool, err error) {
+	if r.Manage {
+		return view{}, true, nil
+	}
+	c, known, err := p.find(ctx, p.cfg.DB.Reader(), r.ClientID)
+	if err != nil || !known || r.UserCode == "" && !matches(c.redirects, r.RedirectURI) {
+		return view{}, false, err
+	}
+	return view{Client: c.name, To: originOf(r.RedirectURI), UserCode: r.UserCode}, true, nil
+}
+
 // cancel says no to the client.
 func (p *Provider) cancel(ctx context.Context, r request) (*identityv1.Page, error) {
+	if r.Manage {
+		return p.show(http.StatusOK, "done.html", view{Text: "Nothing was changed."})
+	}
 	if r.UserCode == "" {
 		return p.redirect(r, url.Values{"error": {errDenied}, "error_description": {"the person said no"}}), nil
 	}
@@ -108,6 +125,8 @@ func (p *Provider) goOn(ctx context.Context, r request, page view, cookie redact
 		return nil, err
 	case !in || !r.good(b):
 		return p.ask(ctx, r, page, cookie, fresh, nil)
+	case r.Manage:
+		return toFactors(), nil
 	case r.UserCode != "":
 		return p.answerDevice(ctx, r, b, true)
 	}
@@ -118,11 +137,11 @@ func (p *Provider) goOn(ctx context.Context, r request, page view, cookie redact
 func (p *Provider) prove(ctx context.Context, r request, page view, cookie redact.Secret, fresh bool, q params) (*identityv1.Page, error) {
 	var out given
 	finish := p.finish(r, &out)
-	var asked login.Asked
+	var more login.Asked
 	var recovery []string
 	var err error
 	switch user, password := q["user"], q["password"]; {
-	case q["action"] == actFactor && (r.Factor == "" || !slices.Contains(r.Factors, q["factor"]) || q["code"] == "" || len(q["code"]) > maxFactor):
+	case q["action"] == actFactor && (r.Factor == "" || !slices.Contains(r.Factors, q["factor"]) || q["code"] == "" || len(q["code"]) > longest(q["factor"])):
 		err = fault.New(codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED, "the code is missing or wrong")
 	case q["action"] == actFactor:
 		recovery, err = p.cfg.Continue(ctx, &identityv1.ContinueSignInRequest{State: r.Factor, Factor: q["factor"], Response: q["code"]}, finish)
@@ -134,13 +153,13 @@ func (p *Provider) prove(ctx context.Context, r request, page view, cookie redac
 	default:
 		r = r.anew()
 		r.User = user
-		asked, err = p.cfg.SignIn(ctx, &identityv1.SignInRequest{User: user, Password: password}, finish)
+		more, err = p.cfg.SignIn(ctx, &identityv1.SignInRequest{User: user, Password: password}, finish)
 	}
 	switch {
 	case err != nil:
 		return p.ask(ctx, r, page, cookie, fresh, err)
-	case asked.Challenge != nil:
-		r.Factor, r.Factors, r.Key, r.URI = asked.GetState(), typed(asked.GetFactors()), asked.Secret, asked.URI
+	case more.Challenge != nil:
+		r.Factor, r.Factors, r.Key, r.URI = more.GetState(), asked(more.GetFactors()), more.Secret, more.URI
 		return p.ask(ctx, r, page, cookie, fresh, nil)
 	}
 	return p.give(ctx, r, page, out, recovery)
@@ -162,7 +181,7 @@ func (p *Provider) finish(r request, out *given) login.Finish {
 		if err := p.cfg.Store.InsertBrowser(ctx, tx, out.next, out.b, now); err != nil {
 			return err
 		}
-		if r.UserCode == "" && r.Key == "" {
+		if r.UserCode == "" && r.Key == "" && !r.Manage {
 			if out.code, err = p.insertCode(ctx, tx, r, out.b); err != nil {
 				return err
 			}
@@ -183,46 +202,75 @@ func (p *Provider) give(ctx context.Context, r request, page view, g given, reco
 		r.Since = 0
 		return p.ask(ctx, r, page, g.next, true, nil)
 	}
-	out := p.redirect(r, url.Values{"code": {g.code.RevealString()}})
+	out := toFactors()
+	if !r.Manage {
+		out = p.redirect(r, url.Values{"code": {g.code.RevealString()}})
+	}
 	out.Cookie = g.next.RevealString()
 	return out, nil
 }
 
-// typed are the factors that a page without scripts can ask for.
-func typed(factors []string) []string {
-	out := make([]string, 0, len(factors))
-	for _, f := range factors {
-		if f == "totp" || f == "recovery_code" {
-			out = append(out, f)
-		}
+// kindKey is the kind of a security key, whose answer is JSON and longer than a code.
+const kindKey = store.WebAuthn
+
+func longest(kind string) int {
+	if kind == kindKey {
+		return maxKey
 	}
-	return out
+	return maxFactor
+}
+
+// typed are the factors that a person types codes of.
+func typed(factors []string) []string {
+	return slices.DeleteFunc(slices.Clone(factors), func(f string) bool { return f != store.TOTP && f != "recovery_code" })
+}
+
+// asked are the factors that a page can ask for.
+func asked(factors []string) []string {
+	return slices.DeleteFunc(slices.Clone(factors), func(f string) bool { return f != store.TOTP && f != "recovery_code" && f != kindKey })
+}
+
+// says puts a refusal on a page, and into the record of the call. One that is not for people stays an error.
+func (*Provider) says(ctx context.Context, why error, page *view) (status int, err error) {
+	if why == nil {
+		return http.StatusOK, nil
+	}
+	switch fault.Code(why) {
+	case codes.Unauthenticated:
+		status = http.StatusUnauthorized
+	case codes.PermissionDenied:
+		status = http.StatusForbidden
+	case codes.ResourceExhausted:
+		status = http.StatusTooManyRequests
+	case codes.Aborted, codes.FailedPrecondition:
+		status = http.StatusConflict
+	default:
+		return 0, why
+	}
+	rpc.From(ctx).Refuse(why)
+	page.Error = fault.Describe(why).Message()
+	return status, nil
 }
 
 // ask shows the page on which the request can be answered: who to be, a factor, or whether to go on. why is the refusal that it says.
 func (p *Provider) ask(ctx context.Context, r request, page view, cookie redact.Secret, fresh bool, why error) (*identityv1.Page, error) {
-	status := http.StatusOK
-	if why != nil {
-		switch fault.Code(why) {
-		case codes.Unauthenticated:
-			status = http.StatusUnauthorized
-		case codes.PermissionDenied:
-			status = http.StatusForbidden
-		case codes.ResourceExhausted:
-			status = http.StatusTooManyRequests
-		case codes.Aborted:
-			status = http.StatusConflict
-		default:
-			return nil, why
+	status, err := p.says(ctx, why, &page)
+	if err != nil {
+		return nil, err
+	}
+	if r.Factor != "" && slices.Contains(r.Factors, kindKey) {
+		// Each page asks the key something else. Where the sign-in is over meanwhile the page says so when it is sent.
+		key, err := p.cfg.AskKey(ctx, r.Factor)
+		if err != nil && fault.ReasonOf(err) != faultv1.Reason_SIGN_IN_FAILED {
+			return nil, err
 		}
-		rpc.From(ctx).Refuse(why)
-		page.Error = fault.Describe(why).Message()
+		page.Key = key
 	}
 	sealed, err := p.seal(ctx, r, cookie)
 	if err != nil {
 		return nil, err
 	}
-	page.Request, page.User, page.Factors, page.API = sealed, r.User, r.Factors, has(r.Scope, scopeAPI)
+	page.Request, page.User, page.Factors, page.API = sealed, r.User, typed(r.Factors), has(r.Scope, scopeAPI)
 	page.Secret, page.URI = r.Key, template.URL(r.URI) //nolint:gosec // of ours
 	name := "sign-in.html"
 	switch {

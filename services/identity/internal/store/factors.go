@@ -12,16 +12,19 @@ import (
 	"github.com/redoubt-ml/redoubt/services/identity/internal/store/db"
 )
 
-// TOTP is the kind of a factor that is an authenticator app.
-const TOTP = "totp"
+// The kinds of factor: an authenticator app, and a security key or passkey.
+const (
+	TOTP     = "totp"
+	WebAuthn = "webauthn"
+)
 
 // Factor is what a user proves himself with beside his password.
 type Factor struct {
 	ID, UID, Kind string
-	// Secret and Name are sealed.
+	// Secret and Name are sealed. Of a security key Secret is the credential.
 	Secret redact.Secret
 	Name   string
-	// Proved factors count; LastUsed is the step that was accepted last.
+	// Proved factors count; LastUsed is the step that was accepted last, of a security key its count of signatures.
 	Proved         bool
 	LastUsed       int64
 	Created, Using time.Time
@@ -47,6 +50,25 @@ func (s *Store) InsertFactor(ctx context.Context, tx *sqldb.Tx, f Factor, now ti
 		return err
 	}
 	return db.New(tx).InsertFactor(ctx, db.InsertFactorParams{FactorID: f.ID, UID: f.UID, Kind: f.Kind, Record: sealed, CreateTime: micros(now)})
+}
+
+// InsertKey stores a security key, which is proved by being made, with its first count. ok is false if the credential is registered, whoever's it is.
+func (s *Store) InsertKey(ctx context.Context, tx *sqldb.Tx, f Factor, credential []byte, count uint32, now time.Time) (ok bool, err error) {
+	mac, err := s.box.MAC(ctx, macCredential, "", hex.EncodeToString(credential))
+	if err != nil {
+		return false, err
+	}
+	q := db.New(tx)
+	if n, err := q.CountWebAuthnCredential(ctx, mac); err != nil || n > 0 {
+		return false, sqldb.Fault(err)
+	}
+	if err := s.InsertFactor(ctx, tx, f, now); err != nil {
+		return false, err
+	}
+	if err := q.InsertWebAuthnCredential(ctx, db.InsertWebAuthnCredentialParams{Credential: mac, FactorID: f.ID}); err != nil {
+		return false, err
+	}
+	return s.ProveFactor(ctx, tx, f.UID, f.ID, int64(count), now)
 }
 
 // Factors are those of a user, proved or not, the oldest first.
@@ -164,6 +186,8 @@ type SignIn struct {
 	// Enrol says that the user has no factor, and that one is required. Factor is the one that he enrols, "" before.
 	Enrol  bool   `json:"enrol,omitempty"`
 	Factor string `json:"factor,omitempty"`
+	// Asked is what a security key was asked last, and has not answered.
+	Asked []byte `json:"asked,omitempty"`
 }
 
 func signInID(id []byte, uid string) string { return hex.EncodeToString(id) + "/" + uid }

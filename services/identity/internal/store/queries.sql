@@ -380,6 +380,12 @@ UPDATE factors SET proved = 1, last_used = $3, use_time = $4 WHERE uid = $1 AND 
 UPDATE factors SET last_used = $3, use_time = $4
 WHERE uid = $1 AND factor_id = $2 AND proved = 1 AND (last_used < $3 OR last_used = 0 AND $3 = 0);
 
+-- name: CountWebAuthnCredential :one
+SELECT COUNT(*) FROM webauthn_credentials WHERE credential = $1;
+
+-- name: InsertWebAuthnCredential :exec
+INSERT INTO webauthn_credentials (credential, factor_id) VALUES ($1, $2);
+
 -- name: DeleteFactor :execrows
 DELETE FROM factors WHERE uid = $1 AND factor_id = $2;
 

@@ -47,6 +47,7 @@ const (
 	kindSignIn     = "sign-in"
 	macName        = "name"
 	macSkeleton    = "skeleton"
+	macCredential  = "webauthn-credential"
 )
 
 func micros(t time.Time) int64 {

@@ -264,3 +264,8 @@ type UsedAssertion struct {
 	Digest     []byte
 	ExpireTime int64
 }
+
+type WebauthnCredential struct {
+	Credential []byte
+	FactorID   string
+}

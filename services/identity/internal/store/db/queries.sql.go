@@ -215,6 +215,17 @@ func (q *Queries) CountSignInTry(ctx context.Context, arg CountSignInTryParams) 
 	return result.RowsAffected()
 }
 
+const countWebAuthnCredential = `-- name: CountWebAuthnCredential :one
+SELECT COUNT(*) FROM webauthn_credentials WHERE credential = $1
+`
+
+func (q *Queries) CountWebAuthnCredential(ctx context.Context, credential []byte) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countWebAuthnCredential, credential)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const deleteApplication = `-- name: DeleteApplication :execrows
 DELETE FROM applications WHERE uid = $1
 `
@@ -1822,6 +1833,20 @@ func (q *Queries) InsertSigningKey(ctx context.Context, arg InsertSigningKeyPara
 		arg.SignUntil,
 		arg.RemoveTime,
 	)
+	return err
+}
+
+const insertWebAuthnCredential = `-- name: InsertWebAuthnCredential :exec
+INSERT INTO webauthn_credentials (credential, factor_id) VALUES ($1, $2)
+`
+
+type InsertWebAuthnCredentialParams struct {
+	Credential []byte
+	FactorID   string
+}
+
+func (q *Queries) InsertWebAuthnCredential(ctx context.Context, arg InsertWebAuthnCredentialParams) error {
+	_, err := q.db.ExecContext(ctx, insertWebAuthnCredential, arg.Credential, arg.FactorID)
 	return err
 }
 
