@@ -177,7 +177,7 @@ func readKey(text string) (*ecdsa.PrivateKey, bool) {
 // here is a path of the console, or its first page where it is none.
 func here(path string) string {
 	u, err := url.Parse(path)
-	if err != nil || len(path) > 1024 || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(path, Prefix) || strings.ContainsAny(path, "\\\r\n") || strings.Contains(path, "..") {
+	if err != nil || len(path) > 1024 || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(path, Prefix) || strings.ContainsAny(path, "\\\r\n") || strings.Contains(u.Path, "..") {
 		return Prefix
 	}
 	return path

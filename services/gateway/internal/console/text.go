@@ -46,7 +46,7 @@ func functions(now func() time.Time) template.FuncMap {
 			}
 			return t.AsTime().UTC().Format("2006-01-02 15:04 UTC")
 		},
-		"soon": func(t instant) bool { return t.IsValid() && t.AsTime().Sub(now()) < 14*24*time.Hour },
+		"soon":  func(t instant) bool { return t.IsValid() && t.AsTime().Sub(now()) < 14*24*time.Hour },
 		"state": plainly,
 		"plain": plain,
 		"ways":  ways,
