@@ -37,7 +37,7 @@ func (s *Service) ListSessions(ctx context.Context, req *identityv1.ListSessions
 		if len(raw) <= 8 {
 			return nil, badPage(nil)
 		}
-		before = store.Cursor{CreateTime: time.UnixMicro(int64(binary.BigEndian.Uint64(raw))), UID: string(raw[8:])} //nolint:gosec // of ours
+		before = store.Cursor{CreateTime: time.UnixMicro(int64(binary.BigEndian.Uint64(raw))), UID: string(raw[8:])}
 	}
 	out := &identityv1.ListSessionsResponse{SessionId: call.Claims.SessionID}
 	err = s.cfg.DB.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
@@ -48,7 +48,7 @@ func (s *Service) ListSessions(ctx context.Context, req *identityv1.ListSessions
 		if len(open) > n {
 			open = open[:n]
 			last := open[n-1]
-			if out.NextPageToken, err = s.box.sealPage(ctx, query, append(binary.BigEndian.AppendUint64(nil, uint64(last.Created.UnixMicro())), last.SID...)); err != nil { //nolint:gosec // after 1970
+			if out.NextPageToken, err = s.box.sealPage(ctx, query, append(binary.BigEndian.AppendUint64(nil, uint64(last.Created.UnixMicro())), last.SID...)); err != nil {
 				return err
 			}
 		}
@@ -165,7 +165,7 @@ func (s *Service) RevokeOtherSessions(ctx context.Context, req *identityv1.Revok
 	if err != nil {
 		return nil, err
 	}
-	return &identityv1.RevokeOtherSessionsResponse{Ended: int32(len(sids))}, nil //nolint:gosec // few
+	return &identityv1.RevokeOtherSessionsResponse{Ended: int32(len(sids))}, nil
 }
 
 // DescribeUser implements AccountService.
@@ -205,7 +205,7 @@ func (s *Service) DescribeUser(ctx context.Context, req *identityv1.DescribeUser
 		if err != nil {
 			return err
 		}
-		out.RecoveryCodes, out.Sessions = int32(codes), int32(sessions) //nolint:gosec // few
+		out.RecoveryCodes, out.Sessions = int32(codes), int32(sessions)
 		_, out.HasPassword, err = s.store.Password(ctx, tx, p.UID)
 		return err
 	})
