@@ -439,7 +439,7 @@ func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
 	g, err := gateway.New(gateway.Config{
 		Grace: n.cfg.Service.Grace,
 		Edge:  limits, OnRefused: refused, Calls: n.cfg.Edge.calls(), CertificateFile: n.cfg.Service.CertificateFile, KeyFile: n.cfg.Service.KeyFile,
-		Rules: cfg.Rules, Peers: peers, Installation: n.cfg.Mesh.TrustDomain, Tracing: cfg.Tracing, Now: n.opts.Now, Logger: n.log,
+		Rules: cfg.Rules, Peers: peers, Installation: n.cfg.Mesh.TrustDomain, PublicURL: n.cfg.Mesh.PublicURL, Tracing: cfg.Tracing, Now: n.opts.Now, Logger: n.log,
 		Certificate: func() (*tls.Certificate, error) {
 			s, err := m.keeper.Current()
 			if err != nil {

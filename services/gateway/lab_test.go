@@ -142,7 +142,7 @@ func newLab(t *testing.T, change ...func(*Config)) *lab {
 	ok(t, err)
 	cert := l.certificate()
 	cfg := Config{
-		Rules: rules, Peers: map[string]grpc.ClientConnInterface{"telemetry": conn, "identity": conn, "workspace": conn, "compute": conn, "inference": conn}, Installation: domain,
+		Rules: rules, Peers: map[string]grpc.ClientConnInterface{"telemetry": conn, "identity": conn, "workspace": conn, "compute": conn, "inference": conn}, Installation: domain, PublicURL: "https://" + domain,
 		Certificate: func() (*tls.Certificate, error) { return cert, nil }, Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, f := range change {

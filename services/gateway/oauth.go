@@ -35,7 +35,7 @@ func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	pages, err := console.New(console.Config{Peers: s.cfg.Peers, Context: caller, Now: s.cfg.Now, Logger: s.cfg.Logger})
+	pages, err := console.New(console.Config{Peers: s.cfg.Peers, PublicURL: s.cfg.PublicURL, Context: caller, Now: s.cfg.Now, Logger: s.cfg.Logger})
 	if err != nil {
 		return nil, err
 	}

@@ -29,7 +29,7 @@ import (
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/rest"
 )
 
-// Config of the gateway. Rules, Peers, Certificate, Installation and Logger are required.
+// Config of the gateway. Rules, Peers, Certificate, Installation, PublicURL and Logger are required.
 type Config struct {
 	Rules *rule.Table
 	// Peers are the connections to the services, by name. Every public method's service must be among them.
@@ -41,6 +41,8 @@ type Config struct {
 	CertificateFile, KeyFile string
 	// Installation is the domain that stands in the ErrorInfo of errors.
 	Installation string
+	// PublicURL is the installation's address as browsers know it: the issuer.
+	PublicURL string
 	// MaxMessageBytes bounds one message in either direction. Default 40 MiB.
 	MaxMessageBytes int
 	// Edge bounds the connections, Calls what is asked for on them.
@@ -152,8 +154,8 @@ type Service struct {
 
 // New makes the gateway.
 func New(cfg Config) (*Service, error) {
-	if cfg.Rules == nil || cfg.Certificate == nil || cfg.Installation == "" || cfg.Logger == nil {
-		return nil, errors.New("gateway: Rules, Certificate, Installation and Logger are required")
+	if cfg.Rules == nil || cfg.Certificate == nil || cfg.Installation == "" || cfg.PublicURL == "" || cfg.Logger == nil {
+		return nil, errors.New("gateway: Rules, Certificate, Installation, PublicURL and Logger are required")
 	}
 	if cfg.MaxMessageBytes == 0 {
 		cfg.MaxMessageBytes = 40 << 20

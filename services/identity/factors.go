@@ -37,7 +37,7 @@ const (
 func (s *Service) ownSession(ctx context.Context, fresh bool) (*rpc.Call, error) {
 	call := rpc.From(ctx)
 	c := call.Claims
-	if c == nil || c.SessionID == "" || c.Actor != nil || c.Run != "" || c.PrincipalType != authn.User || c.ClientID != firstParty && c.ClientID != provider.CommandLine {
+	if c == nil || c.SessionID == "" || c.Actor != nil || c.Run != "" || c.PrincipalType != authn.User || c.ClientID != firstParty && !provider.Own(c.ClientID) {
 		return nil, fault.FailedPrecondition("only a user's own session has to do with his factors; sign in with `redoubt login`")
 	}
 	if fresh && s.cfg.Now().Sub(c.AuthTime) > freshFor {

@@ -205,6 +205,7 @@ type Service struct {
 	identityv1.UnsafeApplicationServiceServer
 	identityv1.UnsafeFactorServiceServer
 	identityv1.UnsafeFederationServiceServer
+	identityv1.UnsafeAccountServiceServer
 
 	cfg       Config
 	td        spiffeid.TrustDomain
@@ -307,6 +308,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	identityv1.RegisterApplicationServiceServer(r, s)
 	identityv1.RegisterFactorServiceServer(r, s)
 	identityv1.RegisterFederationServiceServer(r, s)
+	identityv1.RegisterAccountServiceServer(r, s)
 	identityv1.RegisterProviderServiceServer(r, s.provider)
 }
 

@@ -160,8 +160,13 @@ func (s *Service) checkPassword(ctx context.Context, account string, pw redact.S
 }
 
 // SignOut implements SignInService.
-func (s *Service) SignOut(ctx context.Context, _ *identityv1.SignOutRequest) (*emptypb.Empty, error) {
+func (s *Service) SignOut(ctx context.Context, req *identityv1.SignOutRequest) (*emptypb.Empty, error) {
 	call := rpc.From(ctx)
+	if req.GetBrowser() { // an application asks for that in the browser itself
+		if _, err := s.ownSession(ctx, false); err != nil {
+			return nil, err
+		}
+	}
 	now := s.cfg.Now()
 	revoked := &identityv1.Revocation{Jti: call.Claims.ID, ExpireTime: timestamppb.New(now.Add(revokedFor))}
 	// A program's session is the credential that it came with: that one is not over because a token of it is.
@@ -169,6 +174,11 @@ func (s *Service) SignOut(ctx context.Context, _ *identityv1.SignOutRequest) (*e
 		revoked.Jti, revoked.Sid = "", sid
 	}
 	err := s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		if revoked.Sid != "" && req.GetBrowser() {
+			if err := s.signOutBrowser(ctx, tx, revoked.Sid, now); err != nil {
+				return err
+			}
+		}
 		if revoked.Sid != "" {
 			if err := s.store.DeleteSession(ctx, tx, revoked.Sid); err != nil {
 				return err
@@ -183,6 +193,19 @@ func (s *Service) SignOut(ctx context.Context, _ *identityv1.SignOutRequest) (*e
 		return nil, err
 	}
 	return &emptypb.Empty{}, nil
+}
+
+// signOutBrowser ends the browser that a session was given in, if it was, with all else that was given there.
+func (s *Service) signOutBrowser(ctx context.Context, tx *sqldb.Tx, sid string, now time.Time) error {
+	g, ok, err := s.store.Grant(ctx, tx, sid, now)
+	if err != nil || !ok || g.BrowserSID == "" {
+		return err
+	}
+	sids, err := s.store.EndBrowser(ctx, tx, g.BrowserSID)
+	if err != nil {
+		return err
+	}
+	return s.revokeSessions(ctx, tx, sids, now)
 }
 
 // WhoAmI implements SignInService.

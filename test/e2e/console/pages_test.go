@@ -16,18 +16,19 @@ import (
 
 const cookieName = "__Host-redoubt-session"
 
-// browser keeps one cookie and follows no redirect.
+// browser keeps cookies and follows no redirect. cookie is the session's.
 type browser struct {
 	t      *testing.T
 	http   *http.Client
 	cookie *http.Cookie
+	others map[string]*http.Cookie
 }
 
 func newBrowser(t *testing.T) *browser {
 	roots := mesh.TLS().RootCAs
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &browser{t: t, http: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+	return &browser{t: t, others: make(map[string]*http.Cookie), http: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
 }
 
 // do sends a request, and takes the cookie that comes back. Header pairs follow the form.
@@ -46,6 +47,9 @@ func (b *browser) do(method, path string, form url.Values, headers ...string) (*
 	if b.cookie != nil {
 		req.AddCookie(b.cookie)
 	}
+	for _, c := range b.others {
+		req.AddCookie(c)
+	}
 	res, err := b.http.Do(req)
 	if err != nil {
 		b.t.Fatal(err)
@@ -56,10 +60,15 @@ func (b *browser) do(method, path string, form url.Values, headers ...string) (*
 		b.t.Fatal(err)
 	}
 	for _, c := range res.Cookies() {
-		if c.Name == cookieName {
-			if b.cookie = c; c.MaxAge < 0 {
-				b.cookie = nil
-			}
+		switch {
+		case c.Name == cookieName && c.MaxAge < 0:
+			b.cookie = nil
+		case c.Name == cookieName:
+			b.cookie = c
+		case c.MaxAge < 0:
+			delete(b.others, c.Name)
+		default:
+			b.others[c.Name] = c
 		}
 	}
 	return res, string(body)
@@ -98,8 +107,8 @@ func workspace(t *testing.T, id string) *workspacev1.Workspace {
 func TestEnteringTakesACodeOnce(t *testing.T) {
 	_, token := mesh.User(t, "erin")
 	b := newBrowser(t)
-	if res, body := b.do(http.MethodGet, "/console/", nil); res.StatusCode != http.StatusUnauthorized || !strings.Contains(body, "redoubt console") {
-		t.Errorf("without a session: %s\n%s", res.Status, body)
+	if res, body := b.do(http.MethodGet, "/console/enter", nil); res.StatusCode != http.StatusOK || !strings.Contains(body, "redoubt console") {
+		t.Errorf("without a code: %s\n%s", res.Status, body)
 	}
 	c := code(t, token)
 	// Looking at the link, as programs do ahead of people, uses nothing up.

@@ -600,7 +600,9 @@ func (x *ContinueSignInRequest) GetResponse() string {
 }
 
 type SignOutRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of a session that was given in a browser: sign the browser out of the provider too, with all else that was given in it.
+	Browser       bool `protobuf:"varint,1,opt,name=browser,proto3" json:"browser,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -633,6 +635,13 @@ func (x *SignOutRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use SignOutRequest.ProtoReflect.Descriptor instead.
 func (*SignOutRequest) Descriptor() ([]byte, []int) {
 	return file_redoubt_identity_v1_identity_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SignOutRequest) GetBrowser() bool {
+	if x != nil {
+		return x.Browser
+	}
+	return false
 }
 
 type CreateSignInCodeRequest struct {
@@ -2834,8 +2843,9 @@ const file_redoubt_identity_v1_identity_proto_rawDesc = "" +
 	"\x15ContinueSignInRequest\x12$\n" +
 	"\x05state\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80 \xb0\xe1\x18\x01R\x05state\x12!\n" +
 	"\x06factor\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x06factor\x12+\n" +
-	"\bresponse\x18\x03 \x01(\tB\x0f\xbaH\br\x06\x10\x01(\x80\x80\x01\xb0\xe1\x18\x01R\bresponse\"\x10\n" +
-	"\x0eSignOutRequest\"\x19\n" +
+	"\bresponse\x18\x03 \x01(\tB\x0f\xbaH\br\x06\x10\x01(\x80\x80\x01\xb0\xe1\x18\x01R\bresponse\"*\n" +
+	"\x0eSignOutRequest\x12\x18\n" +
+	"\abrowser\x18\x01 \x01(\bR\abrowser\"\x19\n" +
 	"\x17CreateSignInCodeRequest\"c\n" +
 	"\n" +
 	"SignInCode\x12\x18\n" +

@@ -44,7 +44,7 @@ type SignInServiceClient interface {
 	// EnrolSignInFactor makes a factor for a user of whom one is required and who has none, between password and session. ContinueSignIn
 	// proves it. Called again, it makes another in its place.
 	EnrolSignInFactor(ctx context.Context, in *EnrolSignInFactorRequest, opts ...grpc.CallOption) (*EnrolSignInFactorResponse, error)
-	// SignOut revokes the session of the token that it is called with, at once.
+	// SignOut revokes the session of the token that it is called with, at once; if it is asked to, with the browser that the session was given in.
 	SignOut(ctx context.Context, in *SignOutRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// CreateSignInCode gives the caller a code that signs one browser in, once, within a minute: what `redoubt console` opens.
 	CreateSignInCode(ctx context.Context, in *CreateSignInCodeRequest, opts ...grpc.CallOption) (*SignInCode, error)
@@ -145,7 +145,7 @@ type SignInServiceServer interface {
 	// EnrolSignInFactor makes a factor for a user of whom one is required and who has none, between password and session. ContinueSignIn
 	// proves it. Called again, it makes another in its place.
 	EnrolSignInFactor(context.Context, *EnrolSignInFactorRequest) (*EnrolSignInFactorResponse, error)
-	// SignOut revokes the session of the token that it is called with, at once.
+	// SignOut revokes the session of the token that it is called with, at once; if it is asked to, with the browser that the session was given in.
 	SignOut(context.Context, *SignOutRequest) (*emptypb.Empty, error)
 	// CreateSignInCode gives the caller a code that signs one browser in, once, within a minute: what `redoubt console` opens.
 	CreateSignInCode(context.Context, *CreateSignInCodeRequest) (*SignInCode, error)

@@ -5,16 +5,12 @@ import (
 	"context"
 	"embed"
 	"errors"
-	"fmt"
 	"html/template"
 	"log/slog"
 	"net/http"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
@@ -28,9 +24,8 @@ import (
 const Prefix = "/console/"
 
 const (
-	cookieName = "__Host-redoubt-session"
-	maxForm    = 4 << 10
-	callTime   = 15 * time.Second // of all calls for one page
+	maxForm  = 32 << 10
+	callTime = 15 * time.Second // of all calls for one page
 )
 
 //go:embed pages
@@ -40,6 +35,8 @@ var files embed.FS
 type Config struct {
 	// Peers are the connections to identity, workspace, compute, telemetry and inference.
 	Peers map[string]grpc.ClientConnInterface
+	// PublicURL is the installation's address as browsers know it: the issuer, and what proofs name.
+	PublicURL string
 	// Context is that of the RPCs which a request becomes, without a token.
 	Context func(*http.Request) context.Context
 	// Now is the clock; Logger takes faults of ours.
@@ -53,7 +50,12 @@ type Console struct {
 	pages *template.Template
 	http  http.Handler
 
+	provider  identityv1.ProviderServiceClient
 	signIn    identityv1.SignInServiceClient
+	accounts  identityv1.AccountServiceClient
+	factors   identityv1.FactorServiceClient
+	directory identityv1.DirectoryServiceClient
+	access    workspacev1.AccessServiceClient
 	resources workspacev1.ResourceServiceClient
 	runs      computev1.RunServiceClient
 	metrics   telemetryv1.MetricServiceClient
@@ -70,8 +72,8 @@ func New(cfg Config) (*Console, error) {
 			return nil, errors.New("console: there is no connection to " + peer)
 		}
 	}
-	if cfg.Context == nil || cfg.Now == nil {
-		return nil, errors.New("console: Context and Now are required")
+	if cfg.Context == nil || cfg.Now == nil || cfg.PublicURL == "" {
+		return nil, errors.New("console: PublicURL, Context and Now are required")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -80,22 +82,44 @@ func New(cfg Config) (*Console, error) {
 	if err != nil {
 		return nil, err
 	}
+	peers := make(map[string]grpc.ClientConnInterface, len(cfg.Peers))
+	for name, p := range cfg.Peers {
+		peers[name] = proofs{ClientConnInterface: p, publicURL: cfg.PublicURL, now: cfg.Now}
+	}
 	c := &Console{
 		cfg: cfg, pages: pages,
-		signIn: identityv1.NewSignInServiceClient(cfg.Peers["identity"]), resources: workspacev1.NewResourceServiceClient(cfg.Peers["workspace"]),
-		runs: computev1.NewRunServiceClient(cfg.Peers["compute"]), metrics: telemetryv1.NewMetricServiceClient(cfg.Peers["telemetry"]),
-		activity: telemetryv1.NewActivityServiceClient(cfg.Peers["telemetry"]), requests: telemetryv1.NewRequestLogServiceClient(cfg.Peers["telemetry"]),
-		models: inferencev1.NewModelServiceClient(cfg.Peers["inference"]), endpoints: inferencev1.NewEndpointServiceClient(cfg.Peers["inference"]),
+		provider: identityv1.NewProviderServiceClient(peers["identity"]), signIn: identityv1.NewSignInServiceClient(peers["identity"]),
+		accounts: identityv1.NewAccountServiceClient(peers["identity"]), factors: identityv1.NewFactorServiceClient(peers["identity"]),
+		directory: identityv1.NewDirectoryServiceClient(peers["identity"]),
+		access:    workspacev1.NewAccessServiceClient(peers["workspace"]), resources: workspacev1.NewResourceServiceClient(peers["workspace"]),
+		runs: computev1.NewRunServiceClient(peers["compute"]), metrics: telemetryv1.NewMetricServiceClient(peers["telemetry"]),
+		activity: telemetryv1.NewActivityServiceClient(peers["telemetry"]), requests: telemetryv1.NewRequestLogServiceClient(peers["telemetry"]),
+		models: inferencev1.NewModelServiceClient(peers["inference"]), endpoints: inferencev1.NewEndpointServiceClient(peers["inference"]),
 	}
-	c.http = http.NewCrossOriginProtection().Handler(c.routes())
+	c.http = c.protected(c.routes())
 	return c, nil
+}
+
+// protected refuses what another site's page sends.
+func (c *Console) protected(next http.Handler) http.Handler {
+	p := http.NewCrossOriginProtection()
+	p.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c.show(w, http.StatusForbidden, "refused.html", view{Title: http.StatusText(http.StatusForbidden), Body: refusal{
+			Status: http.StatusForbidden, Message: "This form was sent by another site, so nothing was done.",
+		}})
+	}))
+	return p.Handler(next)
 }
 
 func (c *Console) routes() *http.ServeMux {
 	const workspace = "GET /console/w/{subscription}/{group}/{workspace}"
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+beginPath, c.begin)
+	mux.HandleFunc("GET "+answerPath, c.answered)
 	mux.HandleFunc("GET /console/enter", c.enterPage)
 	mux.HandleFunc("POST /console/enter", c.enter)
+	mux.HandleFunc("GET /console/set-password", c.setPasswordPage)
+	mux.HandleFunc("POST /console/set-password", c.setPassword)
 	mux.HandleFunc("POST /console/leave", c.leave)
 	for name, kind := range map[string]string{"style.css": "text/css; charset=utf-8", "live.js": "text/javascript; charset=utf-8"} {
 		mux.HandleFunc("GET /console/"+name, func(w http.ResponseWriter, r *http.Request) { c.file(w, r, name, kind) })
@@ -109,6 +133,10 @@ func (c *Console) routes() *http.ServeMux {
 	mux.HandleFunc(workspace+"/endpoints", c.page("endpoints.html", c.endpointList))
 	mux.HandleFunc(workspace+"/endpoints/{endpoint}", c.page("endpoint.html", c.endpoint))
 	mux.HandleFunc(workspace+"/activity", c.page("activity.html", c.activityList))
+	c.accountRoutes(mux)
+	c.userRoutes(mux)
+	c.groupRoutes(mux)
+	c.programRoutes(mux)
 	mux.HandleFunc("/console/", func(w http.ResponseWriter, r *http.Request) {
 		c.refused(w, r, "", fault.NotFound("there is no such page"))
 	})
@@ -137,12 +165,12 @@ type visit struct {
 // signedIn hands requests on that have a session, as far as a cookie tells; whether it is one, the services say.
 func (c *Console) signedIn(next func(http.ResponseWriter, *visit)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		cookies := r.CookiesNamed(cookieName)
-		if len(cookies) != 1 || cookies[0].Value == "" {
+		s, ok := sessionOf(r)
+		if !ok {
 			c.refused(w, r, "", fault.Unauthenticated("you are not signed in here"))
 			return
 		}
-		v := &visit{r: r, ctx: metadata.AppendToOutgoingContext(c.cfg.Context(r), "authorization", "Bearer "+cookies[0].Value)}
+		v := &visit{r: r, ctx: c.with(r, s)}
 		if s, g, ws := r.PathValue("subscription"), r.PathValue("group"), r.PathValue("workspace"); ws != "" {
 			v.base = Prefix + "w/" + s + "/" + g + "/" + ws
 			v.name = "subscriptions/" + s + "/resourceGroups/" + g + "/workspaces/" + ws
@@ -154,23 +182,50 @@ func (c *Console) signedIn(next func(http.ResponseWriter, *visit)) http.HandlerF
 // view is what every page knows, and what it is about.
 type view struct {
 	Title, Base, Workspace, Tab string
-	Body                        any
+	// Room is which of the rooms it is, Who is signed in, and Note what was just done.
+	Room, Who, Note string
+	// Next is where the page goes on to by itself.
+	Next string
+	// May are the actions that the visitor has at the installation, of those that the page has buttons for.
+	May  map[string]bool
+	Body any
 }
 
-// page is a handler that asks the services and shows what they say.
+// page is a handler that asks the services and shows what they say. Who has no session is sent to the provider.
 func (c *Console) page(name string, load func(*visit) (view, error)) http.HandlerFunc {
-	return c.signedIn(func(w http.ResponseWriter, v *visit) {
+	in := c.signedIn(func(w http.ResponseWriter, v *visit) {
 		ctx, cancel := context.WithTimeout(v.ctx, callTime)
 		defer cancel()
 		v.ctx = ctx
 		page, err := load(v)
 		if err != nil {
-			c.refused(w, v.r, v.base, err)
+			c.refusedAt(w, v, v.r.URL.RequestURI(), err)
 			return
 		}
-		page.Base, page.Workspace = v.base, v.name
-		c.show(w, http.StatusOK, name, page)
+		page.Note = notes[v.r.URL.Query().Get("done")]
+		c.shown(w, v, name, page)
 	})
+	return func(w http.ResponseWriter, r *http.Request) {
+		if len(r.CookiesNamed(cookieName)) == 0 {
+			http.Redirect(w, r, toSignIn(r.URL.RequestURI(), ""), http.StatusSeeOther)
+			return
+		}
+		in(w, r)
+	}
+}
+
+// shown shows a page to who is signed in.
+func (c *Console) shown(w http.ResponseWriter, v *visit, name string, page view) {
+	who, err := c.signIn.WhoAmI(v.ctx, &identityv1.WhoAmIRequest{})
+	if err != nil {
+		c.refusedAt(w, v, v.r.URL.RequestURI(), err)
+		return
+	}
+	page.Base, page.Workspace, page.Who = v.base, v.name, who.GetPrincipal()
+	if page.Room == "" {
+		page.Room = "workspaces"
+	}
+	c.show(w, http.StatusOK, name, page)
 }
 
 func (c *Console) show(w http.ResponseWriter, status int, name string, page view) {
@@ -183,124 +238,4 @@ func (c *Console) show(w http.ResponseWriter, status int, name string, page view
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
 	_, _ = w.Write(b.Bytes()) // fails when the browser is gone
-}
-
-// refusal is why there is no page.
-type refusal struct {
-	Status             int
-	Message, RequestID string
-	SignIn             bool
-}
-
-// refused shows what a service said.
-func (c *Console) refused(w http.ResponseWriter, r *http.Request, base string, err error) {
-	id := fault.RequestID(err)
-	err = fault.FromStatus(err)
-	f := fault.Describe(err)
-	body := refusal{Status: statusOf(fault.Code(err)), Message: f.Message(), RequestID: id}
-	if body.Status == http.StatusUnauthorized {
-		body.SignIn = true
-		if len(r.CookiesNamed(cookieName)) > 0 {
-			forget(w)
-		}
-	}
-	c.show(w, body.Status, "refused.html", view{Title: http.StatusText(body.Status), Base: base, Body: body})
-}
-
-func statusOf(code codes.Code) int {
-	switch code {
-	case codes.InvalidArgument, codes.FailedPrecondition, codes.OutOfRange:
-		return http.StatusBadRequest
-	case codes.Unauthenticated:
-		return http.StatusUnauthorized
-	case codes.PermissionDenied:
-		return http.StatusForbidden
-	case codes.NotFound:
-		return http.StatusNotFound
-	case codes.ResourceExhausted:
-		return http.StatusTooManyRequests
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
-		return http.StatusServiceUnavailable
-	}
-	return http.StatusInternalServerError
-}
-
-// forget takes the cookie away.
-func forget(w http.ResponseWriter) {
-	http.SetCookie(w, &http.Cookie{Name: cookieName, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode, MaxAge: -1})
-}
-
-// enterPage asks before it uses the code: programs that look at links ahead of people must not use it up.
-func (c *Console) enterPage(w http.ResponseWriter, r *http.Request) {
-	c.show(w, http.StatusOK, "enter.html", view{Title: "Sign in", Body: r.URL.Query().Get("code")})
-}
-
-// enter turns a code into a session.
-func (c *Console) enter(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-	if err := r.ParseForm(); err != nil || len(r.PostForm["code"]) != 1 {
-		c.refused(w, r, "", fault.InvalidArgument("the form cannot be read"))
-		return
-	}
-	ctx, cancel := context.WithTimeout(c.cfg.Context(r), callTime)
-	defer cancel()
-	session, err := c.signIn.RedeemSignInCode(ctx, &identityv1.RedeemSignInCodeRequest{Code: r.PostForm.Get("code")})
-	if err != nil {
-		c.refused(w, r, "", err)
-		return
-	}
-	http.SetCookie(w, &http.Cookie{
-		Name: cookieName, Value: session.GetAccessToken(), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode,
-		Expires: session.GetExpireTime().AsTime(),
-	})
-	http.Redirect(w, r, Prefix, http.StatusSeeOther)
-}
-
-// leave ends the session, here and where it was begun.
-func (c *Console) leave(w http.ResponseWriter, r *http.Request) {
-	c.signedIn(func(w http.ResponseWriter, v *visit) {
-		ctx, cancel := context.WithTimeout(v.ctx, callTime)
-		defer cancel()
-		if _, err := c.signIn.SignOut(ctx, &identityv1.SignOutRequest{}); err != nil && fault.Code(fault.FromStatus(err)) != codes.Unauthenticated {
-			c.refused(w, r, "", err) // it goes on: the cookie stays
-			return
-		}
-		forget(w)
-		c.show(w, http.StatusOK, "left.html", view{Title: "Signed out"})
-	})(w, r)
-}
-
-func (c *Console) file(w http.ResponseWriter, _ *http.Request, name, kind string) {
-	b, err := files.ReadFile("pages/" + name)
-	if err != nil {
-		http.NotFound(w, nil)
-		return
-	}
-	w.Header().Set("Content-Type", kind)
-	w.Header().Set("Cache-Control", "max-age=300")
-	_, _ = w.Write(b)
-}
-
-// functions are what the templates call.
-func functions(now func() time.Time) template.FuncMap {
-	return template.FuncMap{
-		"last": last,
-		"ago": func(t interface{ AsTime() time.Time }) string {
-			at := t.AsTime()
-			if at.Unix() <= 0 {
-				return ""
-			}
-			return now().Sub(at).Truncate(time.Second).String() + " ago"
-		},
-		"state": plainly,
-	}
-}
-
-// plainly is the value of an enum as people read it.
-func plainly(s fmt.Stringer) string {
-	text := s.String()
-	for _, prefix := range []string{"STATE_", "RESULT_", "KIND_", "AUTH_"} {
-		text = strings.TrimPrefix(text, prefix)
-	}
-	return strings.ToLower(strings.ReplaceAll(text, "_", " "))
 }

@@ -7,8 +7,9 @@
 //
 // # Trust boundary
 //
-// A browser proves its session by one cookie (`__Host-`, HttpOnly, Secure, SameSite=Strict) that holds the session's token; it is set
-// only for a code that identity takes once, which `redoubt console` makes. What changes something is a POST from our own pages
+// A browser signs in at the OpenID provider (ADR 38), or joins the session of `redoubt console` by a code that identity takes once. It proves
+// its session by one cookie (`__Host-`, HttpOnly, Secure, SameSite=Strict) that holds the token and the key that it is bound to; each call to a
+// service carries a proof made with it. What changes something is a POST from our own pages
 // (net/http.CrossOriginProtection). Everything that tenants wrote passes html/template; pages run one script of ours and no other
 // (Content-Security-Policy), and charts are images, in which no script runs at all.
 //
@@ -18,6 +19,6 @@
 //
 // # How it fails
 //
-// An RPC's refusal becomes a page with its status, its words and its request id. A session that is over becomes the page that says how
-// to begin another one, and the cookie is cleared.
+// An RPC's refusal becomes a page with its status, its words and its request id. One that asks for a fresh sign-in sends the browser to the
+// provider and back; nothing is repeated by itself. A session that is over becomes the page that begins another one, and the cookie is cleared.
 package console

@@ -85,6 +85,7 @@ func (h *Handler) register(ctx context.Context) error {
 			client(identityv1.RegisterApplicationServiceHandlerClient, identityv1.NewApplicationServiceClient),
 			client(identityv1.RegisterFactorServiceHandlerClient, identityv1.NewFactorServiceClient),
 			client(identityv1.RegisterFederationServiceHandlerClient, identityv1.NewFederationServiceClient),
+			client(identityv1.RegisterAccountServiceHandlerClient, identityv1.NewAccountServiceClient),
 		},
 		"workspace": {
 			client(workspacev1.RegisterResourceServiceHandlerClient, workspacev1.NewResourceServiceClient),

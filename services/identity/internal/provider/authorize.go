@@ -56,7 +56,7 @@ func (p *Provider) authorize(ctx context.Context, x *identityv1.Exchange) (*iden
 		in = p.hints(ctx, hint, b.UID)
 	}
 	switch {
-	case in && c.confidential && prompt != "consent" && prompt != "select_account":
+	case in && (c.confidential || c.here) && prompt != "consent" && prompt != "select_account":
 		return p.giveCode(ctx, r, b)
 	case prompt == "none" && in:
 		return p.redirect(r, url.Values{"error": {errInteraction}, "error_description": {"a public client gets no code without a click"}}), nil

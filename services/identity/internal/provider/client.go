@@ -46,11 +46,33 @@ var commandLine = client{
 	grants:    []string{GrantCode, GrantRefresh, GrantDevice}, api: true,
 }
 
+// Console is the client_id of Redoubt's own console. It is built in, and public: its answers go to the installation's own origin and nowhere
+// else, and its tokens are bound to a key.
+const Console = "redoubt-console"
+
+// PathConsole is where the console takes its answers, below the issuer.
+const PathConsole = "/console/signed-in"
+
+// console is the client of an installation's own console.
+func (p *Provider) console() client {
+	return client{id: Console, name: "the Redoubt console", needsKey: true, here: true, redirects: []string{p.cfg.Issuer + PathConsole}, grants: []string{GrantCode}, api: true}
+}
+
+// Own reports whether a client is Redoubt's own: what a person does with it he does himself.
+func Own(id string) bool { return id == CommandLine || id == Console }
+
+// ClientName is what people know a client by, "" for one that there is no more.
+func (p *Provider) ClientName(ctx context.Context, q sqldb.DBTX, id string) (string, error) {
+	c, _, err := p.find(ctx, q, id)
+	return c.name, err
+}
+
 // client is who asks: an application, or a service principal.
 type client struct {
 	id, name          string
 	confidential      bool
 	needsKey          bool // its tokens are bound to a key, always
+	here              bool // its answers go to the installation's own origin alone, so no other program can be it
 	redirects, logout []string
 	grants            []string
 	api               bool
@@ -65,6 +87,8 @@ func (p *Provider) find(ctx context.Context, q sqldb.DBTX, id string) (client, b
 		return client{}, false, nil
 	case id == CommandLine:
 		return commandLine, true, nil
+	case id == Console:
+		return p.console(), true, nil
 	case strings.HasPrefix(id, "spn_"):
 		sp, ok, err := p.cfg.Store.Principal(ctx, q, id)
 		if err != nil || !ok || sp.Disabled || sp.Kind != store.ServicePrincipal {

@@ -84,6 +84,27 @@ INSERT INTO sessions (sid, uid, create_time, expire_time, auth_time, acr, amr) V
 -- name: ListSessionsOf :many
 SELECT sid, expire_time FROM sessions WHERE uid = $1 AND expire_time > $2 ORDER BY sid;
 
+-- name: ListSessionsNewest :many
+SELECT sid, create_time, expire_time, auth_time, amr FROM sessions
+WHERE uid = $1 AND expire_time > $2
+  AND (create_time, sid) < (CAST(sqlc.arg(before_time) AS BIGINT), CAST(sqlc.arg(before_sid) AS TEXT))
+ORDER BY create_time DESC, sid DESC LIMIT $3;
+
+-- name: CountSessionsOf :one
+SELECT COUNT(*) FROM sessions WHERE uid = $1 AND expire_time > $2;
+
+-- name: IsBrowser :one
+SELECT COUNT(*) FROM browsers WHERE sid = $1;
+
+-- name: LastRefresh :one
+SELECT CAST(COALESCE(MAX(used_time), 0) AS BIGINT) AS used_time FROM refresh_tokens WHERE sid = $1;
+
+-- name: ListGroupsWith :many
+SELECT group_uid FROM group_members WHERE member_uid = $1 ORDER BY group_uid;
+
+-- name: ListMembersAfter :many
+SELECT member_uid FROM group_members WHERE group_uid = $1 AND member_uid > $2 ORDER BY member_uid LIMIT $3;
+
 -- name: GetSession :one
 SELECT uid, create_time, expire_time, auth_time, acr, amr FROM sessions WHERE sid = $1 AND expire_time > $2;
 

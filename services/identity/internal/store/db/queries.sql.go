@@ -197,6 +197,22 @@ func (q *Queries) CountRecoveryCodes(ctx context.Context, uid string) (int64, er
 	return count, err
 }
 
+const countSessionsOf = `-- name: CountSessionsOf :one
+SELECT COUNT(*) FROM sessions WHERE uid = $1 AND expire_time > $2
+`
+
+type CountSessionsOfParams struct {
+	UID        string
+	ExpireTime int64
+}
+
+func (q *Queries) CountSessionsOf(ctx context.Context, arg CountSessionsOfParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countSessionsOf, arg.UID, arg.ExpireTime)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const countSignInTry = `-- name: CountSignInTry :execrows
 UPDATE signin_states SET tries = tries + 1 WHERE digest = $1 AND expire_time > $2 AND tries < $3
 `
@@ -1848,6 +1864,15 @@ type InsertWebAuthnCredentialParams struct {
 func (q *Queries) InsertWebAuthnCredential(ctx context.Context, arg InsertWebAuthnCredentialParams) error {
 	_, err := q.db.ExecContext(ctx, insertWebAuthnCredential, arg.Credential, arg.FactorID)
 	return err
+const isBrowser = `-- name: IsBrowser :one
+SELECT COUNT(*) FROM browsers WHERE sid = $1
+`
+
+func (q *Queries) IsBrowser(ctx context.Context, sid string) (int64, error) {
+	row := q.db.QueryRowContext(ctx, isBrowser, sid)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
 }
 
 const keepAdministrator = `-- name: KeepAdministrator :exec
@@ -1864,6 +1889,17 @@ type KeepAdministratorParams struct {
 func (q *Queries) KeepAdministrator(ctx context.Context, arg KeepAdministratorParams) error {
 	_, err := q.db.ExecContext(ctx, keepAdministrator, arg.UID, arg.Via, arg.ExpireTime)
 	return err
+}
+
+const lastRefresh = `-- name: LastRefresh :one
+SELECT CAST(COALESCE(MAX(used_time), 0) AS BIGINT) AS used_time FROM refresh_tokens WHERE sid = $1
+`
+
+func (q *Queries) LastRefresh(ctx context.Context, sid string) (int64, error) {
+	row := q.db.QueryRowContext(ctx, lastRefresh, sid)
+	var used_time int64
+	err := row.Scan(&used_time)
+	return used_time, err
 }
 
 const liftSession = `-- name: LiftSession :execrows
@@ -2185,6 +2221,33 @@ func (q *Queries) ListGroupsOf(ctx context.Context, memberUid string) ([]string,
 	return items, nil
 }
 
+const listGroupsWith = `-- name: ListGroupsWith :many
+SELECT group_uid FROM group_members WHERE member_uid = $1 ORDER BY group_uid
+`
+
+func (q *Queries) ListGroupsWith(ctx context.Context, memberUid string) ([]string, error) {
+	rows, err := q.db.QueryContext(ctx, listGroupsWith, memberUid)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var group_uid string
+		if err := rows.Scan(&group_uid); err != nil {
+			return nil, err
+		}
+		items = append(items, group_uid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listHomeGroups = `-- name: ListHomeGroups :many
 SELECT group_uid FROM home_groups WHERE uid = $1 ORDER BY group_uid
 `
@@ -2350,6 +2413,39 @@ SELECT member_uid FROM group_members WHERE group_uid = $1 ORDER BY member_uid
 
 func (q *Queries) ListMembers(ctx context.Context, groupUid string) ([]string, error) {
 	rows, err := q.db.QueryContext(ctx, listMembers, groupUid)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var member_uid string
+		if err := rows.Scan(&member_uid); err != nil {
+			return nil, err
+		}
+		items = append(items, member_uid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listMembersAfter = `-- name: ListMembersAfter :many
+SELECT member_uid FROM group_members WHERE group_uid = $1 AND member_uid > $2 ORDER BY member_uid LIMIT $3
+`
+
+type ListMembersAfterParams struct {
+	GroupUID  string
+	MemberUID string
+	Limit     int32
+}
+
+func (q *Queries) ListMembersAfter(ctx context.Context, arg ListMembersAfterParams) ([]string, error) {
+	rows, err := q.db.QueryContext(ctx, listMembersAfter, arg.GroupUID, arg.MemberUID, arg.Limit)
 	if err != nil {
 		return nil, err
 	}
@@ -2568,6 +2664,64 @@ func (q *Queries) ListSessionsBelow(ctx context.Context, arg ListSessionsBelowPa
 			return nil, err
 		}
 		items = append(items, sid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listSessionsNewest = `-- name: ListSessionsNewest :many
+SELECT sid, create_time, expire_time, auth_time, amr FROM sessions
+WHERE uid = $1 AND expire_time > $2
+  AND (create_time, sid) < (CAST($4 AS BIGINT), CAST($5 AS TEXT))
+ORDER BY create_time DESC, sid DESC LIMIT $3
+`
+
+type ListSessionsNewestParams struct {
+	UID        string
+	ExpireTime int64
+	Limit      int32
+	BeforeTime int64
+	BeforeSid  string
+}
+
+type ListSessionsNewestRow struct {
+	Sid        string
+	CreateTime int64
+	ExpireTime int64
+	AuthTime   int64
+	Amr        string
+}
+
+func (q *Queries) ListSessionsNewest(ctx context.Context, arg ListSessionsNewestParams) ([]ListSessionsNewestRow, error) {
+	rows, err := q.db.QueryContext(ctx, listSessionsNewest,
+		arg.UID,
+		arg.ExpireTime,
+		arg.Limit,
+		arg.BeforeTime,
+		arg.BeforeSid,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListSessionsNewestRow{}
+	for rows.Next() {
+		var i ListSessionsNewestRow
+		if err := rows.Scan(
+			&i.Sid,
+			&i.CreateTime,
+			&i.ExpireTime,
+			&i.AuthTime,
+			&i.Amr,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
 	}
 	if err := rows.Close(); err != nil {
 		return nil, err
