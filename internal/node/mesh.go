@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -37,6 +38,8 @@ import (
 type mesh struct {
 	td        spiffeid.TrustDomain
 	keeper    *svid.Keeper
+	jwts      *svid.JWTs
+	issuer    atomic.Pointer[grpc.ClientConn] // to identity, as soon as there is one
 	source    *svid.Source
 	registry  *discovery.Registry
 	rules     *rule.Table
@@ -82,7 +85,10 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 	if err := m.keeper.Ready(ctx); err != nil {
 		return nil, fmt.Errorf("no certificate from identity at %s: %w", strings.Join(n.cfg.Mesh.Enrolment(), ", "), err)
 	}
-	w, err := svid.NewWorkloadServer(svid.WorkloadConfig{Keeper: m.keeper, Dir: dir, Logger: n.log})
+	if m.jwts, err = svid.NewJWTs(svid.JWTConfig{ID: id, Issue: m.issueJWT, Now: n.opts.Now, Logger: n.log}); err != nil {
+		return nil, err
+	}
+	w, err := svid.NewWorkloadServer(svid.WorkloadConfig{Keeper: m.keeper, JWTs: m.jwts, Dir: dir, Logger: n.log})
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +111,7 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 	if err != nil {
 		return nil, err
 	}
+	m.issuer.Store(ids)
 	n.followAuthorities(m, identityv1.NewKeyServiceClient(ids))
 	tokens := identityv1.NewTokenServiceClient(ids)
 	m.exchanges = rpc.NewExchanges(func(ctx context.Context, subject, audience string) (string, time.Time, error) {

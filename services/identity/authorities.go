@@ -29,6 +29,9 @@ type authority struct {
 	roots  []rotation.Root
 	vouch  []*svid.Authority // have signed: clients may know them alone
 	create map[string]time.Time
+
+	sequence uint64 // of the trust bundle
+	bundle   []byte // the trust bundle, as strangers get it
 }
 
 func newAuthority(td spiffeid.TrustDomain, as []store.Authority) (*authority, error) {
@@ -88,7 +91,7 @@ func (a *authority) pins() []string {
 }
 
 func (a *authority) told() *identityv1.WatchAuthoritiesResponse {
-	out := &identityv1.WatchAuthoritiesResponse{Pins: a.pins()}
+	out := &identityv1.WatchAuthoritiesResponse{Pins: a.pins(), TrustBundle: a.bundle}
 	for _, r := range a.roots {
 		if r.Phase == rotation.Tainted {
 			out.TaintedPins = append(out.TaintedPins, r.Pin)

@@ -195,6 +195,7 @@ type Service struct {
 	identityv1.UnsafeApplicationServiceServer
 	identityv1.UnsafeFactorServiceServer
 	identityv1.UnsafeFederationServiceServer
+	identityv1.UnsafeWorkloadIdentityServiceServer
 
 	cfg       Config
 	td        spiffeid.TrustDomain
@@ -203,6 +204,7 @@ type Service struct {
 	hasher    hasher
 	guard     *login.Guard
 	keys      *tokenKeys
+	svidKeys  atomic.Pointer[[]store.SigningKey] // sign JWT-SVIDs, as they were last read
 	policy    rotation.Policy
 	opening   sync.Mutex // one openKeys at a time
 	verifier  *authn.Verifier
@@ -225,6 +227,8 @@ var (
 	_ identityv1.ApplicationServiceServer = (*Service)(nil)
 	_ identityv1.FactorServiceServer      = (*Service)(nil)
 	_ identityv1.FederationServiceServer  = (*Service)(nil)
+
+	_ identityv1.WorkloadIdentityServiceServer = (*Service)(nil)
 )
 
 // New makes the service. The first time it makes the signing key and the root of the mesh; later it opens them, and fails if they
@@ -293,6 +297,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	identityv1.RegisterFactorServiceServer(r, s)
 	identityv1.RegisterFederationServiceServer(r, s)
 	identityv1.RegisterProviderServiceServer(r, s.provider)
+	identityv1.RegisterWorkloadIdentityServiceServer(r, s)
 }
 
 // may reports whether a principal has an action at the installation.

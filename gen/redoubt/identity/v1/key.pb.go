@@ -265,8 +265,10 @@ func (*ListSigningKeysRequest) Descriptor() ([]byte, []int) {
 }
 
 type ListSigningKeysResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SigningKeys   []*SigningKey          `protobuf:"bytes,1,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	SigningKeys []*SigningKey          `protobuf:"bytes,1,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	// The keys that sign JWT-SVIDs of services; an order to rotate is for them too.
+	SvidKeys      []*SigningKey `protobuf:"bytes,2,rep,name=svid_keys,json=svidKeys,proto3" json:"svid_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -304,6 +306,13 @@ func (*ListSigningKeysResponse) Descriptor() ([]byte, []int) {
 func (x *ListSigningKeysResponse) GetSigningKeys() []*SigningKey {
 	if x != nil {
 		return x.SigningKeys
+	}
+	return nil
+}
+
+func (x *ListSigningKeysResponse) GetSvidKeys() []*SigningKey {
+	if x != nil {
+		return x.SvidKeys
 	}
 	return nil
 }
@@ -812,7 +821,9 @@ type WatchAuthoritiesResponse struct {
 	// Pins of every root that is believed.
 	Pins []string `protobuf:"bytes,1,rep,name=pins,proto3" json:"pins,omitempty"`
 	// Pins of those whose certificates are to be renewed now.
-	TaintedPins   []string `protobuf:"bytes,2,rep,name=tainted_pins,json=taintedPins,proto3" json:"tainted_pins,omitempty"`
+	TaintedPins []string `protobuf:"bytes,2,rep,name=tainted_pins,json=taintedPins,proto3" json:"tainted_pins,omitempty"`
+	// The trust bundle: SPIFFE's JSON Web Key Set, with the keys that JWT-SVIDs are verified by.
+	TrustBundle   []byte `protobuf:"bytes,3,opt,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -861,6 +872,13 @@ func (x *WatchAuthoritiesResponse) GetTaintedPins() []string {
 	return nil
 }
 
+func (x *WatchAuthoritiesResponse) GetTrustBundle() []byte {
+	if x != nil {
+		return x.TrustBundle
+	}
+	return nil
+}
+
 var File_redoubt_identity_v1_key_proto protoreflect.FileDescriptor
 
 const file_redoubt_identity_v1_key_proto_rawDesc = "" +
@@ -876,9 +894,10 @@ const file_redoubt_identity_v1_key_proto_rawDesc = "" +
 	"retireTime\x12;\n" +
 	"\vremove_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"removeTime\"\x18\n" +
-	"\x16ListSigningKeysRequest\"]\n" +
+	"\x16ListSigningKeysRequest\"\x9b\x01\n" +
 	"\x17ListSigningKeysResponse\x12B\n" +
-	"\fsigning_keys\x18\x01 \x03(\v2\x1f.redoubt.identity.v1.SigningKeyR\vsigningKeys\"8\n" +
+	"\fsigning_keys\x18\x01 \x03(\v2\x1f.redoubt.identity.v1.SigningKeyR\vsigningKeys\x12<\n" +
+	"\tsvid_keys\x18\x02 \x03(\v2\x1f.redoubt.identity.v1.SigningKeyR\bsvidKeys\"8\n" +
 	"\x18RotateSigningKeysRequest\x12\x1c\n" +
 	"\temergency\x18\x01 \x01(\bR\temergency\"\xda\x02\n" +
 	"\tAuthority\x12\x10\n" +
@@ -906,10 +925,11 @@ const file_redoubt_identity_v1_key_proto_rawDesc = "" +
 	"\x16RevokeAuthorityRequest\x12\x1b\n" +
 	"\x03pin\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x03pin\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x19\n" +
-	"\x17WatchAuthoritiesRequest\"Q\n" +
+	"\x17WatchAuthoritiesRequest\"t\n" +
 	"\x18WatchAuthoritiesResponse\x12\x12\n" +
 	"\x04pins\x18\x01 \x03(\tR\x04pins\x12!\n" +
-	"\ftainted_pins\x18\x02 \x03(\tR\vtaintedPins*h\n" +
+	"\ftainted_pins\x18\x02 \x03(\tR\vtaintedPins\x12!\n" +
+	"\ftrust_bundle\x18\x03 \x01(\fR\vtrustBundle*h\n" +
 	"\bKeyState\x12\x19\n" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKEY_STATE_NEXT\x10\x01\x12\x15\n" +
@@ -981,34 +1001,35 @@ var file_redoubt_identity_v1_key_proto_depIdxs = []int32{
 	16, // 3: redoubt.identity.v1.SigningKey.retire_time:type_name -> google.protobuf.Timestamp
 	16, // 4: redoubt.identity.v1.SigningKey.remove_time:type_name -> google.protobuf.Timestamp
 	2,  // 5: redoubt.identity.v1.ListSigningKeysResponse.signing_keys:type_name -> redoubt.identity.v1.SigningKey
-	1,  // 6: redoubt.identity.v1.Authority.state:type_name -> redoubt.identity.v1.AuthorityState
-	16, // 7: redoubt.identity.v1.Authority.create_time:type_name -> google.protobuf.Timestamp
-	16, // 8: redoubt.identity.v1.Authority.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 9: redoubt.identity.v1.Authority.sign_end_time:type_name -> google.protobuf.Timestamp
-	6,  // 10: redoubt.identity.v1.ListAuthoritiesResponse.authorities:type_name -> redoubt.identity.v1.Authority
-	3,  // 11: redoubt.identity.v1.KeyService.ListSigningKeys:input_type -> redoubt.identity.v1.ListSigningKeysRequest
-	5,  // 12: redoubt.identity.v1.KeyService.RotateSigningKeys:input_type -> redoubt.identity.v1.RotateSigningKeysRequest
-	7,  // 13: redoubt.identity.v1.KeyService.ListAuthorities:input_type -> redoubt.identity.v1.ListAuthoritiesRequest
-	9,  // 14: redoubt.identity.v1.KeyService.PrepareAuthority:input_type -> redoubt.identity.v1.PrepareAuthorityRequest
-	10, // 15: redoubt.identity.v1.KeyService.ActivateAuthority:input_type -> redoubt.identity.v1.ActivateAuthorityRequest
-	11, // 16: redoubt.identity.v1.KeyService.TaintAuthority:input_type -> redoubt.identity.v1.TaintAuthorityRequest
-	12, // 17: redoubt.identity.v1.KeyService.UntaintAuthority:input_type -> redoubt.identity.v1.UntaintAuthorityRequest
-	13, // 18: redoubt.identity.v1.KeyService.RevokeAuthority:input_type -> redoubt.identity.v1.RevokeAuthorityRequest
-	14, // 19: redoubt.identity.v1.KeyService.WatchAuthorities:input_type -> redoubt.identity.v1.WatchAuthoritiesRequest
-	4,  // 20: redoubt.identity.v1.KeyService.ListSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
-	4,  // 21: redoubt.identity.v1.KeyService.RotateSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
-	8,  // 22: redoubt.identity.v1.KeyService.ListAuthorities:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
-	6,  // 23: redoubt.identity.v1.KeyService.PrepareAuthority:output_type -> redoubt.identity.v1.Authority
-	6,  // 24: redoubt.identity.v1.KeyService.ActivateAuthority:output_type -> redoubt.identity.v1.Authority
-	6,  // 25: redoubt.identity.v1.KeyService.TaintAuthority:output_type -> redoubt.identity.v1.Authority
-	6,  // 26: redoubt.identity.v1.KeyService.UntaintAuthority:output_type -> redoubt.identity.v1.Authority
-	8,  // 27: redoubt.identity.v1.KeyService.RevokeAuthority:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
-	15, // 28: redoubt.identity.v1.KeyService.WatchAuthorities:output_type -> redoubt.identity.v1.WatchAuthoritiesResponse
-	20, // [20:29] is the sub-list for method output_type
-	11, // [11:20] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	2,  // 6: redoubt.identity.v1.ListSigningKeysResponse.svid_keys:type_name -> redoubt.identity.v1.SigningKey
+	1,  // 7: redoubt.identity.v1.Authority.state:type_name -> redoubt.identity.v1.AuthorityState
+	16, // 8: redoubt.identity.v1.Authority.create_time:type_name -> google.protobuf.Timestamp
+	16, // 9: redoubt.identity.v1.Authority.expire_time:type_name -> google.protobuf.Timestamp
+	16, // 10: redoubt.identity.v1.Authority.sign_end_time:type_name -> google.protobuf.Timestamp
+	6,  // 11: redoubt.identity.v1.ListAuthoritiesResponse.authorities:type_name -> redoubt.identity.v1.Authority
+	3,  // 12: redoubt.identity.v1.KeyService.ListSigningKeys:input_type -> redoubt.identity.v1.ListSigningKeysRequest
+	5,  // 13: redoubt.identity.v1.KeyService.RotateSigningKeys:input_type -> redoubt.identity.v1.RotateSigningKeysRequest
+	7,  // 14: redoubt.identity.v1.KeyService.ListAuthorities:input_type -> redoubt.identity.v1.ListAuthoritiesRequest
+	9,  // 15: redoubt.identity.v1.KeyService.PrepareAuthority:input_type -> redoubt.identity.v1.PrepareAuthorityRequest
+	10, // 16: redoubt.identity.v1.KeyService.ActivateAuthority:input_type -> redoubt.identity.v1.ActivateAuthorityRequest
+	11, // 17: redoubt.identity.v1.KeyService.TaintAuthority:input_type -> redoubt.identity.v1.TaintAuthorityRequest
+	12, // 18: redoubt.identity.v1.KeyService.UntaintAuthority:input_type -> redoubt.identity.v1.UntaintAuthorityRequest
+	13, // 19: redoubt.identity.v1.KeyService.RevokeAuthority:input_type -> redoubt.identity.v1.RevokeAuthorityRequest
+	14, // 20: redoubt.identity.v1.KeyService.WatchAuthorities:input_type -> redoubt.identity.v1.WatchAuthoritiesRequest
+	4,  // 21: redoubt.identity.v1.KeyService.ListSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
+	4,  // 22: redoubt.identity.v1.KeyService.RotateSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
+	8,  // 23: redoubt.identity.v1.KeyService.ListAuthorities:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
+	6,  // 24: redoubt.identity.v1.KeyService.PrepareAuthority:output_type -> redoubt.identity.v1.Authority
+	6,  // 25: redoubt.identity.v1.KeyService.ActivateAuthority:output_type -> redoubt.identity.v1.Authority
+	6,  // 26: redoubt.identity.v1.KeyService.TaintAuthority:output_type -> redoubt.identity.v1.Authority
+	6,  // 27: redoubt.identity.v1.KeyService.UntaintAuthority:output_type -> redoubt.identity.v1.Authority
+	8,  // 28: redoubt.identity.v1.KeyService.RevokeAuthority:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
+	15, // 29: redoubt.identity.v1.KeyService.WatchAuthorities:output_type -> redoubt.identity.v1.WatchAuthoritiesResponse
+	21, // [21:30] is the sub-list for method output_type
+	12, // [12:21] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_identity_v1_key_proto_init() }
