@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
@@ -55,7 +57,7 @@ func (n *Node) watchAuthorities(ctx context.Context, m *mesh, keys identityv1.Ke
 	}()
 	var last *identityv1.WatchAuthoritiesResponse
 	for {
-		if last != nil && (behind(m.keeper, last) || n.showsAnother(m.keeper)) {
+		if last != nil && m.keeper != nil && (behind(m.keeper, last) || n.showsAnother(m.keeper)) {
 			m.keeper.Refresh()
 		}
 		select {
@@ -70,9 +72,19 @@ func (n *Node) watchAuthorities(ctx context.Context, m *mesh, keys identityv1.Ke
 	}
 }
 
-// believe takes up the keys of JWT-SVIDs that identity has told.
+// believe takes up the keys of JWT-SVIDs that identity has told; or, where services have their SVIDs from elsewhere, its roots, which name runs
+// and operators there and nobody else.
 func (n *Node) believe(m *mesh, told *identityv1.WatchAuthoritiesResponse) {
-	if m.jwts == nil || len(told.GetTrustBundle()) == 0 {
+	if len(told.GetTrustBundle()) == 0 {
+		return
+	}
+	if m.jwts == nil {
+		b, err := spiffebundle.Parse(m.td, told.GetTrustBundle())
+		if err != nil {
+			n.log.Error("the roots that identity has told are not taken up", "error", err)
+			return
+		}
+		m.source.Delegate(b.X509Authorities())
 		return
 	}
 	if err := m.jwts.SetBundle(told.GetTrustBundle()); err != nil {

@@ -211,4 +211,3 @@ func TestForgedJWTSVIDs(t *testing.T) {
 	}
 	t.Logf("forged JWT-SVIDs: tried %d, accepted %d", tried, accepted)
 }
-

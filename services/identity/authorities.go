@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"slices"
 	"strings"
@@ -32,6 +33,8 @@ type authority struct {
 
 	sequence uint64 // of the trust bundle
 	bundle   []byte // the trust bundle, as strangers get it
+
+	services func() []*x509.Certificate // Config.ServiceRoots
 }
 
 func newAuthority(td spiffeid.TrustDomain, as []store.Authority) (*authority, error) {

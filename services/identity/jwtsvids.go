@@ -63,6 +63,9 @@ func (s *Service) IssueJWTSVID(ctx context.Context, req *identityv1.IssueJWTSVID
 	if err != nil || !id.MemberOf(s.td) || !s.service(call.PeerService) {
 		return nil, fault.Wrap(err, codes.PermissionDenied, faultv1.Reason_PEER_NOT_ALLOWED, "JWT-SVIDs are issued to services of the mesh, each for itself")
 	}
+	if s.cfg.ServiceRoots != nil {
+		return nil, notHere()
+	}
 	key, err := s.jwtKey()
 	if err != nil {
 		return nil, err
@@ -76,7 +79,14 @@ func (s *Service) IssueJWTSVID(ctx context.Context, req *identityv1.IssueJWTSVID
 
 // GetSPIFFEBundle implements WorkloadIdentityService.
 func (s *Service) GetSPIFFEBundle(context.Context, *identityv1.GetSPIFFEBundleRequest) (*identityv1.SPIFFEBundle, error) {
+	if s.cfg.ServiceRoots != nil {
+		return nil, notHere() // its own roots name no service, and must not be taken for those that do
+	}
 	return &identityv1.SPIFFEBundle{Json: s.authority.Load().bundle}, nil
+}
+
+func notHere() error {
+	return fault.FailedPrecondition("the services of this installation have their SVIDs from another authority: ask its Workload API, and its bundle endpoint")
 }
 
 // refreshHint is how soon whoever has the trust bundle should ask again: a key of JWT-SVIDs is told for longer than that before it signs.

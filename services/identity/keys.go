@@ -169,6 +169,7 @@ func (s *Service) openKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	next.services = s.cfg.ServiceRoots
 	svids := keysOf(keys, store.SVIDKeys)
 	if err := next.render(svids, bundleSeq, s.refreshHint()); err != nil {
 		return err

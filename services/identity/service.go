@@ -3,6 +3,7 @@ package identity
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"net"
 	"net/url"
@@ -66,6 +67,9 @@ type Config struct {
 	PublicHosts []string
 	// EnrolAddress is the host:port of the enrolment listener, as join tokens name it.
 	EnrolAddress string
+	// ServiceRoots are the roots that services chain to where another authority issues their SVIDs: runs and operators are told of them beside those of
+	// identity, which issues for those two alone then. Nil where identity issues for services too.
+	ServiceRoots func() []*x509.Certificate
 	// Consumers lets issuers of that class be entered, and their people in. Guests of other organisations need no setting but their issuer.
 	Consumers bool
 	// Services are those that may enrol. Default: all of a mesh.

@@ -273,7 +273,7 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 			return &identityv1.IssueJWTSVIDRequest{Audience: []string{"board"}}
 		}),
 		identityv1.WorkloadIdentityService_GetSPIFFEBundle_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.GetSPIFFEBundleRequest{} }),
-		identityv1.TokenService_GetKeys_FullMethodName:                   about(func(*fixture, *place) proto.Message { return &identityv1.GetKeysRequest{} }),
+		identityv1.TokenService_GetKeys_FullMethodName:                    about(func(*fixture, *place) proto.Message { return &identityv1.GetKeysRequest{} }),
 		identityv1.TokenService_ExchangeToken_FullMethodName: forPeers(func(t *testing.T, _ *fixture, service string) proto.Message {
 			audience := "telemetry"
 			if service == audience {
