@@ -112,7 +112,7 @@ federation: ## guests whose home is a provider of others: Dex, in a module of it
 
 .PHONY: attack
 attack: ## everything that strangers, thieves and the dismissed try: forged tokens and proofs, the OpenID provider, what was revoked, the gateway's edge
-	$(GOTEST) -timeout 10m -count=1 -v -run '^TestForged' ./pkg/authn | grep -E '^(---|ok|FAIL|PASS)|tried'
+	$(GOTEST) -timeout 10m -count=1 -v -run '^TestForged' ./pkg/authn ./pkg/svid | grep -E '^(---|ok|FAIL|PASS)|tried'
 	$(GOTEST) -timeout 10m -count=1 -v -run '^TestAttack' ./services/identity | grep -E '^(---|ok|FAIL|PASS)|tried'
 	$(MAKE) attack-revoke
 	$(MAKE) attack-edge

@@ -5,7 +5,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
@@ -18,7 +21,7 @@ func (n *Node) followAuthorities(m *mesh, keys identityv1.KeyServiceClient) {
 		tick := time.NewTicker(followAgain)
 		defer tick.Stop()
 		for {
-			if err := n.watchAuthorities(ctx, m.keeper, keys, tick.C); err != nil && ctx.Err() == nil {
+			if err := n.watchAuthorities(ctx, m, keys, tick.C); err != nil && ctx.Err() == nil {
 				n.log.DebugContext(ctx, "identity does not tell of the roots; the SVID is renewed by its time alone", "error", err)
 			}
 			select {
@@ -30,7 +33,7 @@ func (n *Node) followAuthorities(m *mesh, keys identityv1.KeyServiceClient) {
 	})
 }
 
-func (n *Node) watchAuthorities(ctx context.Context, keeper *svid.Keeper, keys identityv1.KeyServiceClient, tick <-chan time.Time) error {
+func (n *Node) watchAuthorities(ctx context.Context, m *mesh, keys identityv1.KeyServiceClient, tick <-chan time.Time) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := keys.WatchAuthorities(ctx, &identityv1.WatchAuthoritiesRequest{})
@@ -54,11 +57,12 @@ func (n *Node) watchAuthorities(ctx context.Context, keeper *svid.Keeper, keys i
 	}()
 	var last *identityv1.WatchAuthoritiesResponse
 	for {
-		if last != nil && (behind(keeper, last) || n.showsAnother(keeper)) {
-			keeper.Refresh()
+		if last != nil && m.keeper != nil && (behind(m.keeper, last) || n.showsAnother(m.keeper)) {
+			m.keeper.Refresh()
 		}
 		select {
 		case last = <-told:
+			n.believe(m, last)
 		case <-tick:
 		case err := <-ended:
 			return err
@@ -66,6 +70,39 @@ func (n *Node) watchAuthorities(ctx context.Context, keeper *svid.Keeper, keys i
 			return ctx.Err()
 		}
 	}
+}
+
+// believe takes up the keys of JWT-SVIDs that identity has told; or, where services have their SVIDs from elsewhere, its roots, which name runs
+// and operators there and nobody else.
+func (n *Node) believe(m *mesh, told *identityv1.WatchAuthoritiesResponse) {
+	if len(told.GetTrustBundle()) == 0 {
+		return
+	}
+	if m.jwts == nil {
+		b, err := spiffebundle.Parse(m.td, told.GetTrustBundle())
+		if err != nil {
+			n.log.Error("the roots that identity has told are not taken up", "error", err)
+			return
+		}
+		m.source.Delegate(b.X509Authorities())
+		return
+	}
+	if err := m.jwts.SetBundle(told.GetTrustBundle()); err != nil {
+		n.log.Error("the trust bundle that identity has told is not taken up", "error", err)
+	}
+}
+
+// issueJWT asks identity for JWT-SVIDs of this service, on a connection that proves who asks.
+func (m *mesh) issueJWT(ctx context.Context, audience []string) (string, error) {
+	c := m.issuer.Load()
+	if c == nil {
+		return "", fault.Unavailable("the service is starting; try again in a moment")
+	}
+	r, err := identityv1.NewWorkloadIdentityServiceClient(c).IssueJWTSVID(ctx, &identityv1.IssueJWTSVIDRequest{Audience: audience})
+	if err != nil {
+		return "", fault.FromStatus(err)
+	}
+	return r.GetToken(), nil
 }
 
 // showsAnother reports whether identity itself shows a certificate of another root than the one that its join tokens name: it renews at once

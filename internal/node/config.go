@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redoubt-ml/redoubt/pkg/fault"
@@ -73,6 +74,9 @@ type Service struct {
 	// there is another instance of the service. 0 is 1 s. Grace is how long calls under way may then take. 0 is 10 s.
 	Drain time.Duration `koanf:"drain" config:"visible"`
 	Grace time.Duration `koanf:"grace" config:"visible"`
+	// WorkloadAPI is the socket of another's SPIFFE Workload API, unix:///path, that the service takes its SVID from in place of enrolling: a SPIRE
+	// agent's. All services of a mesh have it, or none. `redoubt serve` takes SPIFFE_ENDPOINT_SOCKET where it is empty.
+	WorkloadAPI string `koanf:"workload_api" config:"visible"`
 	// JoinTokenFile holds the single-use token for the first enrolment.
 	JoinTokenFile string `koanf:"join_token_file" config:"visible"`
 	// KeyPeriod is how long a key signs tokens, KeyAhead how long it is published before, TokenLife how long a token of a session or a program
@@ -284,7 +288,11 @@ func (c *Config) checkAddresses(bad func(field, what string) error) error {
 	if _, _, err := net.SplitHostPort(c.Service.Listen); err != nil {
 		return bad("service.listen", "is not host:port")
 	}
-	if len(c.Mesh.Enrolment()) == 0 {
+	if a := c.Service.WorkloadAPI; a != "" {
+		if path, ok := strings.CutPrefix(a, "unix://"); !ok || !filepath.IsAbs(path) || filepath.Clean(path) != path {
+			return bad("service.workload_api", "is not of the form unix:///path/of/a/socket")
+		}
+	} else if len(c.Mesh.Enrolment()) == 0 {
 		return bad("mesh.enrol_addresses", "names no instance of identity")
 	}
 	for _, a := range c.Mesh.Enrolment() {
@@ -292,7 +300,7 @@ func (c *Config) checkAddresses(bad func(field, what string) error) error {
 			return bad("mesh.enrol_addresses", fmt.Sprintf("has %q, which is not host:port that can be dialled", a))
 		}
 	}
-	if c.Service.Name == "identity" {
+	if c.Service.Name == "identity" && c.Service.WorkloadAPI == "" {
 		if _, _, err := net.SplitHostPort(c.enrolListen()); err != nil {
 			return bad("service.enrol_listen", "is not host:port: it says where services enrol")
 		}

@@ -178,3 +178,29 @@ func TestBlobConfig(t *testing.T) {
 		}
 	}
 }
+
+// D10: who has his identity from elsewhere enrols nowhere, and says where by a path that is one.
+func TestWorkloadAPIConfig(t *testing.T) {
+	good := func(name, api string) Config {
+		return Config{
+			Mesh:    Mesh{TrustDomain: "redoubt.test", PublicURL: "https://redoubt.test:1", Etcd: []string{"https://etcd:2"}},
+			Service: Service{Name: name, Dir: t.TempDir(), Listen: "127.0.0.1:4", WorkloadAPI: api},
+		}
+	}
+	for _, name := range []string{"identity", "compute", "gateway"} {
+		c := good(name, "unix:///run/spire/sockets/agent.sock")
+		if err := c.Check(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		c = good(name, "")
+		if err := c.Check(); err == nil || !strings.Contains(err.Error(), "enrol") {
+			t.Errorf("%s enrols nowhere: %v", name, err)
+		}
+	}
+	for _, api := range []string{"/run/agent.sock", "unix:/run/agent.sock", "unix://run/agent.sock", "unix:///run/../agent.sock", "tcp://127.0.0.1:1", "unix://", "https://spire"} {
+		c := good("compute", api)
+		if err := c.Check(); err == nil || !strings.Contains(err.Error(), "service.workload_api") {
+			t.Errorf("%s: %v", api, err)
+		}
+	}
+}

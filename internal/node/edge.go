@@ -131,7 +131,7 @@ func (e *Edge) calls() gateway.Calls {
 
 // publicCA are the roots that an agent believes at the gateway, as PEM: the mesh's, and those of a certificate of the operator's.
 func (n *Node) publicCA(m *mesh) ([]byte, error) {
-	roots := m.keeper.Bundle()
+	roots := m.own.Bundle()
 	if len(roots) == 0 {
 		return nil, errors.New("there is no root to give to agents")
 	}

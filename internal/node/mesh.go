@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -36,7 +38,10 @@ import (
 // mesh is a service's side of the mesh: its identity, what it finds others by, and its connections to them.
 type mesh struct {
 	td        spiffeid.TrustDomain
-	keeper    *svid.Keeper
+	own       holder       // of the SVID: keeper, or source
+	keeper    *svid.Keeper // nil on another's Workload API
+	jwts      *svid.JWTs
+	issuer    atomic.Pointer[grpc.ClientConn] // to identity, as soon as there is one
 	source    *svid.Source
 	registry  *discovery.Registry
 	rules     *rule.Table
@@ -62,35 +67,14 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 	if m.calls, err = callConfig(rules); err != nil {
 		return nil, err
 	}
-	if issue == nil {
-		issue = n.enrol(m)
+	if n.cfg.Service.WorkloadAPI != "" {
+		err = n.takeSVID(ctx, m, id)
+	} else {
+		err = n.keepSVID(ctx, m, id, issue)
 	}
-	failures, err := n.counter("redoubt_svid_failures_total", "Failed attempts to get an X.509-SVID.")
 	if err != nil {
 		return nil, err
 	}
-	handshakes, err := n.counter("redoubt_handshake_failures_total", "TLS handshakes that failed on the mesh port.")
-	if err != nil {
-		return nil, err
-	}
-	dir := n.path("svid")
-	if m.keeper, err = svid.NewKeeper(svid.KeeperConfig{Dir: dir, ID: id, Issue: issue, OnError: func(error) { failures.Inc() }, Now: n.opts.Now, Logger: n.log}); err != nil {
-		return nil, err
-	}
-	n.keeper.Store(m.keeper)
-	n.background("svid", m.keeper.Run)
-	if err := m.keeper.Ready(ctx); err != nil {
-		return nil, fmt.Errorf("no certificate from identity at %s: %w", strings.Join(n.cfg.Mesh.Enrolment(), ", "), err)
-	}
-	w, err := svid.NewWorkloadServer(svid.WorkloadConfig{Keeper: m.keeper, Dir: dir, Logger: n.log})
-	if err != nil {
-		return nil, err
-	}
-	n.onStop(func() { _ = w.Close() })
-	if m.source, err = svid.NewSource(ctx, svid.SourceConfig{Addr: w.Addr(), TrustDomain: td, OnHandshakeError: func(error) { handshakes.Inc() }, Now: n.opts.Now, Logger: n.log}); err != nil {
-		return nil, err
-	}
-	n.onStop(func() { _ = m.source.Close() })
 	etcdTLS, err := etcdClientTLS(n.cfg.Mesh.EtcdTLS)
 	if err != nil {
 		return nil, err
@@ -105,6 +89,7 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 	if err != nil {
 		return nil, err
 	}
+	m.issuer.Store(ids)
 	n.followAuthorities(m, identityv1.NewKeyServiceClient(ids))
 	tokens := identityv1.NewTokenServiceClient(ids)
 	m.exchanges = rpc.NewExchanges(func(ctx context.Context, subject, audience string) (string, time.Time, error) {
@@ -115,6 +100,71 @@ func (n *Node) joinMesh(ctx context.Context, rules *rule.Table, issue svid.Issue
 		return r.GetAccessToken(), r.GetExpireTime().AsTime(), nil
 	}, n.opts.Now)
 	return m, nil
+}
+
+// holder has the SVID that a service shows, and the roots that it believes.
+type holder interface {
+	Current() (*svid.SVID, error)
+	Bundle() []*x509.Certificate
+}
+
+// keepSVID has the service keep an SVID of identity's, and offer it at a Workload API of its own.
+func (n *Node) keepSVID(ctx context.Context, m *mesh, id spiffeid.ID, issue svid.IssueFunc) (err error) {
+	if issue == nil {
+		issue = n.enrol(m)
+	}
+	failures, err := n.counter("redoubt_svid_failures_total", "Failed attempts to get an X.509-SVID.")
+	if err != nil {
+		return err
+	}
+	dir := n.path("svid")
+	if m.keeper, err = svid.NewKeeper(svid.KeeperConfig{Dir: dir, ID: id, Issue: issue, OnError: func(error) { failures.Inc() }, Now: n.opts.Now, Logger: n.log}); err != nil {
+		return err
+	}
+	n.hold(m, m.keeper)
+	n.background("svid", m.keeper.Run)
+	if err := m.keeper.Ready(ctx); err != nil {
+		return fmt.Errorf("no certificate from identity at %s: %w", strings.Join(n.cfg.Mesh.Enrolment(), ", "), err)
+	}
+	if m.jwts, err = svid.NewJWTs(svid.JWTConfig{ID: id, Issue: m.issueJWT, Now: n.opts.Now, Logger: n.log}); err != nil {
+		return err
+	}
+	w, err := svid.NewWorkloadServer(svid.WorkloadConfig{Keeper: m.keeper, JWTs: m.jwts, Dir: dir, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.onStop(func() { _ = w.Close() })
+	return n.openSource(ctx, m, svid.SourceConfig{Addr: w.Addr()})
+}
+
+// takeSVID has the service take its SVID from another's Workload API: it enrols nowhere, and keeps no key.
+func (n *Node) takeSVID(ctx context.Context, m *mesh, id spiffeid.ID) error {
+	if err := n.openSource(ctx, m, svid.SourceConfig{Addr: n.cfg.Service.WorkloadAPI, Workload: id}); err != nil {
+		return err
+	}
+	if _, err := m.source.Current(); err != nil {
+		return err
+	}
+	n.hold(m, m.source)
+	return nil
+}
+
+func (n *Node) hold(m *mesh, h holder) {
+	m.own = h
+	n.own.Store(&h)
+}
+
+func (n *Node) openSource(ctx context.Context, m *mesh, cfg svid.SourceConfig) error {
+	handshakes, err := n.counter("redoubt_handshake_failures_total", "TLS handshakes that failed on the mesh port.")
+	if err != nil {
+		return err
+	}
+	cfg.TrustDomain, cfg.OnHandshakeError, cfg.Now, cfg.Logger = m.td, func(error) { handshakes.Inc() }, n.opts.Now, n.log
+	if m.source, err = svid.NewSource(ctx, cfg); err != nil {
+		return err
+	}
+	n.onStop(func() { _ = m.source.Close() })
+	return nil
 }
 
 // peers are the connections to other services, and their states.

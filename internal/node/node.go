@@ -69,7 +69,7 @@ type Node struct {
 
 	state        *state // nil in the gateway
 	mesh         *mesh
-	keeper       atomic.Pointer[svid.Keeper] // of the mesh, as soon as there is one
+	own          atomic.Pointer[holder] // of the mesh, as soon as there is one
 	registration *discovery.Registration
 
 	chain  *rpc.Chain // nil until it serves
@@ -170,14 +170,14 @@ func (n *Node) decides(ctx context.Context, st *state, failed <-chan error) erro
 }
 
 // roots are the mesh's roots as this node knows them.
-func (n *Node) roots() []*x509.Certificate { return n.mesh.keeper.Bundle() }
+func (n *Node) roots() []*x509.Certificate { return n.mesh.own.Bundle() }
 
 // CA are the roots that this node believes now, as PEM.
 func (n *Node) CA() []byte { return pemOf(n.roots()) }
 
 // SVID is the certificate of the node as it is now, nil if it has none.
 func (n *Node) SVID() *svid.SVID {
-	s, err := n.mesh.keeper.Current()
+	s, err := n.mesh.own.Current()
 	if err != nil {
 		return nil
 	}

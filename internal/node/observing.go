@@ -54,11 +54,11 @@ func (n *Node) serveMetrics() error {
 			MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots, Time: n.opts.Now, NextProtos: []string{"http/1.1"},
 			SessionTicketsDisabled: true,
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-				k := n.keeper.Load()
-				if k == nil {
+				h := n.own.Load()
+				if h == nil {
 					return nil, errors.New("there is no certificate yet")
 				}
-				s, err := k.Current()
+				s, err := (*h).Current()
 				if err != nil {
 					return nil, err
 				}

@@ -125,5 +125,5 @@ func withKeeper(t *testing.T, n *Node) {
 	if err := k.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	n.keeper.Store(k)
+	n.hold(&mesh{}, k)
 }

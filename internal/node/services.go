@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"net/url"
 	"slices"
@@ -114,7 +115,7 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.name == "identity" {
+	if n.name == "identity" && m.keeper != nil {
 		// Others need no etcd to enrol, and get nothing but certificates of a root that they know already.
 		if err := n.serveEnrolment(chain, m); err != nil {
 			return err
@@ -245,9 +246,22 @@ func (n *Node) verifier(st *state, m *mesh) (rpc.Verifier, error) {
 }
 
 func (n *Node) newIdentity(st *state) (err error) {
+	var enrol string
+	var elsewhere func() []*x509.Certificate
+	if a := n.cfg.Mesh.Enrolment(); len(a) > 0 {
+		enrol = a[0]
+	}
+	if n.cfg.Service.WorkloadAPI != "" {
+		elsewhere = func() []*x509.Certificate {
+			if h := n.own.Load(); h != nil {
+				return (*h).Bundle()
+			}
+			return nil
+		}
+	}
 	n.identity, err = identity.New(identity.Config{
 		DB: st.db, Outbox: st.outbox, Own: st.own, Engine: st.engine, Leader: st.leader, Fence: st.fence, Proofs: st.proofs, TrustDomain: n.cfg.Mesh.TrustDomain, Issuer: n.cfg.Mesh.PublicURL,
-		PublicHosts: n.cfg.Service.PublicHosts, EnrolAddress: n.cfg.Mesh.Enrolment()[0], SVIDLife: n.cfg.Mesh.LeafLife,
+		PublicHosts: n.cfg.Service.PublicHosts, EnrolAddress: enrol, ServiceRoots: elsewhere, SVIDLife: n.cfg.Mesh.LeafLife,
 		RunTokenLife: n.cfg.Service.RunLife, RootPeriod: n.cfg.Service.RootPeriod, Instance: n.cfg.Service.Instance, ConnectionLife: n.opts.Limits.ConnectionLife(),
 		KeyPeriod: n.cfg.Service.KeyPeriod, KeyAhead: n.cfg.Service.KeyAhead, TokenLife: n.cfg.Service.TokenLife, Consumers: n.cfg.Service.Consumers, Password: n.opts.Password, Now: n.opts.Now, Logger: n.log,
 	})
@@ -269,7 +283,7 @@ func (n *Node) serveEnrolment(cfg rpc.Config, m *mesh) error {
 	if err != nil {
 		return err
 	}
-	s := c.NewServer(svid.EnrolServerCredentials(m.keeper.Current, n.opts.Now, func(error) { failures.Inc() }))
+	s := c.NewServer(svid.EnrolServerCredentials(m.own.Current, n.opts.Now, func(error) { failures.Inc() }))
 	n.identity.RegisterEnrolment(c.Registrar(s))
 	n.serve("enrolment", s, l)
 	return nil
@@ -382,7 +396,7 @@ func (n *Node) buildInference(st *state, m *mesh, k *envelope.Keyring, b *blob.S
 		ScoringURL: n.cfg.Service.ScoringURL, ReplicaAddress: cmp.Or(n.cfg.Service.ReplicaAdvertise, dialled(n.replicas.Addr())),
 		CertificateFile: n.cfg.Service.ScoringCertificateFile, KeyFile: n.cfg.Service.ScoringKeyFile,
 		Certificate: func() (*tls.Certificate, error) {
-			s, err := m.keeper.Current()
+			s, err := m.own.Current()
 			if err != nil {
 				return nil, err
 			}
@@ -441,7 +455,7 @@ func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
 		Edge:  limits, OnRefused: refused, Calls: n.cfg.Edge.calls(), CertificateFile: n.cfg.Service.CertificateFile, KeyFile: n.cfg.Service.KeyFile,
 		Rules: cfg.Rules, Peers: peers, Installation: n.cfg.Mesh.TrustDomain, PublicURL: n.cfg.Mesh.PublicURL, Tracing: cfg.Tracing, Now: n.opts.Now, Logger: n.log,
 		Certificate: func() (*tls.Certificate, error) {
-			s, err := m.keeper.Current()
+			s, err := m.own.Current()
 			if err != nil {
 				return nil, err
 			}

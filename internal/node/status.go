@@ -56,7 +56,7 @@ func (s *statusService) GetStatus(ctx context.Context, _ *maintenancev1.GetStatu
 		StartTime: timestamppb.New(now.Add(-uptime)), Uptime: durationpb.New(uptime), Leads: s.st.leader.Leading(),
 		MemoryBytes: residentBytes(), Goroutines: int64(runtime.NumGoroutine()), Store: s.store(ctx),
 	}
-	if id, err := s.m.keeper.Current(); err == nil {
+	if id, err := s.m.own.Current(); err == nil {
 		out.CertificateEndTime = timestamppb.New(id.Chain[0].NotAfter)
 	}
 	if err := s.st.engine.Fresh(now); err != nil {

@@ -49,6 +49,8 @@ type UpConfig struct {
 	ScoringCertificateFile, ScoringKeyFile string
 	// Blobs is the bucket in place of the services' folders.
 	Blobs Bucket
+	// WorkloadAPI is the socket of another's SPIFFE Workload API for every service, unix:///path; empty: identity issues their SVIDs.
+	WorkloadAPI string
 	// EtcdUnsafe leaves out etcd's fsync: for tests.
 	EtcdUnsafe bool
 	Log        Log
@@ -213,8 +215,10 @@ func (in *Installation) startRest(ctx context.Context, cfg UpConfig, mesh Mesh, 
 		if name == "identity" {
 			continue
 		}
-		if err := join(ctx, cfg.Data, ids, name); err != nil {
-			return err
+		if cfg.WorkloadAPI == "" {
+			if err := join(ctx, cfg.Data, ids, name); err != nil {
+				return err
+			}
 		}
 		c := in.config(cfg, mesh, name)
 		if name == "workspace" {
@@ -247,7 +251,7 @@ func (in *Installation) config(cfg UpConfig, mesh Mesh, name string) Config {
 	dir := filepath.Join(cfg.Data, name)
 	mesh.EtcdTLS = filepath.Join(dir, "etcd")
 	c := Config{Mesh: mesh, Log: cfg.Log, Service: Service{
-		Name: name, Instance: "a", Dir: dir, Listen: "127.0.0.1:0", MeshListen: "127.0.0.1:0", JoinTokenFile: filepath.Join(dir, "join.token"), LocalTargets: true, AgentCommand: cfg.AgentCommand,
+		Name: name, Instance: "a", Dir: dir, Listen: "127.0.0.1:0", MeshListen: "127.0.0.1:0", JoinTokenFile: filepath.Join(dir, "join.token"), LocalTargets: true, AgentCommand: cfg.AgentCommand, WorkloadAPI: cfg.WorkloadAPI,
 	}}
 	c.Service.bucket(cfg.Blobs)
 	if name == "inference" {

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -75,7 +76,7 @@ func NewAuthority(td spiffeid.TrustDomain, now time.Time, life time.Duration) (*
 	template := &x509.Certificate{
 		SerialNumber: serial,
 		// The serial is part of the name, so that two roots of one trust domain never look alike to a verifier.
-		Subject:               pkix.Name{Organization: []string{"Redoubt"}, CommonName: td.Name(), SerialNumber: hex.EncodeToString(serial.Bytes())},
+		Subject:               pkix.Name{Organization: []string{organization}, CommonName: td.Name(), SerialNumber: hex.EncodeToString(serial.Bytes())},
 		NotBefore:             now.Add(-Backdate),
 		NotAfter:              now.Add(life),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
@@ -178,9 +179,13 @@ func (a *Authority) Endorse(other *x509.Certificate, now, until time.Time) ([]by
 	return der, nil
 }
 
-// endorsement reports whether c is what Endorse makes: an authority below another one that says it is the trust domain itself.
+// organization stands in the name of every root of ours, and so in that of what Endorse makes.
+const organization = "Redoubt"
+
+// endorsement reports whether c is what Endorse makes: a root of ours below another one. Other authorities' intermediates, which say too that they
+// are the trust domain itself, have other names.
 func endorsement(c *x509.Certificate, td string) bool {
-	return c.IsCA && len(c.URIs) == 1 && c.URIs[0].String() == td && c.CheckSignatureFrom(c) != nil
+	return c.IsCA && len(c.URIs) == 1 && c.URIs[0].String() == td && slices.Contains(c.Subject.Organization, organization) && c.CheckSignatureFrom(c) != nil
 }
 
 // WithTrusted returns an Authority that signs with the same root and whose bundle has extra besides. Rotation is: trust the

@@ -8,7 +8,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -45,9 +44,9 @@ func (c *conns) shown(t *conn, chain []*x509.Certificate) {
 	}
 }
 
-// sweep closes each connection whose peer would not be believed by bundle, were it to connect when its leaf still held: a leaf that has run
+// sweep closes each connection whose peer would not be believed by verify, were it to connect when its leaf still held: a leaf that has run
 // out since its handshake is no reason.
-func (c *conns) sweep(td spiffeid.TrustDomain, bundle x509bundle.Source, now time.Time) (closed int) {
+func (c *conns) sweep(now time.Time, verify func([]*x509.Certificate, x509.ExtKeyUsage, time.Time) (spiffeid.ID, error)) (closed int) {
 	c.mu.Lock()
 	var gone []*conn
 	for t, chain := range c.open {
@@ -58,7 +57,7 @@ func (c *conns) sweep(td spiffeid.TrustDomain, bundle x509bundle.Source, now tim
 		if end := chain[0].NotAfter.Add(-time.Second); at.After(end) {
 			at = end
 		}
-		if _, err := Verify(chain, td, bundle, x509.ExtKeyUsageAny, at); err != nil {
+		if _, err := verify(chain, x509.ExtKeyUsageAny, at); err != nil {
 			gone = append(gone, t)
 		}
 	}

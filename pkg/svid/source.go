@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -24,6 +25,9 @@ type SourceConfig struct {
 	// Addr of a Workload API: WorkloadServer.Addr, or a SPIRE agent's (unix:///run/spire/sockets/agent.sock).
 	Addr        string
 	TrustDomain spiffeid.TrustDomain
+	// Workload is the one SVID that is taken of those that the Workload API gives: another's Workload API may have several for a process. The
+	// zero ID takes the first.
+	Workload spiffeid.ID
 	// OnHandshakeError, if set, is called for each handshake that failed on a connection of these credentials. It must be
 	// quick and safe for concurrent use.
 	OnHandshakeError func(error)
@@ -41,6 +45,8 @@ type Source struct {
 	stop  chan struct{}
 	once  sync.Once
 	swept sync.WaitGroup
+
+	issuers atomic.Pointer[[]*x509.Certificate] // of Delegate
 }
 
 // NewSource waits until the Workload API has given a first SVID, or ctx ends.
@@ -54,18 +60,28 @@ func NewSource(ctx context.Context, cfg SourceConfig) (*Source, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	x, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(
+	options := []workloadapi.X509SourceOption{workloadapi.WithClientOptions(
 		workloadapi.WithAddr(cfg.Addr),
 		workloadapi.WithLogger(spiffeLog{cfg.Logger}),
 		workloadapi.WithBackoffStrategy(workloadBackoff{}),
 		workloadapi.WithDialOptions(grpc.WithNoProxy()),
-	))
+	)}
+	if !cfg.Workload.IsZero() {
+		options = append(options, workloadapi.WithDefaultX509SVIDPicker(one(cfg.Workload)))
+	}
+	x, err := workloadapi.NewX509Source(ctx, options...)
 	if err != nil {
 		return nil, fault.Wrap(err, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE,
 			"the Workload API has given no SVID: see that the workload is enrolled")
 	}
 	s := &Source{cfg: cfg, x: x, stop: make(chan struct{})}
-	if own, err := x.GetX509SVID(); err != nil || !own.ID.MemberOf(cfg.TrustDomain) {
+	if !cfg.Workload.IsZero() {
+		if err := s.await(ctx); err != nil {
+			_ = x.Close()
+			return nil, err
+		}
+	}
+	if own, err := s.svid(); err != nil || !own.ID.MemberOf(cfg.TrustDomain) {
 		_ = x.Close()
 		return nil, fault.FailedPrecondition("the Workload API's SVID is not of trust domain %s: correct mesh.trust_domain", cfg.TrustDomain)
 	}
@@ -78,12 +94,16 @@ func (s *Source) sweep() {
 	for {
 		select {
 		case <-s.x.Updated():
-			if n := s.stand.sweep(s.cfg.TrustDomain, s.x, s.cfg.Now()); n > 0 {
-				s.cfg.Logger.Warn("connections were closed whose root is not believed any more", "connections", n)
-			}
+			s.closeGone()
 		case <-s.stop:
 			return
 		}
+	}
+}
+
+func (s *Source) closeGone() {
+	if n := s.stand.sweep(s.cfg.Now(), s.verify); n > 0 {
+		s.cfg.Logger.Warn("connections were closed whose root is not believed any more", "connections", n)
 	}
 }
 
@@ -96,7 +116,7 @@ func (s *Source) Close() error {
 
 // ID is the identity that this side shows, or the zero ID after Close.
 func (s *Source) ID() spiffeid.ID {
-	own, err := s.x.GetX509SVID()
+	own, err := s.svid()
 	if err != nil {
 		return spiffeid.ID{}
 	}
@@ -105,7 +125,7 @@ func (s *Source) ID() spiffeid.ID {
 
 // NotAfter is when the SVID of the moment ends: for an alarm before it does.
 func (s *Source) NotAfter() time.Time {
-	own, err := s.x.GetX509SVID()
+	own, err := s.svid()
 	if err != nil {
 		return time.Time{}
 	}
@@ -185,7 +205,7 @@ func (s *Source) tls(allow Authorize, peerUsage x509.ExtKeyUsage) *tls.Config {
 		// No resumption, on either side: a ticket would carry an old verdict past the end of a root.
 		SessionTicketsDisabled: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			id, err := Verify(cs.PeerCertificates, s.cfg.TrustDomain, s.x, peerUsage, s.cfg.Now())
+			id, err := s.verify(cs.PeerCertificates, peerUsage, s.cfg.Now())
 			if err != nil {
 				return err
 			}
@@ -200,7 +220,7 @@ func (s *Source) tls(allow Authorize, peerUsage x509.ExtKeyUsage) *tls.Config {
 var errOwnEnded = errors.New("svid: the own SVID has ended and no new one has come")
 
 func (s *Source) certificate() (*tls.Certificate, error) {
-	own, err := s.x.GetX509SVID()
+	own, err := s.svid()
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +268,7 @@ func (s *Source) credentials(c *tls.Config) credentials.TransportCredentials {
 
 // judge is whether a chain still leads to a root of the bundle.
 func (s *Source) judge(chain []*x509.Certificate) error {
-	_, err := Verify(chain, s.cfg.TrustDomain, s.x, x509.ExtKeyUsageAny, s.cfg.Now())
+	_, err := s.verify(chain, x509.ExtKeyUsageAny, s.cfg.Now())
 	return err
 }
 

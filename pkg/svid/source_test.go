@@ -267,9 +267,12 @@ func TestRootTakenAway(t *testing.T) {
 		t.Fatalf("while both roots are trusted: %v", err)
 	}
 	i.a = next
-	updated := server.x.Updated()
 	serverKeeper(t, server).Refresh()
-	<-updated
+	for deadline := time.Now().Add(20 * time.Second); len(server.Bundle()) != 1; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the bundle without the old root does not come")
+		}
+	}
 	if err := check(t, addr, credentials.NewTLS(conf)); status.Code(err) != codes.Unavailable {
 		t.Errorf("after the old root is gone: %v", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
@@ -20,14 +21,16 @@ import (
 // WorkloadConfig is what a WorkloadServer needs. Keeper and Dir must be set.
 type WorkloadConfig struct {
 	Keeper *Keeper
+	JWTs   *JWTs        // nil: this Workload API has no JWT-SVIDs
 	Dir    string       // where the socket goes, if its path fits; usually the Keeper's
 	Logger *slog.Logger // silent when nil
 }
 
-// WorkloadServer is the SPIFFE Workload API for one workload: whoever may connect gets that workload's SVID and key.
+// WorkloadServer is the SPIFFE Workload API for one workload: whoever the kernel says is of its own user id gets that workload's SVIDs and key.
 type WorkloadServer struct {
 	workload.UnsafeSpiffeWorkloadAPIServer // so that a new RPC of the standard does not compile until it is decided on
 	keeper                                 *Keeper
+	jwts                                   *JWTs
 	log                                    *slog.Logger
 	sock                                   *socket
 	server                                 *grpc.Server
@@ -47,11 +50,14 @@ func NewWorkloadServer(cfg WorkloadConfig) (*WorkloadServer, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.JWTs != nil && cfg.JWTs.cfg.ID != cfg.Keeper.cfg.ID {
+		return nil, fault.InvalidArgument("the JWT-SVIDs of a Workload API are those of its keeper's workload")
+	}
 	sock, err := listenSocket(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	w := &WorkloadServer{keeper: cfg.Keeper, log: cfg.Logger, sock: sock, stop: make(chan struct{}), served: make(chan struct{})}
+	w := &WorkloadServer{keeper: cfg.Keeper, jwts: cfg.JWTs, log: cfg.Logger, sock: sock, stop: make(chan struct{}), served: make(chan struct{})}
 	w.server = grpc.NewServer(
 		grpc.Creds(&peerCreds{log: cfg.Logger}),
 		grpc.ConnectionTimeout(handshakeTimeout),
@@ -59,13 +65,13 @@ func NewWorkloadServer(cfg WorkloadConfig) (*WorkloadServer, error) {
 		grpc.MaxConcurrentStreams(64),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			if err := securityHeader(ctx, info.FullMethod); err != nil {
+			if err := admitted(ctx, info.FullMethod); err != nil {
 				return nil, err
 			}
 			return next(ctx, req)
 		}),
 		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-			if err := securityHeader(ss.Context(), info.FullMethod); err != nil {
+			if err := admitted(ss.Context(), info.FullMethod); err != nil {
 				return err
 			}
 			return next(srv, ss)
@@ -97,12 +103,26 @@ func (w *WorkloadServer) Close() error {
 }
 
 const (
-	headerKey   = "workload.spiffe.io"
-	apiPrefix   = "/SpiffeWorkloadAPI/"
-	noJWTText   = "this Workload API has no JWT-SVIDs: use the X.509-SVID"
-	noWITText   = "this Workload API has no WIT-SVIDs: use the X.509-SVID"
-	stoppedText = "the Workload API stops: connect again"
+	headerKey = "workload.spiffe.io"
+	apiPrefix = "/SpiffeWorkloadAPI/"
+
+	strangerText = "no identity for this caller: this Workload API is for its own user id"
+	noWITText    = "this Workload API has no WIT-SVIDs: use the X.509-SVID"
+	stoppedText  = "the Workload API stops: connect again"
 )
+
+// admitted says whether a call is for this caller at all: the kernel's word first, then the standard's header.
+func admitted(ctx context.Context, method string) error {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return status.Error(codes.PermissionDenied, strangerText)
+	}
+	info, ok := p.AuthInfo.(peerInfo)
+	if !ok || !info.entitled {
+		return status.Error(codes.PermissionDenied, strangerText)
+	}
+	return securityHeader(ctx, method)
+}
 
 // securityHeader is the standard's guard against requests that a confused HTTP client was led to send.
 func securityHeader(ctx context.Context, method string) error {
@@ -164,21 +184,6 @@ func concat(certs []*x509.Certificate) []byte {
 		b = append(b, c.Raw...)
 	}
 	return b
-}
-
-// FetchJWTSVID is not offered: between services a connection proves the identity, and users' tokens come from identity.
-func (w *WorkloadServer) FetchJWTSVID(context.Context, *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
-	return nil, status.Error(codes.Unimplemented, noJWTText)
-}
-
-// FetchJWTBundles is not offered.
-func (w *WorkloadServer) FetchJWTBundles(*workload.JWTBundlesRequest, grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return status.Error(codes.Unimplemented, noJWTText)
-}
-
-// ValidateJWTSVID is not offered.
-func (w *WorkloadServer) ValidateJWTSVID(context.Context, *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
-	return nil, status.Error(codes.Unimplemented, noJWTText)
 }
 
 // FetchWITSVID is not offered: the format is still arriving.

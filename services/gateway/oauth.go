@@ -39,7 +39,8 @@ func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	others := s.otherRoutes(identityv1.NewTokenServiceClient(peers["identity"]), identityv1.NewProviderServiceClient(peers["identity"]), pages)
+	others := s.otherRoutes(identityv1.NewTokenServiceClient(peers["identity"]), identityv1.NewProviderServiceClient(peers["identity"]),
+		identityv1.NewWorkloadIdentityServiceClient(peers["identity"]), pages)
 	// These two see paths as they were sent: http.ServeMux would clean them first.
 	return hardened(intake.Paced(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
@@ -53,8 +54,11 @@ func (s *Service) routesHTTP(ctx context.Context) (http.Handler, error) {
 	}), s.cfg.BodyGrace)), nil
 }
 
-// otherRoutes are those of OAuth, the OpenAPI document, the console, and what is not there.
-func (s *Service) otherRoutes(tokens identityv1.TokenServiceClient, provider identityv1.ProviderServiceClient, pages http.Handler) http.Handler {
+// pathBundle is the bundle endpoint (SPIFFE Federation): the trust bundle, for who federates with this mesh.
+const pathBundle = "/spiffe/bundle"
+
+// otherRoutes are those of OAuth, the bundle endpoint, the OpenAPI document, the console, and what is not there.
+func (s *Service) otherRoutes(tokens identityv1.TokenServiceClient, provider identityv1.ProviderServiceClient, workloads identityv1.WorkloadIdentityServiceClient, pages http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	s.providerRoutes(mux, provider)
 	discovery := func(w http.ResponseWriter, r *http.Request) {
@@ -66,6 +70,15 @@ func (s *Service) otherRoutes(tokens identityv1.TokenServiceClient, provider ide
 	mux.HandleFunc("GET /oauth2/keys", func(w http.ResponseWriter, r *http.Request) {
 		doc, err := tokens.GetKeys(anonymous(r), &identityv1.GetKeysRequest{})
 		s.document(w, doc, err)
+	})
+	mux.HandleFunc("GET "+pathBundle, func(w http.ResponseWriter, r *http.Request) {
+		b, err := workloads.GetSPIFFEBundle(anonymous(r), &identityv1.GetSPIFFEBundleRequest{})
+		if err != nil {
+			s.oauthFault(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json") // and no cache between: the document says itself how long it is good
+		_, _ = w.Write(b.GetJson())
 	})
 	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"slices"
 	"strings"
@@ -28,6 +29,11 @@ type authority struct {
 	*svid.Authority
 	roots []rotation.Root
 	vouch []*svid.Authority // have signed: clients may know them alone
+
+	sequence uint64 // of the trust bundle
+	bundle   []byte // the trust bundle, as strangers get it
+
+	services func() []*x509.Certificate // Config.ServiceRoots
 }
 
 func newAuthority(td spiffeid.TrustDomain, as []store.Authority) (*authority, error) {
@@ -86,7 +92,7 @@ func (a *authority) pins() []string {
 }
 
 func (a *authority) told() *identityv1.WatchAuthoritiesResponse {
-	out := &identityv1.WatchAuthoritiesResponse{Pins: a.pins()}
+	out := &identityv1.WatchAuthoritiesResponse{Pins: a.pins(), TrustBundle: a.bundle}
 	for _, r := range a.roots {
 		if r.Phase == rotation.Tainted {
 			out.TaintedPins = append(out.TaintedPins, r.Pin)

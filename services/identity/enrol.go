@@ -118,6 +118,11 @@ func bundle(a *authority) (out [][]byte) {
 	for _, root := range a.Bundle() {
 		out = append(out, root.Raw)
 	}
+	if a.services != nil {
+		for _, root := range a.services() {
+			out = append(out, root.Raw)
+		}
+	}
 	return out
 }
 

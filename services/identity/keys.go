@@ -37,6 +37,16 @@ type keyState struct {
 	signers    map[string]*authn.Signer
 }
 
+// keysOf are the keys of one use, in the order in which they sign.
+func keysOf(keys []store.SigningKey, use store.KeyUse) (out []store.SigningKey) {
+	for _, k := range keys {
+		if k.Use == use {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
 // set takes up keys. The generation rises only if they are others than before.
 func (k *tokenKeys) set(keys []store.SigningKey) error {
 	next := &keyState{generation: 1, plan: planOf(keys), keys: keys, signers: make(map[string]*authn.Signer, len(keys))}
@@ -111,6 +121,7 @@ func (s *Service) openKeys(ctx context.Context) error {
 	defer s.opening.Unlock()
 	var keys []store.SigningKey
 	var roots []store.Authority
+	var bundleSeq uint64
 	defer func() { store.Wipe(roots) }()
 	read := func(ctx context.Context, tx *sqldb.Tx) (found bool, err error) {
 		if keys, err = s.store.SigningKeys(ctx, tx); err != nil {
@@ -118,8 +129,12 @@ func (s *Service) openKeys(ctx context.Context) error {
 		}
 		store.Wipe(roots)
 		roots, err = s.store.Authorities(ctx, tx)
+		if err != nil {
+			return false, err
+		}
+		bundleSeq, err = s.store.BundleSeq(ctx, tx)
 		uncounted := slices.ContainsFunc(roots, func(a store.Authority) bool { return !a.Counted })
-		return len(roots) > 0 && len(keys) > 0 && !uncounted, err
+		return len(roots) > 0 && len(keysOf(keys, store.TokenKeys)) > 0 && len(keysOf(keys, store.SVIDKeys)) > 0 && !uncounted, err
 	}
 	var found bool
 	err := s.cfg.DB.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) (err error) {
@@ -132,7 +147,7 @@ func (s *Service) openKeys(ctx context.Context) error {
 			if err != nil || found { // another replica was first
 				return err
 			}
-			if err := s.makeKeys(ctx, tx, len(keys) == 0, len(roots) == 0); err != nil {
+			if err := s.makeKeys(ctx, tx, keys, len(roots) == 0); err != nil {
 				return err
 			}
 			for _, a := range roots {
@@ -154,20 +169,29 @@ func (s *Service) openKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.keys.set(keys); err != nil {
+	next.services = s.cfg.ServiceRoots
+	svids := keysOf(keys, store.SVIDKeys)
+	if err := next.render(svids, bundleSeq, s.refreshHint()); err != nil {
 		return err
 	}
-	if old := s.authority.Load(); old == nil || !slices.Equal(old.roots, next.roots) {
+	if err := s.keys.set(keysOf(keys, store.TokenKeys)); err != nil {
+		return err
+	}
+	s.svidKeys.Store(&svids)
+	if old := s.authority.Load(); old == nil || !slices.Equal(old.roots, next.roots) || old.sequence != next.sequence {
 		s.authority.Store(next)
 		s.turned.now()
 	}
 	return nil
 }
 
-func (s *Service) makeKeys(ctx context.Context, tx *sqldb.Tx, signing, root bool) error {
+func (s *Service) makeKeys(ctx context.Context, tx *sqldb.Tx, keys []store.SigningKey, root bool) error {
 	now := s.cfg.Now()
-	if signing {
-		if _, err := s.writePlan(ctx, tx, nil, rotation.Scheduled(now, nil, s.policy)); err != nil {
+	for _, use := range keyUses {
+		if len(keysOf(keys, use)) > 0 {
+			continue
+		}
+		if _, err := s.writePlan(ctx, tx, use, nil, rotation.Scheduled(now, nil, s.policyOf(use))); err != nil {
 			return err
 		}
 	}

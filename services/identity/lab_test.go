@@ -144,7 +144,7 @@ func (l *lab) serve(log *slog.Logger) {
 		"redoubt.identity.v1.SignInService", "redoubt.identity.v1.DirectoryService", "redoubt.identity.v1.TokenService",
 		"redoubt.identity.v1.PrincipalService", "redoubt.identity.v1.EnrolmentService", "redoubt.identity.v1.AgentService",
 		"redoubt.identity.v1.OperatorService", "redoubt.identity.v1.ApplicationService", "redoubt.identity.v1.ProviderService", "redoubt.identity.v1.KeyService",
-		"redoubt.identity.v1.FactorService", "redoubt.identity.v1.FederationService", "redoubt.identity.v1.AccountService")
+		"redoubt.identity.v1.FactorService", "redoubt.identity.v1.FederationService", "redoubt.identity.v1.AccountService", "redoubt.identity.v1.WorkloadIdentityService")
 	must(t, err)
 	proofs, err := authn.NewProofChecker(authn.ProofConfig{Now: l.now})
 	must(t, err)

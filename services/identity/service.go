@@ -3,6 +3,7 @@ package identity
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"net"
 	"net/url"
@@ -67,6 +68,9 @@ type Config struct {
 	PublicHosts []string
 	// EnrolAddress is the host:port of the enrolment listener, as join tokens name it.
 	EnrolAddress string
+	// ServiceRoots are the roots that services chain to where another authority issues their SVIDs: runs and operators are told of them beside those of
+	// identity, which issues for those two alone then. Nil where identity issues for services too.
+	ServiceRoots func() []*x509.Certificate
 	// Consumers lets issuers of that class be entered, and their people in. Guests of other organisations need no setting but their issuer.
 	Consumers bool
 	// Services are those that may enrol. Default: all of a mesh.
@@ -206,6 +210,7 @@ type Service struct {
 	identityv1.UnsafeFactorServiceServer
 	identityv1.UnsafeFederationServiceServer
 	identityv1.UnsafeAccountServiceServer
+	identityv1.UnsafeWorkloadIdentityServiceServer
 
 	cfg       Config
 	td        spiffeid.TrustDomain
@@ -214,6 +219,7 @@ type Service struct {
 	hasher    hasher
 	guard     *login.Guard
 	keys      *tokenKeys
+	svidKeys  atomic.Pointer[[]store.SigningKey] // sign JWT-SVIDs, as they were last read
 	policy    rotation.Policy
 	opening   sync.Mutex // one openKeys at a time
 	verifier  *authn.Verifier
@@ -237,6 +243,8 @@ var (
 	_ identityv1.ApplicationServiceServer = (*Service)(nil)
 	_ identityv1.FactorServiceServer      = (*Service)(nil)
 	_ identityv1.FederationServiceServer  = (*Service)(nil)
+
+	_ identityv1.WorkloadIdentityServiceServer = (*Service)(nil)
 )
 
 // New makes the service. The first time it makes the signing key and the root of the mesh; later it opens them, and fails if they
@@ -310,6 +318,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	identityv1.RegisterFederationServiceServer(r, s)
 	identityv1.RegisterAccountServiceServer(r, s)
 	identityv1.RegisterProviderServiceServer(r, s.provider)
+	identityv1.RegisterWorkloadIdentityServiceServer(r, s)
 }
 
 // may reports whether a principal has an action at the installation.

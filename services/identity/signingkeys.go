@@ -26,8 +26,12 @@ type planned struct{ dropped, made, moved []string }
 
 func (p planned) any() bool { return len(p.dropped)+len(p.made)+len(p.moved) > 0 }
 
-// writePlan makes the rows what the plan says. keys are the rows as this transaction has read them.
-func (s *Service) writePlan(ctx context.Context, tx *sqldb.Tx, keys []store.SigningKey, plan rotation.Plan) (done planned, err error) {
+func (p *planned) add(q planned) {
+	p.dropped, p.made, p.moved = append(p.dropped, q.dropped...), append(p.made, q.made...), append(p.moved, q.moved...)
+}
+
+// writePlan makes the rows of one use what the plan says. keys are those rows as this transaction has read them.
+func (s *Service) writePlan(ctx context.Context, tx *sqldb.Tx, use store.KeyUse, keys []store.SigningKey, plan rotation.Plan) (done planned, err error) {
 	kept := make(map[string]rotation.Key, len(plan))
 	for _, p := range plan {
 		if p.ID != "" {
@@ -38,7 +42,7 @@ func (s *Service) writePlan(ctx context.Context, tx *sqldb.Tx, keys []store.Sign
 		if err != nil {
 			return done, fault.Internal(err, "a signing key could not be made")
 		}
-		k := store.SigningKey{KeyID: authn.Thumbprint(&key.PublicKey), Key: key, Publish: p.Publish, SignFrom: p.SignFrom, SignUntil: p.SignUntil, Remove: p.Remove}
+		k := store.SigningKey{Use: use, KeyID: authn.Thumbprint(&key.PublicKey), Key: key, Publish: p.Publish, SignFrom: p.SignFrom, SignUntil: p.SignUntil, Remove: p.Remove}
 		if err := s.store.InsertSigningKey(ctx, tx, k); err != nil {
 			return done, err
 		}
@@ -48,7 +52,7 @@ func (s *Service) writePlan(ctx context.Context, tx *sqldb.Tx, keys []store.Sign
 		p, ok := kept[old.ID]
 		switch {
 		case !ok:
-			err = s.store.DeleteSigningKey(ctx, tx, old.ID)
+			err = s.store.DeleteSigningKey(ctx, tx, use, old.ID)
 			done.dropped = append(done.dropped, old.ID)
 		case !same(p, old):
 			k := keys[i]
@@ -86,8 +90,11 @@ func (s *Service) keepKeys(ctx context.Context, term *leader.Term) error {
 }
 
 func (s *Service) keepKeysOnce(ctx context.Context, term *leader.Term) error {
-	now, have := s.cfg.Now(), s.keys.state.Load().plan
-	if slices.EqualFunc(rotation.Scheduled(now, have, s.policy), have, same) {
+	now := s.cfg.Now()
+	if !slices.ContainsFunc(keyUses, func(use store.KeyUse) bool {
+		have := s.planNow(use)
+		return !slices.EqualFunc(rotation.Scheduled(now, have, s.policyOf(use)), have, same)
+	}) {
 		return nil
 	}
 	err := term.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
@@ -95,14 +102,22 @@ func (s *Service) keepKeysOnce(ctx context.Context, term *leader.Term) error {
 		if err != nil {
 			return err
 		}
-		done, err := s.writePlan(ctx, tx, keys, rotation.Scheduled(now, planOf(keys), s.policy))
-		if err != nil || !done.any() {
-			return err
+		var all planned
+		for _, use := range keyUses {
+			keys := keysOf(keys, use)
+			done, err := s.writePlan(ctx, tx, use, keys, rotation.Scheduled(now, planOf(keys), s.policyOf(use)))
+			if err != nil {
+				return err
+			}
+			all.add(done)
+		}
+		if !all.any() {
+			return nil
 		}
 		if err := s.store.ChangeKeys(ctx, tx, now, nil); err != nil {
 			return err
 		}
-		return s.recordOwn(ctx, tx, "signing keys", "made", strings.Join(done.made, " "), "removed", strings.Join(done.dropped, " "))
+		return s.recordOwn(ctx, tx, "signing keys", "made", strings.Join(all.made, " "), "removed", strings.Join(all.dropped, " "))
 	})
 	s.feed.wake()
 	if err != nil {
@@ -121,13 +136,17 @@ var keyStates = map[rotation.State]identityv1.KeyState{
 }
 
 func (s *Service) signingKeys() *identityv1.ListSigningKeysResponse {
-	now, plan, out := s.cfg.Now(), s.keys.state.Load().plan, &identityv1.ListSigningKeysResponse{}
+	return &identityv1.ListSigningKeysResponse{SigningKeys: s.keysAsTold(store.TokenKeys), SvidKeys: s.keysAsTold(store.SVIDKeys)}
+}
+
+func (s *Service) keysAsTold(use store.KeyUse) (out []*identityv1.SigningKey) {
+	now, plan := s.cfg.Now(), s.planNow(use)
 	for i, k := range plan {
 		state, ok := keyStates[rotation.StateOf(now, plan, i)]
 		if !ok {
 			continue // over, or of a clock that was ahead
 		}
-		out.SigningKeys = append(out.SigningKeys, &identityv1.SigningKey{
+		out = append(out, &identityv1.SigningKey{
 			KeyId: k.ID, State: state, PublishTime: stamp(k.Publish), SignTime: stamp(k.SignFrom), RetireTime: stamp(k.SignUntil), RemoveTime: stamp(k.Remove),
 		})
 	}
@@ -169,18 +188,26 @@ func (s *Service) rotate(ctx context.Context, tx *sqldb.Tx, emergency bool) (don
 	if err != nil {
 		return done, err
 	}
-	plan := rotation.Rotated(now, planOf(keys), s.policy)
-	if emergency {
-		plan = rotation.Replaced(now, s.policy)
-	}
-	if done, err = s.writePlan(ctx, tx, keys, plan); err != nil || !done.any() {
-		return done, err
-	}
 	var revoked []*identityv1.Revocation
-	if emergency {
-		for _, kid := range done.dropped {
-			revoked = append(revoked, &identityv1.Revocation{KeyId: kid, ExpireTime: timestamppb.New(now.Add(refusedFor))})
+	for _, use := range keyUses {
+		keys := keysOf(keys, use)
+		plan := rotation.Rotated(now, planOf(keys), s.policyOf(use))
+		if emergency { // for both: a thief of one has read the rows
+			plan = rotation.Replaced(now, s.policyOf(use))
 		}
+		one, err := s.writePlan(ctx, tx, use, keys, plan)
+		if err != nil {
+			return done, err
+		}
+		done.add(one)
+		if emergency && use == store.TokenKeys {
+			for _, kid := range one.dropped {
+				revoked = append(revoked, &identityv1.Revocation{KeyId: kid, ExpireTime: timestamppb.New(now.Add(refusedFor))})
+			}
+		}
+	}
+	if !done.any() {
+		return done, nil
 	}
 	return done, s.store.ChangeKeys(ctx, tx, now, revoked)
 }

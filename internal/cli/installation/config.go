@@ -13,6 +13,9 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/config"
 )
 
+// endpointSocket is the variable by which SPIFFE names a Workload API (SPIFFE Workload Endpoint).
+const endpointSocket = "SPIFFE_ENDPOINT_SOCKET"
+
 // settingFlags are the settings that are given in the command line, over the environment and the file.
 type settingFlags struct{ set []string }
 
@@ -45,6 +48,13 @@ func (a verbs) settings(file string, s settingFlags) (node.Config, error) {
 	cfg, err := config.LoadFrom(src, node.Defaults())
 	if err != nil {
 		return cfg, err
+	}
+	if cfg.Service.WorkloadAPI == "" {
+		for _, v := range a.settingsEnv() {
+			if socket, ok := strings.CutPrefix(v, endpointSocket+"="); ok {
+				cfg.Service.WorkloadAPI = socket
+			}
+		}
 	}
 	return cfg, cfg.Check()
 }

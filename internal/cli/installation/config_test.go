@@ -84,6 +84,7 @@ func TestConfigCheck(t *testing.T) {
 		"no etcd files":    {func(c *node.Config) { c.Mesh.EtcdTLS = "/nowhere" }, nil, nil, "mesh.etcd_tls"},
 		"no seal":          {func(c *node.Config) { c.Service.SealFile = "/nowhere/seal" }, nil, nil, "service.seal_file"},
 		"no DSN":           {func(c *node.Config) { c.Service.PostgresFile = "/nowhere/dsn" }, nil, nil, "service.postgres_file"},
+		"a bad socket":     {nil, []string{"SPIFFE_ENDPOINT_SOCKET=tcp:127.0.0.1:1"}, nil, "service.workload_api"},
 		"no folder":        {func(c *node.Config) { c.Service.Dir = "/nowhere" }, nil, nil, "service.dir"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,18 +2,22 @@ package installation
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
+	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/pkg/discovery"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
 // healthLimit bounds how long a process may take to say that it serves.
@@ -88,12 +92,41 @@ func (a verbs) serviceHealth(ctx context.Context, file string, set settingFlags,
 	if addr == "" {
 		addr = cfg.HealthAddress()
 	}
-	m, err := readMember(filepath.Join(cfg.Service.Dir, "svid"), a.Now)
+	m, err := a.memberOf(ctx, cfg)
 	if err != nil {
 		return "", "", err
 	}
 	_, err = m.checkHealth(ctx, cfg.Service.Name, addr)
 	return cfg.Service.Name, addr, err
+}
+
+// memberOf is the identity of a service as its process has it.
+func (a verbs) memberOf(ctx context.Context, cfg node.Config) (*member, error) {
+	if cfg.Service.WorkloadAPI == "" {
+		return readMember(filepath.Join(cfg.Service.Dir, "svid"), a.Now)
+	}
+	td, err := spiffeid.TrustDomainFromString(cfg.Mesh.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	id, err := svid.ServiceID(td, cfg.Service.Name)
+	if err != nil {
+		return nil, err
+	}
+	source, err := svid.NewSource(ctx, svid.SourceConfig{Addr: cfg.Service.WorkloadAPI, TrustDomain: td, Workload: id, Now: a.Now})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = source.Close() }()
+	own, err := source.Current()
+	if err != nil {
+		return nil, err
+	}
+	m := &member{cert: tls.Certificate{PrivateKey: own.Key, Leaf: own.Chain[0]}, td: td, roots: own.Bundle, now: a.Now}
+	for _, c := range own.Chain {
+		m.cert.Certificate = append(m.cert.Certificate, c.Raw)
+	}
+	return m, nil
 }
 
 // memberHealth asks a member for what only a majority can answer.

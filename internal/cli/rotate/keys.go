@@ -2,6 +2,7 @@ package rotate
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -22,7 +23,7 @@ func Commands(of *app.App) []*cobra.Command {
 }
 
 func (a verbs) keys() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "The keys that sign tokens, and when each does what", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
+	list := &cobra.Command{Use: "list", Short: "The keys that sign tokens and JWT-SVIDs, and when each does what", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
 		r, err := identityv1.NewKeyServiceClient(c.Conn()).ListSigningKeys(ctx, &identityv1.ListSigningKeysRequest{})
 		return a.signing(r, err)
 	})}
@@ -57,12 +58,16 @@ func (a verbs) signing(r *identityv1.ListSigningKeysResponse, err error) error {
 	if err != nil || a.Structured() {
 		return a.Answer(r, err)
 	}
-	rows := make([][]string, 0, len(r.GetSigningKeys()))
-	for _, k := range r.GetSigningKeys() {
+	rows := make([][]string, 0, len(r.GetSigningKeys())+len(r.GetSvidKeys()))
+	for i, k := range slices.Concat(r.GetSigningKeys(), r.GetSvidKeys()) {
+		signs := "tokens"
+		if i >= len(r.GetSigningKeys()) {
+			signs = "JWT-SVIDs"
+		}
 		rows = append(rows, []string{
-			k.GetKeyId(), strings.ToLower(strings.TrimPrefix(k.GetState().String(), "KEY_STATE_")), show.Clock(k.GetPublishTime()), show.Clock(k.GetSignTime()),
+			k.GetKeyId(), signs, strings.ToLower(strings.TrimPrefix(k.GetState().String(), "KEY_STATE_")), show.Clock(k.GetPublishTime()), show.Clock(k.GetSignTime()),
 			show.Clock(k.GetRetireTime()), show.Clock(k.GetRemoveTime()),
 		})
 	}
-	return a.Table([]string{"key", "state", "published", "signs from", "until", "removed"}, rows, "")
+	return a.Table([]string{"key", "signs", "state", "published", "signs from", "until", "removed"}, rows, "")
 }

@@ -270,7 +270,11 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 			}},
 		},
 		identityv1.TokenService_GetDiscovery_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.GetDiscoveryRequest{} }),
-		identityv1.TokenService_GetKeys_FullMethodName:      about(func(*fixture, *place) proto.Message { return &identityv1.GetKeysRequest{} }),
+		identityv1.WorkloadIdentityService_IssueJWTSVID_FullMethodName: forPeers(func(*testing.T, *fixture, string) proto.Message {
+			return &identityv1.IssueJWTSVIDRequest{Audience: []string{"board"}}
+		}),
+		identityv1.WorkloadIdentityService_GetSPIFFEBundle_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.GetSPIFFEBundleRequest{} }),
+		identityv1.TokenService_GetKeys_FullMethodName:                    about(func(*fixture, *place) proto.Message { return &identityv1.GetKeysRequest{} }),
 		identityv1.TokenService_ExchangeToken_FullMethodName: forPeers(func(t *testing.T, _ *fixture, service string) proto.Message {
 			audience := "telemetry"
 			if service == audience {

@@ -322,8 +322,10 @@ func (*ListSigningKeysRequest) Descriptor() ([]byte, []int) {
 }
 
 type ListSigningKeysResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SigningKeys   []*SigningKey          `protobuf:"bytes,1,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	SigningKeys []*SigningKey          `protobuf:"bytes,1,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	// The keys that sign JWT-SVIDs of services; an order to rotate is for them too.
+	SvidKeys      []*SigningKey `protobuf:"bytes,2,rep,name=svid_keys,json=svidKeys,proto3" json:"svid_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -361,6 +363,13 @@ func (*ListSigningKeysResponse) Descriptor() ([]byte, []int) {
 func (x *ListSigningKeysResponse) GetSigningKeys() []*SigningKey {
 	if x != nil {
 		return x.SigningKeys
+	}
+	return nil
+}
+
+func (x *ListSigningKeysResponse) GetSvidKeys() []*SigningKey {
+	if x != nil {
+		return x.SvidKeys
 	}
 	return nil
 }
@@ -1068,7 +1077,9 @@ type WatchAuthoritiesResponse struct {
 	// Pins of every root that is believed.
 	Pins []string `protobuf:"bytes,1,rep,name=pins,proto3" json:"pins,omitempty"`
 	// Pins of those whose certificates are to be renewed now.
-	TaintedPins   []string `protobuf:"bytes,2,rep,name=tainted_pins,json=taintedPins,proto3" json:"tainted_pins,omitempty"`
+	TaintedPins []string `protobuf:"bytes,2,rep,name=tainted_pins,json=taintedPins,proto3" json:"tainted_pins,omitempty"`
+	// The trust bundle: SPIFFE's JSON Web Key Set, with the keys that JWT-SVIDs are verified by.
+	TrustBundle   []byte `protobuf:"bytes,3,opt,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1117,6 +1128,13 @@ func (x *WatchAuthoritiesResponse) GetTaintedPins() []string {
 	return nil
 }
 
+func (x *WatchAuthoritiesResponse) GetTrustBundle() []byte {
+	if x != nil {
+		return x.TrustBundle
+	}
+	return nil
+}
+
 var File_redoubt_identity_v1_key_proto protoreflect.FileDescriptor
 
 const file_redoubt_identity_v1_key_proto_rawDesc = "" +
@@ -1132,9 +1150,10 @@ const file_redoubt_identity_v1_key_proto_rawDesc = "" +
 	"retireTime\x12;\n" +
 	"\vremove_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"removeTime\"\x18\n" +
-	"\x16ListSigningKeysRequest\"]\n" +
+	"\x16ListSigningKeysRequest\"\x9b\x01\n" +
 	"\x17ListSigningKeysResponse\x12B\n" +
-	"\fsigning_keys\x18\x01 \x03(\v2\x1f.redoubt.identity.v1.SigningKeyR\vsigningKeys\"8\n" +
+	"\fsigning_keys\x18\x01 \x03(\v2\x1f.redoubt.identity.v1.SigningKeyR\vsigningKeys\x12<\n" +
+	"\tsvid_keys\x18\x02 \x03(\v2\x1f.redoubt.identity.v1.SigningKeyR\bsvidKeys\"8\n" +
 	"\x18RotateSigningKeysRequest\x12\x1c\n" +
 	"\temergency\x18\x01 \x01(\bR\temergency\"\xda\x02\n" +
 	"\tAuthority\x12\x10\n" +
@@ -1175,10 +1194,11 @@ const file_redoubt_identity_v1_key_proto_rawDesc = "" +
 	"\x16RevokeAuthorityRequest\x12\x1b\n" +
 	"\x03pin\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\x03pin\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x19\n" +
-	"\x17WatchAuthoritiesRequest\"Q\n" +
+	"\x17WatchAuthoritiesRequest\"t\n" +
 	"\x18WatchAuthoritiesResponse\x12\x12\n" +
 	"\x04pins\x18\x01 \x03(\tR\x04pins\x12!\n" +
-	"\ftainted_pins\x18\x02 \x03(\tR\vtaintedPins*h\n" +
+	"\ftainted_pins\x18\x02 \x03(\tR\vtaintedPins\x12!\n" +
+	"\ftrust_bundle\x18\x03 \x01(\fR\vtrustBundle*h\n" +
 	"\bKeyState\x12\x19\n" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKEY_STATE_NEXT\x10\x01\x12\x15\n" +

@@ -59,7 +59,7 @@ type KeyServiceClient interface {
 	// RevokeAuthority ends a root that is prepared or tainted, for good: nobody believes it any more, its key is deleted, and connections
 	// that hang on it are closed. Refused while certificates or connections of it may be in use, unless it is forced.
 	RevokeAuthority(ctx context.Context, in *RevokeAuthorityRequest, opts ...grpc.CallOption) (*ListAuthoritiesResponse, error)
-	// WatchAuthorities tells services which roots are believed, at once and again with each change.
+	// WatchAuthorities tells services which roots and which keys of JWT-SVIDs are believed, at once and again with each change.
 	WatchAuthorities(ctx context.Context, in *WatchAuthoritiesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAuthoritiesResponse], error)
 }
 
@@ -208,7 +208,7 @@ type KeyServiceServer interface {
 	// RevokeAuthority ends a root that is prepared or tainted, for good: nobody believes it any more, its key is deleted, and connections
 	// that hang on it are closed. Refused while certificates or connections of it may be in use, unless it is forced.
 	RevokeAuthority(context.Context, *RevokeAuthorityRequest) (*ListAuthoritiesResponse, error)
-	// WatchAuthorities tells services which roots are believed, at once and again with each change.
+	// WatchAuthorities tells services which roots and which keys of JWT-SVIDs are believed, at once and again with each change.
 	WatchAuthorities(*WatchAuthoritiesRequest, grpc.ServerStreamingServer[WatchAuthoritiesResponse]) error
 	mustEmbedUnimplementedKeyServiceServer()
 }

@@ -510,6 +510,185 @@ func (x *IssueOperatorCertificateRequest) GetCsr() []byte {
 	return nil
 }
 
+type IssueJWTSVIDRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who is to accept it: 1 to 8 names, none of them empty or there twice.
+	Audience      []string `protobuf:"bytes,1,rep,name=audience,proto3" json:"audience,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueJWTSVIDRequest) Reset() {
+	*x = IssueJWTSVIDRequest{}
+	mi := &file_redoubt_identity_v1_mesh_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueJWTSVIDRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueJWTSVIDRequest) ProtoMessage() {}
+
+func (x *IssueJWTSVIDRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_mesh_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueJWTSVIDRequest.ProtoReflect.Descriptor instead.
+func (*IssueJWTSVIDRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_mesh_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *IssueJWTSVIDRequest) GetAudience() []string {
+	if x != nil {
+		return x.Audience
+	}
+	return nil
+}
+
+type IssueJWTSVIDResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueJWTSVIDResponse) Reset() {
+	*x = IssueJWTSVIDResponse{}
+	mi := &file_redoubt_identity_v1_mesh_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueJWTSVIDResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueJWTSVIDResponse) ProtoMessage() {}
+
+func (x *IssueJWTSVIDResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_mesh_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueJWTSVIDResponse.ProtoReflect.Descriptor instead.
+func (*IssueJWTSVIDResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_mesh_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *IssueJWTSVIDResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *IssueJWTSVIDResponse) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+type GetSPIFFEBundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSPIFFEBundleRequest) Reset() {
+	*x = GetSPIFFEBundleRequest{}
+	mi := &file_redoubt_identity_v1_mesh_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSPIFFEBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSPIFFEBundleRequest) ProtoMessage() {}
+
+func (x *GetSPIFFEBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_mesh_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSPIFFEBundleRequest.ProtoReflect.Descriptor instead.
+func (*GetSPIFFEBundleRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_mesh_proto_rawDescGZIP(), []int{10}
+}
+
+// SPIFFEBundle is a JSON Web Key Set in SPIFFE's form.
+type SPIFFEBundle struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With spiffe_sequence and spiffe_refresh_hint.
+	Json          []byte `protobuf:"bytes,1,opt,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SPIFFEBundle) Reset() {
+	*x = SPIFFEBundle{}
+	mi := &file_redoubt_identity_v1_mesh_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SPIFFEBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SPIFFEBundle) ProtoMessage() {}
+
+func (x *SPIFFEBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_mesh_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SPIFFEBundle.ProtoReflect.Descriptor instead.
+func (*SPIFFEBundle) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_mesh_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SPIFFEBundle) GetJson() []byte {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
 var File_redoubt_identity_v1_mesh_proto protoreflect.FileDescriptor
 
 const file_redoubt_identity_v1_mesh_proto_rawDesc = "" +
@@ -556,7 +735,16 @@ const file_redoubt_identity_v1_mesh_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fB\b\xbaH\x05z\x03\x18\x80@R\x03csr\"?\n" +
 	"\x1fIssueOperatorCertificateRequest\x12\x1c\n" +
 	"\x03csr\x18\x01 \x01(\fB\n" +
-	"\xbaH\az\x05\x10\x01\x18\x80@R\x03csr2n\n" +
+	"\xbaH\az\x05\x10\x01\x18\x80@R\x03csr\"H\n" +
+	"\x13IssueJWTSVIDRequest\x121\n" +
+	"\baudience\x18\x01 \x03(\tB\x15\xbaH\x12\x92\x01\x0f\b\x01\x10\b\x18\x01\"\ar\x05\x10\x01(\x80\x04R\baudience\"o\n" +
+	"\x14IssueJWTSVIDResponse\x12\x1a\n" +
+	"\x05token\x18\x01 \x01(\tB\x04\xb0\xe1\x18\x01R\x05token\x12;\n" +
+	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"\x18\n" +
+	"\x16GetSPIFFEBundleRequest\"\"\n" +
+	"\fSPIFFEBundle\x12\x12\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json2n\n" +
 	"\x10EnrolmentService\x12Z\n" +
 	"\x05Issue\x12!.redoubt.identity.v1.IssueRequest\x1a\".redoubt.identity.v1.IssueResponse\"\n" +
 	"\xb2\xe1\x18\x06(\x010\x01P22\x9b\x03\n" +
@@ -567,7 +755,11 @@ const file_redoubt_identity_v1_mesh_proto_rawDesc = "" +
 	"\rRenewRunToken\x12).redoubt.identity.v1.RenewRunTokenRequest\x1a'.redoubt.identity.v1.EnrolAgentResponse\"-\xb2\xe1\x18\x06(\x02@\x01H\x01\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/agents:renewRunToken2\xdb\x01\n" +
 	"\x0fOperatorService\x12\xc7\x01\n" +
 	"\x18IssueOperatorCertificate\x124.redoubt.identity.v1.IssueOperatorCertificateRequest\x1a\".redoubt.identity.v1.IssueResponse\"Q\xb2\xe1\x18*\n" +
-	"#identity/operatorCertificates/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/operatorCertificatesBBZ@github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1;identityv1b\x06proto3"
+	"#identity/operatorCertificates/write\x12\x01/(\x01\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/operatorCertificates2\xbd\x02\n" +
+	"\x17WorkloadIdentityService\x12\xb2\x01\n" +
+	"\fIssueJWTSVID\x12(.redoubt.identity.v1.IssueJWTSVIDRequest\x1a).redoubt.identity.v1.IssueJWTSVIDResponse\"M\xb2\xe1\x18I\"\bidentity\"\tworkspace\"\bkeyvault\"\acompute\"\tinference\"\ttelemetry\"\agateway(\x01\x12m\n" +
+	"\x0fGetSPIFFEBundle\x12+.redoubt.identity.v1.GetSPIFFEBundleRequest\x1a!.redoubt.identity.v1.SPIFFEBundle\"\n" +
+	"\xb2\xe1\x18\x06(\x020\x01PdBBZ@github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1;identityv1b\x06proto3"
 
 var (
 	file_redoubt_identity_v1_mesh_proto_rawDescOnce sync.Once
@@ -581,7 +773,7 @@ func file_redoubt_identity_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_redoubt_identity_v1_mesh_proto_rawDescData
 }
 
-var file_redoubt_identity_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_redoubt_identity_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_redoubt_identity_v1_mesh_proto_goTypes = []any{
 	(*IssueRequest)(nil),                    // 0: redoubt.identity.v1.IssueRequest
 	(*IssueResponse)(nil),                   // 1: redoubt.identity.v1.IssueResponse
@@ -591,29 +783,38 @@ var file_redoubt_identity_v1_mesh_proto_goTypes = []any{
 	(*EnrolAgentResponse)(nil),              // 5: redoubt.identity.v1.EnrolAgentResponse
 	(*RenewRunTokenRequest)(nil),            // 6: redoubt.identity.v1.RenewRunTokenRequest
 	(*IssueOperatorCertificateRequest)(nil), // 7: redoubt.identity.v1.IssueOperatorCertificateRequest
-	(*timestamppb.Timestamp)(nil),           // 8: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),             // 9: google.protobuf.Duration
+	(*IssueJWTSVIDRequest)(nil),             // 8: redoubt.identity.v1.IssueJWTSVIDRequest
+	(*IssueJWTSVIDResponse)(nil),            // 9: redoubt.identity.v1.IssueJWTSVIDResponse
+	(*GetSPIFFEBundleRequest)(nil),          // 10: redoubt.identity.v1.GetSPIFFEBundleRequest
+	(*SPIFFEBundle)(nil),                    // 11: redoubt.identity.v1.SPIFFEBundle
+	(*timestamppb.Timestamp)(nil),           // 12: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),             // 13: google.protobuf.Duration
 }
 var file_redoubt_identity_v1_mesh_proto_depIdxs = []int32{
-	8, // 0: redoubt.identity.v1.IssueResponse.expire_time:type_name -> google.protobuf.Timestamp
-	9, // 1: redoubt.identity.v1.CreateAgentJoinRequest.ttl:type_name -> google.protobuf.Duration
-	8, // 2: redoubt.identity.v1.AgentJoin.expire_time:type_name -> google.protobuf.Timestamp
-	8, // 3: redoubt.identity.v1.EnrolAgentResponse.expire_time:type_name -> google.protobuf.Timestamp
-	0, // 4: redoubt.identity.v1.EnrolmentService.Issue:input_type -> redoubt.identity.v1.IssueRequest
-	2, // 5: redoubt.identity.v1.AgentService.CreateAgentJoin:input_type -> redoubt.identity.v1.CreateAgentJoinRequest
-	4, // 6: redoubt.identity.v1.AgentService.EnrolAgent:input_type -> redoubt.identity.v1.EnrolAgentRequest
-	6, // 7: redoubt.identity.v1.AgentService.RenewRunToken:input_type -> redoubt.identity.v1.RenewRunTokenRequest
-	7, // 8: redoubt.identity.v1.OperatorService.IssueOperatorCertificate:input_type -> redoubt.identity.v1.IssueOperatorCertificateRequest
-	1, // 9: redoubt.identity.v1.EnrolmentService.Issue:output_type -> redoubt.identity.v1.IssueResponse
-	3, // 10: redoubt.identity.v1.AgentService.CreateAgentJoin:output_type -> redoubt.identity.v1.AgentJoin
-	5, // 11: redoubt.identity.v1.AgentService.EnrolAgent:output_type -> redoubt.identity.v1.EnrolAgentResponse
-	5, // 12: redoubt.identity.v1.AgentService.RenewRunToken:output_type -> redoubt.identity.v1.EnrolAgentResponse
-	1, // 13: redoubt.identity.v1.OperatorService.IssueOperatorCertificate:output_type -> redoubt.identity.v1.IssueResponse
-	9, // [9:14] is the sub-list for method output_type
-	4, // [4:9] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	12, // 0: redoubt.identity.v1.IssueResponse.expire_time:type_name -> google.protobuf.Timestamp
+	13, // 1: redoubt.identity.v1.CreateAgentJoinRequest.ttl:type_name -> google.protobuf.Duration
+	12, // 2: redoubt.identity.v1.AgentJoin.expire_time:type_name -> google.protobuf.Timestamp
+	12, // 3: redoubt.identity.v1.EnrolAgentResponse.expire_time:type_name -> google.protobuf.Timestamp
+	12, // 4: redoubt.identity.v1.IssueJWTSVIDResponse.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 5: redoubt.identity.v1.EnrolmentService.Issue:input_type -> redoubt.identity.v1.IssueRequest
+	2,  // 6: redoubt.identity.v1.AgentService.CreateAgentJoin:input_type -> redoubt.identity.v1.CreateAgentJoinRequest
+	4,  // 7: redoubt.identity.v1.AgentService.EnrolAgent:input_type -> redoubt.identity.v1.EnrolAgentRequest
+	6,  // 8: redoubt.identity.v1.AgentService.RenewRunToken:input_type -> redoubt.identity.v1.RenewRunTokenRequest
+	7,  // 9: redoubt.identity.v1.OperatorService.IssueOperatorCertificate:input_type -> redoubt.identity.v1.IssueOperatorCertificateRequest
+	8,  // 10: redoubt.identity.v1.WorkloadIdentityService.IssueJWTSVID:input_type -> redoubt.identity.v1.IssueJWTSVIDRequest
+	10, // 11: redoubt.identity.v1.WorkloadIdentityService.GetSPIFFEBundle:input_type -> redoubt.identity.v1.GetSPIFFEBundleRequest
+	1,  // 12: redoubt.identity.v1.EnrolmentService.Issue:output_type -> redoubt.identity.v1.IssueResponse
+	3,  // 13: redoubt.identity.v1.AgentService.CreateAgentJoin:output_type -> redoubt.identity.v1.AgentJoin
+	5,  // 14: redoubt.identity.v1.AgentService.EnrolAgent:output_type -> redoubt.identity.v1.EnrolAgentResponse
+	5,  // 15: redoubt.identity.v1.AgentService.RenewRunToken:output_type -> redoubt.identity.v1.EnrolAgentResponse
+	1,  // 16: redoubt.identity.v1.OperatorService.IssueOperatorCertificate:output_type -> redoubt.identity.v1.IssueResponse
+	9,  // 17: redoubt.identity.v1.WorkloadIdentityService.IssueJWTSVID:output_type -> redoubt.identity.v1.IssueJWTSVIDResponse
+	11, // 18: redoubt.identity.v1.WorkloadIdentityService.GetSPIFFEBundle:output_type -> redoubt.identity.v1.SPIFFEBundle
+	12, // [12:19] is the sub-list for method output_type
+	5,  // [5:12] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_identity_v1_mesh_proto_init() }
@@ -627,9 +828,9 @@ func file_redoubt_identity_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_identity_v1_mesh_proto_rawDesc), len(file_redoubt_identity_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   12,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   4,
 		},
 		GoTypes:           file_redoubt_identity_v1_mesh_proto_goTypes,
 		DependencyIndexes: file_redoubt_identity_v1_mesh_proto_depIdxs,

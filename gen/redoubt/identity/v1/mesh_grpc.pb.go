@@ -427,3 +427,154 @@ var OperatorService_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "redoubt/identity/v1/mesh.proto",
 }
+
+const (
+	WorkloadIdentityService_IssueJWTSVID_FullMethodName    = "/redoubt.identity.v1.WorkloadIdentityService/IssueJWTSVID"
+	WorkloadIdentityService_GetSPIFFEBundle_FullMethodName = "/redoubt.identity.v1.WorkloadIdentityService/GetSPIFFEBundle"
+)
+
+// WorkloadIdentityServiceClient is the client API for WorkloadIdentityService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// WorkloadIdentityService gives the workloads of the mesh what they show to strangers, and strangers what they believe them by.
+type WorkloadIdentityServiceClient interface {
+	// IssueJWTSVID signs a JWT-SVID for the SPIFFE ID of the certificate that the caller shows, and for nobody else. It lives for minutes.
+	IssueJWTSVID(ctx context.Context, in *IssueJWTSVIDRequest, opts ...grpc.CallOption) (*IssueJWTSVIDResponse, error)
+	// GetSPIFFEBundle is the trust bundle of the mesh (SPIFFE Trust Domain and Bundle): the roots of its X.509-SVIDs and the keys of its
+	// JWT-SVIDs. The gateway's bundle endpoint is this RPC.
+	GetSPIFFEBundle(ctx context.Context, in *GetSPIFFEBundleRequest, opts ...grpc.CallOption) (*SPIFFEBundle, error)
+}
+
+type workloadIdentityServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewWorkloadIdentityServiceClient(cc grpc.ClientConnInterface) WorkloadIdentityServiceClient {
+	return &workloadIdentityServiceClient{cc}
+}
+
+func (c *workloadIdentityServiceClient) IssueJWTSVID(ctx context.Context, in *IssueJWTSVIDRequest, opts ...grpc.CallOption) (*IssueJWTSVIDResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(IssueJWTSVIDResponse)
+	err := c.cc.Invoke(ctx, WorkloadIdentityService_IssueJWTSVID_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workloadIdentityServiceClient) GetSPIFFEBundle(ctx context.Context, in *GetSPIFFEBundleRequest, opts ...grpc.CallOption) (*SPIFFEBundle, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SPIFFEBundle)
+	err := c.cc.Invoke(ctx, WorkloadIdentityService_GetSPIFFEBundle_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// WorkloadIdentityServiceServer is the server API for WorkloadIdentityService service.
+// All implementations must embed UnimplementedWorkloadIdentityServiceServer
+// for forward compatibility.
+//
+// WorkloadIdentityService gives the workloads of the mesh what they show to strangers, and strangers what they believe them by.
+type WorkloadIdentityServiceServer interface {
+	// IssueJWTSVID signs a JWT-SVID for the SPIFFE ID of the certificate that the caller shows, and for nobody else. It lives for minutes.
+	IssueJWTSVID(context.Context, *IssueJWTSVIDRequest) (*IssueJWTSVIDResponse, error)
+	// GetSPIFFEBundle is the trust bundle of the mesh (SPIFFE Trust Domain and Bundle): the roots of its X.509-SVIDs and the keys of its
+	// JWT-SVIDs. The gateway's bundle endpoint is this RPC.
+	GetSPIFFEBundle(context.Context, *GetSPIFFEBundleRequest) (*SPIFFEBundle, error)
+	mustEmbedUnimplementedWorkloadIdentityServiceServer()
+}
+
+// UnimplementedWorkloadIdentityServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedWorkloadIdentityServiceServer struct{}
+
+func (UnimplementedWorkloadIdentityServiceServer) IssueJWTSVID(context.Context, *IssueJWTSVIDRequest) (*IssueJWTSVIDResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method IssueJWTSVID not implemented")
+}
+func (UnimplementedWorkloadIdentityServiceServer) GetSPIFFEBundle(context.Context, *GetSPIFFEBundleRequest) (*SPIFFEBundle, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetSPIFFEBundle not implemented")
+}
+func (UnimplementedWorkloadIdentityServiceServer) mustEmbedUnimplementedWorkloadIdentityServiceServer() {
+}
+func (UnimplementedWorkloadIdentityServiceServer) testEmbeddedByValue() {}
+
+// UnsafeWorkloadIdentityServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to WorkloadIdentityServiceServer will
+// result in compilation errors.
+type UnsafeWorkloadIdentityServiceServer interface {
+	mustEmbedUnimplementedWorkloadIdentityServiceServer()
+}
+
+func RegisterWorkloadIdentityServiceServer(s grpc.ServiceRegistrar, srv WorkloadIdentityServiceServer) {
+	// If the following call panics, it indicates UnimplementedWorkloadIdentityServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&WorkloadIdentityService_ServiceDesc, srv)
+}
+
+func _WorkloadIdentityService_IssueJWTSVID_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(IssueJWTSVIDRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkloadIdentityServiceServer).IssueJWTSVID(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkloadIdentityService_IssueJWTSVID_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkloadIdentityServiceServer).IssueJWTSVID(ctx, req.(*IssueJWTSVIDRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkloadIdentityService_GetSPIFFEBundle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetSPIFFEBundleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkloadIdentityServiceServer).GetSPIFFEBundle(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkloadIdentityService_GetSPIFFEBundle_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkloadIdentityServiceServer).GetSPIFFEBundle(ctx, req.(*GetSPIFFEBundleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// WorkloadIdentityService_ServiceDesc is the grpc.ServiceDesc for WorkloadIdentityService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var WorkloadIdentityService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "redoubt.identity.v1.WorkloadIdentityService",
+	HandlerType: (*WorkloadIdentityServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "IssueJWTSVID",
+			Handler:    _WorkloadIdentityService_IssueJWTSVID_Handler,
+		},
+		{
+			MethodName: "GetSPIFFEBundle",
+			Handler:    _WorkloadIdentityService_GetSPIFFEBundle_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "redoubt/identity/v1/mesh.proto",
+}

@@ -178,6 +178,7 @@ const provided = "/redoubt.identity.v1.ProviderService/"
 // withOAuthForm are the methods whose HTTP form is a standard's, and which the gateway serves as that.
 var withOAuthForm = []string{
 	identityv1.TokenService_IssueToken_FullMethodName, identityv1.TokenService_GetDiscovery_FullMethodName, identityv1.TokenService_GetKeys_FullMethodName,
+	identityv1.WorkloadIdentityService_GetSPIFFEBundle_FullMethodName,
 }
 
 // TestEveryMethodHasARoute holds that what strangers may call has an HTTP path, and that nothing else has one.

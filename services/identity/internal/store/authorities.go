@@ -42,7 +42,10 @@ func (s *Store) InsertAuthority(ctx context.Context, tx *sqldb.Tx, a Authority) 
 	if err != nil {
 		return err
 	}
-	return db.New(tx).InsertAuthority(ctx, db.InsertAuthorityParams{Pin: a.Pin, Root: a.DER, PrivateKey: sealed, Phase: string(a.Phase), CreateTime: micros(a.Made), SinceTime: micros(a.Since), Manual: flag(a.Manual)})
+	if err := db.New(tx).InsertAuthority(ctx, db.InsertAuthorityParams{Pin: a.Pin, Root: a.DER, PrivateKey: sealed, Phase: string(a.Phase), CreateTime: micros(a.Made), SinceTime: micros(a.Since), Manual: flag(a.Manual)}); err != nil {
+		return err
+	}
+	return s.nextBundle(ctx, tx, time.Time{})
 }
 
 // Authorities gives all roots, the oldest first.
@@ -102,7 +105,10 @@ func (s *Store) DeleteAuthority(ctx context.Context, tx *sqldb.Tx, pin string) e
 	if err == nil && n != 1 {
 		return fault.Internal(nil, "a root that was read in this transaction is gone")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return s.nextBundle(ctx, tx, time.Time{})
 }
 
 // Signs reports whether a root signs.

@@ -268,17 +268,23 @@ SELECT seq, message FROM security_changes WHERE seq > $1 ORDER BY seq LIMIT $2;
 DELETE FROM security_changes WHERE create_time <= $1;
 
 -- name: InsertSigningKey :exec
-INSERT INTO signing_keys (kid, private_key, public_key, publish_time, sign_from, sign_until, remove_time)
-VALUES ($1, $2, $3, $4, $5, $6, $7);
+INSERT INTO signing_keys (kid, private_key, public_key, publish_time, sign_from, sign_until, remove_time, purpose)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: ListSigningKeys :many
-SELECT kid, private_key, public_key, publish_time, sign_from, sign_until, remove_time FROM signing_keys ORDER BY sign_from, kid;
+SELECT kid, private_key, public_key, publish_time, sign_from, sign_until, remove_time, purpose FROM signing_keys ORDER BY sign_from, kid;
 
 -- name: PlanSigningKey :execrows
 UPDATE signing_keys SET sign_from = $2, sign_until = $3, remove_time = $4 WHERE kid = $1;
 
 -- name: DeleteSigningKey :execrows
 DELETE FROM signing_keys WHERE kid = $1;
+
+-- name: NextBundleSeq :exec
+UPDATE installation SET bundle_seq = CASE WHEN bundle_seq < CAST(sqlc.arg(at_least) AS BIGINT) THEN CAST(sqlc.arg(at_least) AS BIGINT) ELSE bundle_seq + 1 END WHERE id = 1;
+
+-- name: GetBundleSeq :one
+SELECT bundle_seq FROM installation WHERE id = 1;
 
 -- name: InsertAuthority :exec
 INSERT INTO authorities (pin, root, private_key, phase, create_time, since_time, manual, counted) VALUES ($1, $2, $3, $4, $5, $6, $7, 1);

@@ -140,6 +140,7 @@ type Installation struct {
 	SecuritySeq int64
 	FirstAdmin  string
 	RequireMfa  int64
+	BundleSeq   int64
 }
 
 type Issuer struct {
@@ -258,6 +259,7 @@ type SigningKey struct {
 	SignFrom    int64
 	SignUntil   int64
 	RemoveTime  int64
+	Purpose     string
 }
 
 type UsedAssertion struct {

@@ -1041,6 +1041,17 @@ func (q *Queries) GetBrowser(ctx context.Context, arg GetBrowserParams) (GetBrow
 	return i, err
 }
 
+const getBundleSeq = `-- name: GetBundleSeq :one
+SELECT bundle_seq FROM installation WHERE id = 1
+`
+
+func (q *Queries) GetBundleSeq(ctx context.Context) (int64, error) {
+	row := q.db.QueryRowContext(ctx, getBundleSeq)
+	var bundle_seq int64
+	err := row.Scan(&bundle_seq)
+	return bundle_seq, err
+}
+
 const getDevice = `-- name: GetDevice :one
 SELECT client_id, scope, jkt, state, browser_sid, wait, last_poll, expire_time FROM devices WHERE digest = $1
 `
@@ -1825,8 +1836,8 @@ func (q *Queries) InsertSignInState(ctx context.Context, arg InsertSignInStatePa
 }
 
 const insertSigningKey = `-- name: InsertSigningKey :exec
-INSERT INTO signing_keys (kid, private_key, public_key, publish_time, sign_from, sign_until, remove_time)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO signing_keys (kid, private_key, public_key, publish_time, sign_from, sign_until, remove_time, purpose)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 `
 
 type InsertSigningKeyParams struct {
@@ -1837,6 +1848,7 @@ type InsertSigningKeyParams struct {
 	SignFrom    int64
 	SignUntil   int64
 	RemoveTime  int64
+	Purpose     string
 }
 
 func (q *Queries) InsertSigningKey(ctx context.Context, arg InsertSigningKeyParams) error {
@@ -1848,6 +1860,7 @@ func (q *Queries) InsertSigningKey(ctx context.Context, arg InsertSigningKeyPara
 		arg.SignFrom,
 		arg.SignUntil,
 		arg.RemoveTime,
+		arg.Purpose,
 	)
 	return err
 }
@@ -2770,7 +2783,7 @@ func (q *Queries) ListSessionsOf(ctx context.Context, arg ListSessionsOfParams) 
 }
 
 const listSigningKeys = `-- name: ListSigningKeys :many
-SELECT kid, private_key, public_key, publish_time, sign_from, sign_until, remove_time FROM signing_keys ORDER BY sign_from, kid
+SELECT kid, private_key, public_key, publish_time, sign_from, sign_until, remove_time, purpose FROM signing_keys ORDER BY sign_from, kid
 `
 
 func (q *Queries) ListSigningKeys(ctx context.Context) ([]SigningKey, error) {
@@ -2790,6 +2803,7 @@ func (q *Queries) ListSigningKeys(ctx context.Context) ([]SigningKey, error) {
 			&i.SignFrom,
 			&i.SignUntil,
 			&i.RemoveTime,
+			&i.Purpose,
 		); err != nil {
 			return nil, err
 		}
@@ -2810,6 +2824,15 @@ UPDATE installation SET security_seq = security_seq WHERE id = 1
 
 func (q *Queries) LockInstallation(ctx context.Context) error {
 	_, err := q.db.ExecContext(ctx, lockInstallation)
+	return err
+}
+
+const nextBundleSeq = `-- name: NextBundleSeq :exec
+UPDATE installation SET bundle_seq = CASE WHEN bundle_seq < CAST($1 AS BIGINT) THEN CAST($1 AS BIGINT) ELSE bundle_seq + 1 END WHERE id = 1
+`
+
+func (q *Queries) NextBundleSeq(ctx context.Context, atLeast int64) error {
+	_, err := q.db.ExecContext(ctx, nextBundleSeq, atLeast)
 	return err
 }
 
