@@ -111,11 +111,8 @@ federation: ## guests whose home is a provider of others: Dex, in a module of it
 	cd test/federation && $(GOTEST) -timeout 10m -count=1 -v .
 
 .PHONY: attack
-attack: ## everything that strangers, thieves and the dismissed try: forged tokens and proofs, the OpenID provider, what was revoked, the gateway's edge
-	$(GOTEST) -timeout 10m -count=1 -v -run '^TestForged' ./pkg/authn ./pkg/svid | grep -E '^(---|ok|FAIL|PASS)|tried'
-	$(GOTEST) -timeout 10m -count=1 -v -run '^TestAttack' ./services/identity | grep -E '^(---|ok|FAIL|PASS)|tried'
-	$(MAKE) attack-revoke
-	$(MAKE) attack-edge
+attack: ## everything that strangers, thieves and the dismissed try, with what was tried and let in at the end (TIER=ci: what make test has not; ONLY; ATTACK_SEED)
+	go run ./test/attacks -tier $${TIER:-all} -only "$${ONLY:-}" -seed $${ATTACK_SEED:-0}
 
 .PHONY: attack-edge
 attack-edge: ## attack the gateway in every way beside a good client (ATTACK_SECONDS of each, ATTACK_SEED)

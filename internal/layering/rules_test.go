@@ -60,6 +60,8 @@ var units = map[string]int{
 	"internal/layering":   inTests,
 	"internal/testmesh":   inTests,
 	"pkg/sqldb/sqldbtest": inTests,
+	"pkg/authn/forge":     inTests,
+	"test/attacks":        inTests,
 	"test/backup":         inTests,
 	"test/e2e":            inTests,
 	"test/mutate":         inTests,

@@ -3,12 +3,9 @@ package authn
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authn/forge"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
@@ -173,49 +171,18 @@ func (s *stand) header() map[string]any {
 	return map[string]any{"alg": "ES256", "typ": "at+jwt", "kid": testKid}
 }
 
-func with(m map[string]any, kv ...any) map[string]any {
-	m = maps.Clone(m)
-	for i := 0; i < len(kv); i += 2 {
-		if kv[i+1] == nil {
-			delete(m, kv[i].(string))
-		} else {
-			m[kv[i].(string)] = kv[i+1]
-		}
-	}
-	return m
-}
+// The tests bend tokens and proofs with what forges them elsewhere, too.
+var (
+	with    = forge.With
+	asJSON  = forge.JSON
+	sign    = forge.Sign
+	signRaw = forge.SignRaw
+)
 
-func asJSON(v any) []byte {
-	switch v := v.(type) {
-	case string:
-		return []byte(v)
-	case []byte:
-		return v
-	}
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err)
-	}
-	return b
-}
+func b64(v any) string { return rawURL.EncodeToString(asJSON(v)) }
 
-// sign makes a compact JWS of any header and payload, with a good ES256 signature by key over them.
-func sign(key *ecdsa.PrivateKey, header, payload any) string {
-	return signRaw(key, rawURL.EncodeToString(asJSON(header)), rawURL.EncodeToString(asJSON(payload)))
-}
-
-func signRaw(key *ecdsa.PrivateKey, header, payload string) string {
-	in := header + "." + payload
-	sum := sha256.Sum256([]byte(in))
-	r, s, err := ecdsa.Sign(rand.Reader, key, sum[:])
-	if err != nil {
-		panic(err)
-	}
-	var sig [64]byte
-	r.FillBytes(sig[:32])
-	s.FillBytes(sig[32:])
-	return in + "." + rawURL.EncodeToString(sig[:])
-}
+// splice gives the token another signature.
+func splice(token, sig string) string { return token[:strings.LastIndexByte(token, '.')+1] + sig }
 
 func wantReason(t *testing.T, err error, code codes.Code, reason faultv1.Reason) {
 	t.Helper()

@@ -194,7 +194,7 @@ func down(in grpc.ServerStream, out grpc.ClientStream) error {
 func outgoing(ctx context.Context, more []string) context.Context {
 	md := make(metadata.MD, 6)
 	for _, k := range append(onward.Inward(), more...) {
-		if v := metadata.ValueFromIncomingContext(ctx, k); len(v) > 0 {
+		if v := onward.Readable(metadata.ValueFromIncomingContext(ctx, k)); len(v) > 0 {
 			md[k] = v
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/services/gateway/internal/onward"
 )
 
 const (
@@ -132,6 +133,9 @@ func exchangeOf(w http.ResponseWriter, r *http.Request) (*identityv1.Exchange, e
 	if len(x.GetQuery()) > maxQuery {
 		return nil, errors.New("the URL is longer than 16 KiB")
 	}
+	if len(onward.Readable([]string{x.GetQuery()})) == 0 {
+		return nil, errors.New("the URL has bytes that have to be escaped")
+	}
 	var err error
 	if x.Body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxForm)); err != nil {
 		return nil, errors.New("the body cannot be read, or is longer than 64 KiB")
@@ -142,6 +146,9 @@ func exchangeOf(w http.ResponseWriter, r *http.Request) (*identityv1.Exchange, e
 		v := r.Header.Values(name)
 		if len(v) > 1 {
 			return nil, errors.New("the header " + name + " is given twice")
+		}
+		if len(v) == 1 && len(onward.Readable(v)) == 0 {
+			return nil, errors.New("the header " + name + " is not ASCII")
 		}
 		if len(v) == 1 {
 			*to = v[0]

@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -24,7 +25,7 @@ import (
 )
 
 // asked sends one call by hand and returns the metadata that it is answered with; nil where the connection is ended instead.
-func (l *lab) asked(method, path string) map[string]string {
+func (l *lab) asked(method, path string, more ...[2]string) map[string]string {
 	l.t.Helper()
 	c, err := (&tls.Dialer{Config: l.tls("h2")}).DialContext(l.t.Context(), "tcp", l.addr)
 	ok(l.t, err)
@@ -37,7 +38,7 @@ func (l *lab) asked(method, path string) map[string]string {
 	ok(l.t, f.WriteSettings())
 	var h bytes.Buffer
 	enc := hpack.NewEncoder(&h)
-	for _, x := range [][2]string{{":method", method}, {":scheme", "https"}, {":path", path}, {":authority", "localhost"}, {"content-type", "application/grpc"}, {"te", "trailers"}} {
+	for _, x := range append([][2]string{{":method", method}, {":scheme", "https"}, {":path", path}, {":authority", "localhost"}, {"content-type", "application/grpc"}, {"te", "trailers"}}, more...) {
 		ok(l.t, enc.WriteField(hpack.HeaderField{Name: x[0], Value: x[1]}))
 	}
 	ok(l.t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, BlockFragment: h.Bytes()}))
@@ -59,6 +60,32 @@ func (l *lab) asked(method, path string) map[string]string {
 				return got
 			}
 		}
+	}
+}
+
+// A3: what gRPC's metadata cannot carry does not pass, and is not taken for a service that is away: the service refuses what is missing.
+func TestUnreadableHeaders(t *testing.T) {
+	l := newLab(t)
+	l.b.get = func(context.Context, *telemetryv1.GetRunDataRequest) (*telemetryv1.RunData, error) {
+		return &telemetryv1.RunData{}, nil
+	}
+	for _, name := range []string{"authorization", "dpop", "x-request-id", "traceparent"} {
+		l.b.saw(context.Background())
+		if got := l.asked("POST", telemetryv1.MetricService_GetRunData_FullMethodName, [2]string{name, "Bearer \xff\xfe"}); got["grpc-status"] != "0" || l.b.seen().Get(name) != nil {
+			t.Errorf("gRPC, %s: %v; %q arrived", name, got, l.b.seen().Get(name))
+		}
+		res, body := l.http(http.MethodGet, runPath+"/data", "", name, "Bearer \xff\xfe")
+		if res.StatusCode != http.StatusOK || l.b.seen().Get(name) != nil {
+			t.Errorf("REST, %s: %d %s; %q arrived", name, res.StatusCode, body, l.b.seen().Get(name))
+		}
+	}
+	for _, name := range []string{"Authorization", "Dpop", "Origin"} {
+		if res, body := l.post("grant_type=x", name, "Basic \xff"); res.StatusCode != http.StatusBadRequest || !strings.Contains(body, "invalid_request") {
+			t.Errorf("the provider, %s: %d %s", name, res.StatusCode, body)
+		}
+	}
+	if res, body := l.http(http.MethodGet, "/oauth2/authorize?client_id=\xff", ""); res.StatusCode != http.StatusBadRequest {
+		t.Errorf("the provider, its query: %d %s", res.StatusCode, body)
 	}
 }
 

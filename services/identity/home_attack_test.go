@@ -177,7 +177,7 @@ func TestAttackForeignIssuer(t *testing.T) {
 		}
 		t.Logf("%-50s %s: %d %s", c.name, verdict, r.GetStatus(), r.said())
 	}
-	t.Logf("a hostile issuer: tried %d, accepted %d", tried, accepted)
+	fmt.Printf("attack: %s: tried %d, accepted %d\n", t.Name(), tried, accepted)
 	update(nil)
 	if r := e.guest(l.browser(), a, "partner"); r.query().Get("code") == "" {
 		t.Errorf("what is good is refused: %d %s %v", r.GetStatus(), r.said(), r.err)
@@ -323,7 +323,7 @@ func TestAttackForeignAnswers(t *testing.T) {
 	b, q = begin()
 	q.Set("iss", evil.url)
 	tried("another iss of who never says it", b.arrive("good", q), false)
-	t.Logf("answers that are not: tried %d, accepted %d", sent, accepted)
+	fmt.Printf("attack: %s: tried %d, accepted %d\n", t.Name(), sent, accepted)
 }
 
 func codeAt(e *elsewhere, l *lab, a app) string {

@@ -221,7 +221,8 @@ func (l *lab) resourceAttacks(a, other, public app, b *browser, key, thief *ecds
 func TestAttackDevices(t *testing.T) {
 	long(t)
 	l := newLab(t)
-	l.addUser("alice")
+	alice := l.addUser("alice")
+	l.addUser("mallory")
 	a, other := l.app("board", nil), l.app("other", nil)
 	is := func(r reply, code string) string { return gave(r, r.err == nil || r.code != code) }
 	begin := func(t *testing.T) map[string]any {
@@ -236,13 +237,20 @@ func TestAttackDevices(t *testing.T) {
 		t.Helper()
 		return b.post(provider.PathDevice, url.Values{"request": {b.get(provider.PathDevice, nil).sealed(t)}, "user_code": {code}})
 	}
-	answer := func(t *testing.T, b *browser, code, action string) reply {
+	// askedAs gives the page that asks whether to let the device in.
+	askedAs := func(t *testing.T, b *browser, code, user string) reply {
 		t.Helper()
 		r := typed(t, b, code)
-		r = b.post(provider.PathSignIn, url.Values{"request": {r.sealed(t)}, "user": {"alice"}, "password": {"password of alice"}, "action": {"sign-in"}})
+		r = b.post(provider.PathSignIn, url.Values{"request": {r.sealed(t)}, "user": {user}, "password": {"password of " + user}, "action": {"sign-in"}})
 		if !strings.Contains(r.text(), "Let the device in") || !strings.Contains(r.text(), "The board") {
 			t.Fatalf("the page that asks: %d %s", r.GetStatus(), r.text())
 		}
+		return r
+	}
+	asked := func(t *testing.T, b *browser, code string) reply { return askedAs(t, b, code, "alice") }
+	answer := func(t *testing.T, b *browser, code, action string) reply {
+		t.Helper()
+		r := asked(t, b, code)
 		return b.post(provider.PathSignIn, url.Values{"request": {r.sealed(t)}, "action": {action}})
 	}
 	attacks(t, []attack{
@@ -305,6 +313,25 @@ func TestAttackDevices(t *testing.T) {
 			answer(t, l.browser(), str(d, "user_code"), "continue")
 			r := typed(t, l.browser(), str(d, "user_code"))
 			return gave(r, r.GetStatus() != 400)
+		}},
+		{"two answers: yes after no", func(t *testing.T) string {
+			d, b := begin(t), l.browser()
+			page := asked(t, b, str(d, "user_code"))
+			answer(t, l.browser(), str(d, "user_code"), "cancel")
+			if r := b.post(provider.PathSignIn, url.Values{"request": {page.sealed(t)}, "action": {"continue"}}); !strings.Contains(r.text(), "does not wait") {
+				return gave(r, true)
+			}
+			return is(poll(a, str(d, "device_code")), "access_denied")
+		}},
+		{"two answers: somebody else's yes after hers", func(t *testing.T) string {
+			d, b := begin(t), l.browser()
+			page := askedAs(t, b, str(d, "user_code"), "mallory")
+			answer(t, l.browser(), str(d, "user_code"), "continue")
+			if r := b.post(provider.PathSignIn, url.Values{"request": {page.sealed(t)}, "action": {"continue"}}); !strings.Contains(r.text(), "does not wait") {
+				return gave(r, true)
+			}
+			r := poll(a, str(d, "device_code"))
+			return gave(r, r.err != nil || payload(t, str(r.json(t), "id_token"))["sub"] != alice.GetUid())
 		}},
 		{"guessing", func(t *testing.T) string {
 			d, b := begin(t), l.browser()

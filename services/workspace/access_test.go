@@ -94,6 +94,36 @@ func TestLastOwnerStays(t *testing.T) {
 	}
 }
 
+// B2: the one whom identity keeps may lose the role between its word and the removal: then another's is not taken away, too.
+func TestOwnersTakenAtTheSameMoment(t *testing.T) {
+	l := newLab(t)
+	list, err := l.access.ListRoleAssignments(l.as(admin), &workspacev1.ListRoleAssignmentsRequest{Scope: "/"})
+	l.ok(err)
+	first, second := list.GetRoleAssignments()[0], l.grant("/", authz.Owner, ada)
+	l.grant("/", authz.Owner, bob) // who is no user that is enabled, as far as identity goes
+	var other error
+	calls := 0
+	l.peers.mu.Lock()
+	l.peers.before = func(method string) {
+		if method != "KeepAdministrator" {
+			return
+		}
+		if calls++; calls == 1 { // of the first removal: before it goes on, the second is made whole
+			_, other = l.access.DeleteRoleAssignment(l.as(ada), &workspacev1.DeleteRoleAssignmentRequest{Scope: "/", Uid: second.GetUid()})
+		}
+	}
+	l.peers.mu.Unlock()
+	_, err = l.access.DeleteRoleAssignment(l.as(admin), &workspacev1.DeleteRoleAssignmentRequest{Scope: "/", Uid: first.GetUid()})
+	l.ok(other)
+	l.want(err, codes.Aborted, faultv1.Reason_CONFLICT)
+	if calls != 2 {
+		t.Errorf("identity was asked %d times", calls)
+	}
+	if n := l.count("SELECT COUNT(*) FROM assignments WHERE uid = '" + first.GetUid() + "'"); n != 1 {
+		t.Error("the last administrator is gone")
+	}
+}
+
 func TestExplain(t *testing.T) {
 	l := newLab(t)
 	w := l.make(admin, "w1")

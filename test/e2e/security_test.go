@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -43,6 +44,7 @@ func TestNoWayUp(t *testing.T) {
 	}
 	give(t, "/", authz.Reader, robot.GetUid())
 	give(t, "/", authz.Reader, team.GetUid())
+	tried, honoured := 0, 0
 	for _, c := range []struct {
 		user, scope, role string
 		closed            []string // where he must not give roles
@@ -90,7 +92,9 @@ func TestNoWayUp(t *testing.T) {
 				}
 			}
 			for name, call := range calls {
+				tried++
 				if err := call(t.Context()); fault.Code(fault.FromStatus(err)) != codes.PermissionDenied && fault.Code(fault.FromStatus(err)) != codes.NotFound {
+					honoured++
 					t.Errorf("%s: %v", name, err)
 				}
 			}
@@ -101,6 +105,7 @@ func TestNoWayUp(t *testing.T) {
 			}
 		})
 	}
+	fmt.Printf("attack: %s: tried %d, honoured %d\n", t.Name(), tried, honoured)
 }
 
 // B2: whoever may see nothing of a workspace cannot tell it from one that does not exist, by any method that takes its name.

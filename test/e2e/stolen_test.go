@@ -291,7 +291,8 @@ func TestAttackStolenRunToken(t *testing.T) {
 			logged++
 		}
 	}
-	t.Logf("stolen run tokens: tried %d, honoured %d, in the activity log with principal and reason %d", tried, honoured, logged)
+	t.Logf("%d of them are in the activity log with principal and reason", logged)
+	fmt.Printf("attack: %s: tried %d, honoured %d\n", t.Name(), tried, honoured)
 	// The run says why it ended.
 	runs := computev1.NewRunServiceClient(mesh.Dial(t, mesh.Admin(t)))
 	for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {

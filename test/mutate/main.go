@@ -17,7 +17,8 @@ import (
 	"time"
 )
 
-// mutant replaces old by with in file, a path from the root of the module. The tests of the file's package that match run have to notice.
+// mutant replaces old by with in file, a path from the root of the module. The tests of the file's package that match run have to notice, or
+// those of the package that follows run's @.
 type mutant struct {
 	what, file, old, with, run string
 }
@@ -114,7 +115,11 @@ func (m mutant) try(dir string) (red string, err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", list, "-count=1", "-vet=off", "-run", m.run, "./"+filepath.Dir(m.file))
+	run, pkg, ok := strings.Cut(m.run, "@")
+	if !ok {
+		pkg = filepath.Dir(m.file)
+	}
+	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", list, "-count=1", "-vet=off", "-run", run, "./"+pkg) //nolint:gosec // both are of the table
 	out, err := cmd.CombinedOutput()
 	switch found := failed.FindSubmatch(out); {
 	case ctx.Err() != nil:

@@ -4,6 +4,7 @@ package attack
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -182,5 +183,6 @@ func TestAttacks(t *testing.T) {
 			}
 		})
 	}
+	fmt.Printf("attack: %s: tried %d, accepted %d, seed %d\n", t.Name(), tried, failed, seed)
 	t.Logf("%d attacks, %d failed; tried %d times; %d good calls, %d of them lost; seed %d; small %v", len(names), failed, tried, calls, lost, seed, small)
 }

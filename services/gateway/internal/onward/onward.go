@@ -34,6 +34,17 @@ func Inward() []string {
 	return []string{"authorization", "dpop", "x-request-id", "traceparent", "tracestate"}
 }
 
+// Readable is v, or nothing if one of it has bytes that gRPC's metadata cannot have: such a call would fail here, as if the service were
+// away. The service refuses what is missing then.
+func Readable(v []string) []string {
+	for _, s := range v {
+		if strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r > 0x7e }) {
+			return nil
+		}
+	}
+	return v
+}
+
 // Open tells whether strangers may reach a method. What services call among themselves, and enrolment, do not exist for them.
 func Open(m *rule.Method) bool {
 	return m != nil && len(m.Rule.GetCallers()) == 0 && !strings.HasPrefix(m.FullName, "/"+identityv1.EnrolmentService_ServiceDesc.ServiceName+"/")
@@ -46,7 +57,7 @@ type passing struct{}
 func Context(r *http.Request) context.Context {
 	md := make(metadata.MD, 6)
 	for _, k := range Inward() {
-		if v := r.Header.Values(k); len(v) > 0 {
+		if v := Readable(r.Header.Values(k)); len(v) > 0 {
 			md[k] = v
 		}
 	}
@@ -56,14 +67,14 @@ func Context(r *http.Request) context.Context {
 	return context.WithValue(r.Context(), passing{}, md)
 }
 
-// WithToken replaces what the request said of its caller by a bearer token. The token may be "": then nobody calls.
+// WithToken replaces what the request said of its caller by a bearer token. The token may be "", or not Readable: then nobody calls.
 func WithToken(ctx context.Context, token string) context.Context {
 	md := metadata.MD{}
 	if had, ok := ctx.Value(passing{}).(metadata.MD); ok {
 		md = had.Copy()
 	}
 	delete(md, "authorization")
-	if token != "" {
+	if token != "" && len(Readable([]string{token})) > 0 {
 		md["authorization"] = []string{"Bearer " + token}
 	}
 	return context.WithValue(ctx, passing{}, md)

@@ -69,7 +69,7 @@ func request(header ...string) *http.Request {
 // TestToken holds that a token replaces whatever the request said of its caller, also by none.
 func TestToken(t *testing.T) {
 	ctx := Context(request("Authorization", "Basic x", "Dpop", "p", "Cookie", "c"))
-	for token, want := range map[string][]string{"t": {"Bearer t"}, "": nil} {
+	for token, want := range map[string][]string{"t": {"Bearer t"}, "": nil, "t\xff": nil} {
 		p := &peer{}
 		if err := conn(t, p).Invoke(metadata.AppendToOutgoingContext(WithToken(ctx, token), "authorization", "Bearer smuggled", "x", "y"), computev1.RunService_GetRun_FullMethodName, nil, nil); err != nil {
 			t.Fatal(err)
