@@ -37,8 +37,8 @@ type keyState struct {
 	signers    map[string]*authn.Signer
 }
 
-// keysOf are the keys of one use, in the order in which they sign.
-func keysOf(keys []store.SigningKey, use store.KeyUse) (out []store.SigningKey) {
+// signingOf are the keys of one use, in the order in which they sign.
+func signingOf(keys []store.SigningKey, use store.KeyUse) (out []store.SigningKey) {
 	for _, k := range keys {
 		if k.Use == use {
 			out = append(out, k)
@@ -134,7 +134,7 @@ func (s *Service) openKeys(ctx context.Context) error {
 		}
 		bundleSeq, err = s.store.BundleSeq(ctx, tx)
 		uncounted := slices.ContainsFunc(roots, func(a store.Authority) bool { return !a.Counted })
-		return len(roots) > 0 && len(keysOf(keys, store.TokenKeys)) > 0 && len(keysOf(keys, store.SVIDKeys)) > 0 && !uncounted, err
+		return len(roots) > 0 && len(signingOf(keys, store.TokenKeys)) > 0 && len(signingOf(keys, store.SVIDKeys)) > 0 && !uncounted, err
 	}
 	var found bool
 	err := s.cfg.DB.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) (err error) {
@@ -170,11 +170,11 @@ func (s *Service) openKeys(ctx context.Context) error {
 		return err
 	}
 	next.services = s.cfg.ServiceRoots
-	svids := keysOf(keys, store.SVIDKeys)
+	svids := signingOf(keys, store.SVIDKeys)
 	if err := next.render(svids, bundleSeq, s.refreshHint()); err != nil {
 		return err
 	}
-	if err := s.keys.set(keysOf(keys, store.TokenKeys)); err != nil {
+	if err := s.keys.set(signingOf(keys, store.TokenKeys)); err != nil {
 		return err
 	}
 	s.svidKeys.Store(&svids)
@@ -188,7 +188,7 @@ func (s *Service) openKeys(ctx context.Context) error {
 func (s *Service) makeKeys(ctx context.Context, tx *sqldb.Tx, keys []store.SigningKey, root bool) error {
 	now := s.cfg.Now()
 	for _, use := range keyUses {
-		if len(keysOf(keys, use)) > 0 {
+		if len(signingOf(keys, use)) > 0 {
 			continue
 		}
 		if _, err := s.writePlan(ctx, tx, use, nil, rotation.Scheduled(now, nil, s.policyOf(use))); err != nil {

@@ -104,7 +104,7 @@ func (s *Service) keepKeysOnce(ctx context.Context, term *leader.Term) error {
 		}
 		var all planned
 		for _, use := range keyUses {
-			keys := keysOf(keys, use)
+			keys := signingOf(keys, use)
 			done, err := s.writePlan(ctx, tx, use, keys, rotation.Scheduled(now, planOf(keys), s.policyOf(use)))
 			if err != nil {
 				return err
@@ -190,7 +190,7 @@ func (s *Service) rotate(ctx context.Context, tx *sqldb.Tx, emergency bool) (don
 	}
 	var revoked []*identityv1.Revocation
 	for _, use := range keyUses {
-		keys := keysOf(keys, use)
+		keys := signingOf(keys, use)
 		plan := rotation.Rotated(now, planOf(keys), s.policyOf(use))
 		if emergency { // for both: a thief of one has read the rows
 			plan = rotation.Replaced(now, s.policyOf(use))

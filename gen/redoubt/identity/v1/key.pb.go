@@ -1282,41 +1282,42 @@ var file_redoubt_identity_v1_key_proto_depIdxs = []int32{
 	20, // 3: redoubt.identity.v1.SigningKey.retire_time:type_name -> google.protobuf.Timestamp
 	20, // 4: redoubt.identity.v1.SigningKey.remove_time:type_name -> google.protobuf.Timestamp
 	3,  // 5: redoubt.identity.v1.ListSigningKeysResponse.signing_keys:type_name -> redoubt.identity.v1.SigningKey
-	1,  // 6: redoubt.identity.v1.Authority.state:type_name -> redoubt.identity.v1.AuthorityState
-	20, // 7: redoubt.identity.v1.Authority.create_time:type_name -> google.protobuf.Timestamp
-	20, // 8: redoubt.identity.v1.Authority.expire_time:type_name -> google.protobuf.Timestamp
-	20, // 9: redoubt.identity.v1.Authority.sign_end_time:type_name -> google.protobuf.Timestamp
-	7,  // 10: redoubt.identity.v1.ListAuthoritiesResponse.authorities:type_name -> redoubt.identity.v1.Authority
-	10, // 11: redoubt.identity.v1.ListAuthoritiesResponse.clock:type_name -> redoubt.identity.v1.AuthorityClock
-	21, // 12: redoubt.identity.v1.AuthorityClock.period:type_name -> google.protobuf.Duration
-	2,  // 13: redoubt.identity.v1.AuthorityClock.next_step:type_name -> redoubt.identity.v1.AuthorityStep
-	20, // 14: redoubt.identity.v1.AuthorityClock.next_time:type_name -> google.protobuf.Timestamp
-	21, // 15: redoubt.identity.v1.TrustBundle.refresh:type_name -> google.protobuf.Duration
-	4,  // 16: redoubt.identity.v1.KeyService.ListSigningKeys:input_type -> redoubt.identity.v1.ListSigningKeysRequest
-	6,  // 17: redoubt.identity.v1.KeyService.RotateSigningKeys:input_type -> redoubt.identity.v1.RotateSigningKeysRequest
-	8,  // 18: redoubt.identity.v1.KeyService.ListAuthorities:input_type -> redoubt.identity.v1.ListAuthoritiesRequest
-	11, // 19: redoubt.identity.v1.KeyService.GetTrustBundle:input_type -> redoubt.identity.v1.GetTrustBundleRequest
-	13, // 20: redoubt.identity.v1.KeyService.PrepareAuthority:input_type -> redoubt.identity.v1.PrepareAuthorityRequest
-	14, // 21: redoubt.identity.v1.KeyService.ActivateAuthority:input_type -> redoubt.identity.v1.ActivateAuthorityRequest
-	15, // 22: redoubt.identity.v1.KeyService.TaintAuthority:input_type -> redoubt.identity.v1.TaintAuthorityRequest
-	16, // 23: redoubt.identity.v1.KeyService.UntaintAuthority:input_type -> redoubt.identity.v1.UntaintAuthorityRequest
-	17, // 24: redoubt.identity.v1.KeyService.RevokeAuthority:input_type -> redoubt.identity.v1.RevokeAuthorityRequest
-	18, // 25: redoubt.identity.v1.KeyService.WatchAuthorities:input_type -> redoubt.identity.v1.WatchAuthoritiesRequest
-	5,  // 26: redoubt.identity.v1.KeyService.ListSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
-	5,  // 27: redoubt.identity.v1.KeyService.RotateSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
-	9,  // 28: redoubt.identity.v1.KeyService.ListAuthorities:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
-	12, // 29: redoubt.identity.v1.KeyService.GetTrustBundle:output_type -> redoubt.identity.v1.TrustBundle
-	7,  // 30: redoubt.identity.v1.KeyService.PrepareAuthority:output_type -> redoubt.identity.v1.Authority
-	7,  // 31: redoubt.identity.v1.KeyService.ActivateAuthority:output_type -> redoubt.identity.v1.Authority
-	7,  // 32: redoubt.identity.v1.KeyService.TaintAuthority:output_type -> redoubt.identity.v1.Authority
-	7,  // 33: redoubt.identity.v1.KeyService.UntaintAuthority:output_type -> redoubt.identity.v1.Authority
-	9,  // 34: redoubt.identity.v1.KeyService.RevokeAuthority:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
-	19, // 35: redoubt.identity.v1.KeyService.WatchAuthorities:output_type -> redoubt.identity.v1.WatchAuthoritiesResponse
-	26, // [26:36] is the sub-list for method output_type
-	16, // [16:26] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	3,  // 6: redoubt.identity.v1.ListSigningKeysResponse.svid_keys:type_name -> redoubt.identity.v1.SigningKey
+	1,  // 7: redoubt.identity.v1.Authority.state:type_name -> redoubt.identity.v1.AuthorityState
+	20, // 8: redoubt.identity.v1.Authority.create_time:type_name -> google.protobuf.Timestamp
+	20, // 9: redoubt.identity.v1.Authority.expire_time:type_name -> google.protobuf.Timestamp
+	20, // 10: redoubt.identity.v1.Authority.sign_end_time:type_name -> google.protobuf.Timestamp
+	7,  // 11: redoubt.identity.v1.ListAuthoritiesResponse.authorities:type_name -> redoubt.identity.v1.Authority
+	10, // 12: redoubt.identity.v1.ListAuthoritiesResponse.clock:type_name -> redoubt.identity.v1.AuthorityClock
+	21, // 13: redoubt.identity.v1.AuthorityClock.period:type_name -> google.protobuf.Duration
+	2,  // 14: redoubt.identity.v1.AuthorityClock.next_step:type_name -> redoubt.identity.v1.AuthorityStep
+	20, // 15: redoubt.identity.v1.AuthorityClock.next_time:type_name -> google.protobuf.Timestamp
+	21, // 16: redoubt.identity.v1.TrustBundle.refresh:type_name -> google.protobuf.Duration
+	4,  // 17: redoubt.identity.v1.KeyService.ListSigningKeys:input_type -> redoubt.identity.v1.ListSigningKeysRequest
+	6,  // 18: redoubt.identity.v1.KeyService.RotateSigningKeys:input_type -> redoubt.identity.v1.RotateSigningKeysRequest
+	8,  // 19: redoubt.identity.v1.KeyService.ListAuthorities:input_type -> redoubt.identity.v1.ListAuthoritiesRequest
+	11, // 20: redoubt.identity.v1.KeyService.GetTrustBundle:input_type -> redoubt.identity.v1.GetTrustBundleRequest
+	13, // 21: redoubt.identity.v1.KeyService.PrepareAuthority:input_type -> redoubt.identity.v1.PrepareAuthorityRequest
+	14, // 22: redoubt.identity.v1.KeyService.ActivateAuthority:input_type -> redoubt.identity.v1.ActivateAuthorityRequest
+	15, // 23: redoubt.identity.v1.KeyService.TaintAuthority:input_type -> redoubt.identity.v1.TaintAuthorityRequest
+	16, // 24: redoubt.identity.v1.KeyService.UntaintAuthority:input_type -> redoubt.identity.v1.UntaintAuthorityRequest
+	17, // 25: redoubt.identity.v1.KeyService.RevokeAuthority:input_type -> redoubt.identity.v1.RevokeAuthorityRequest
+	18, // 26: redoubt.identity.v1.KeyService.WatchAuthorities:input_type -> redoubt.identity.v1.WatchAuthoritiesRequest
+	5,  // 27: redoubt.identity.v1.KeyService.ListSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
+	5,  // 28: redoubt.identity.v1.KeyService.RotateSigningKeys:output_type -> redoubt.identity.v1.ListSigningKeysResponse
+	9,  // 29: redoubt.identity.v1.KeyService.ListAuthorities:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
+	12, // 30: redoubt.identity.v1.KeyService.GetTrustBundle:output_type -> redoubt.identity.v1.TrustBundle
+	7,  // 31: redoubt.identity.v1.KeyService.PrepareAuthority:output_type -> redoubt.identity.v1.Authority
+	7,  // 32: redoubt.identity.v1.KeyService.ActivateAuthority:output_type -> redoubt.identity.v1.Authority
+	7,  // 33: redoubt.identity.v1.KeyService.TaintAuthority:output_type -> redoubt.identity.v1.Authority
+	7,  // 34: redoubt.identity.v1.KeyService.UntaintAuthority:output_type -> redoubt.identity.v1.Authority
+	9,  // 35: redoubt.identity.v1.KeyService.RevokeAuthority:output_type -> redoubt.identity.v1.ListAuthoritiesResponse
+	19, // 36: redoubt.identity.v1.KeyService.WatchAuthorities:output_type -> redoubt.identity.v1.WatchAuthoritiesResponse
+	27, // [27:37] is the sub-list for method output_type
+	17, // [17:27] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_identity_v1_key_proto_init() }

@@ -1877,6 +1877,8 @@ type InsertWebAuthnCredentialParams struct {
 func (q *Queries) InsertWebAuthnCredential(ctx context.Context, arg InsertWebAuthnCredentialParams) error {
 	_, err := q.db.ExecContext(ctx, insertWebAuthnCredential, arg.Credential, arg.FactorID)
 	return err
+}
+
 const isBrowser = `-- name: IsBrowser :one
 SELECT COUNT(*) FROM browsers WHERE sid = $1
 `
