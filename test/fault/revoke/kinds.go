@@ -48,7 +48,7 @@ type stream interface {
 type kind struct {
 	name  string
 	owner string // the service that takes it away, "" where that is no change under the fence
-	give  func(l *lane, ctx context.Context, secret string) (*right, error)
+	give  func(ctx context.Context, l *lane, secret string) (*right, error)
 }
 
 var kinds = []kind{
@@ -104,7 +104,7 @@ func (r *right) andIdentity(l *lane, token string) *right {
 	return r
 }
 
-func giveToken(l *lane, ctx context.Context, secret string) (*right, error) {
+func giveToken(ctx context.Context, l *lane, secret string) (*right, error) {
 	token, err := l.signIn(ctx, fmt.Sprintf("token-%d", l.n))
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func giveToken(l *lane, ctx context.Context, secret string) (*right, error) {
 	return r, nil
 }
 
-func giveUser(l *lane, ctx context.Context, secret string) (*right, error) {
+func giveUser(ctx context.Context, l *lane, secret string) (*right, error) {
 	disable := func(ctx context.Context, yes bool) error {
 		_, err := identityv1.NewDirectoryServiceClient(l.conns["identity"]).SetUserDisabled(ctx, &identityv1.SetUserDisabledRequest{Name: l.users["user"].GetName(), Disabled: yes})
 		return err
@@ -134,7 +134,7 @@ func giveUser(l *lane, ctx context.Context, secret string) (*right, error) {
 	return r, nil
 }
 
-func giveRole(l *lane, ctx context.Context, secret string) (*right, error) {
+func giveRole(ctx context.Context, l *lane, secret string) (*right, error) {
 	a, err := l.assign(ctx, l.users["role"].GetUid())
 	if err != nil {
 		return nil, err
@@ -148,7 +148,7 @@ func giveRole(l *lane, ctx context.Context, secret string) (*right, error) {
 }
 
 // giveMembership makes somebody a member of a group that is in a group that has the role.
-func giveMembership(l *lane, ctx context.Context, secret string) (*right, error) {
+func giveMembership(ctx context.Context, l *lane, secret string) (*right, error) {
 	d := identityv1.NewDirectoryServiceClient(l.conns["identity"])
 	if _, err := d.AddGroupMember(ctx, &identityv1.AddGroupMemberRequest{Name: l.inner.GetName(), Member: l.users["group"].GetUid()}); err != nil {
 		return nil, err
@@ -162,7 +162,7 @@ func giveMembership(l *lane, ctx context.Context, secret string) (*right, error)
 }
 
 // giveRun is the agent of a run: its token works with its key alone, so each request has a proof.
-func giveRun(l *lane, ctx context.Context, _ string) (*right, error) {
+func giveRun(ctx context.Context, l *lane, _ string) (*right, error) {
 	run, err := computev1.NewRunServiceClient(l.conns["compute"]).SubmitRun(ctx, &computev1.SubmitRunRequest{Parent: l.workspace, Compute: l.compute, Snapshot: l.snapshot, Command: []string{"true"}})
 	if err != nil {
 		return nil, fmt.Errorf("submit: %w", err)
@@ -258,7 +258,7 @@ func giveRun(l *lane, ctx context.Context, _ string) (*right, error) {
 }
 
 // giveKey replaces the key of an endpoint, which takes the one before away. The endpoint has no replica: whom it lets in it tells so.
-func giveKey(l *lane, ctx context.Context, _ string) (*right, error) {
+func giveKey(ctx context.Context, l *lane, _ string) (*right, error) {
 	regenerate := func(ctx context.Context) (string, error) {
 		c, err := inferencev1.NewEndpointServiceClient(l.conns["inference"]).RegenerateKey(ctx, &inferencev1.RegenerateKeyRequest{Name: l.endpoint.GetName(), KeyType: inferencev1.KeyType_KEY_TYPE_PRIMARY})
 		return c.GetPrimaryKey(), err

@@ -170,7 +170,7 @@ func (l *lane) made(ctx context.Context, k kind, r *round, rnd *rand.Rand, w *wi
 	giving, cancel := admin(setUp)
 	defer cancel()
 	r.given.sent = time.Now()
-	with, err := k.give(l, giving, secret)
+	with, err := k.give(giving, l, secret)
 	if err != nil {
 		return fmt.Errorf("giving %s: %w", k.name, err)
 	}
