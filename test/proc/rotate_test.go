@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/pem"
@@ -233,6 +234,12 @@ func TestRotateUnderLoad(t *testing.T) {
 	} {
 		if x[0] < x[1] {
 			t.Errorf("%d %s, and at least %d were to be", x[0], name, x[1])
+		}
+	}
+	for _, p := range in.Processes {
+		// Without force nothing hangs on a root when it goes.
+		if b, err := os.ReadFile(p.output()); err != nil || bytes.Contains(b, []byte("connections were closed whose root is not believed")) {
+			t.Errorf("%s has closed connections of a root that went: %v", p.Name, err)
 		}
 	}
 	if t.Failed() {
