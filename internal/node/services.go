@@ -355,7 +355,7 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 		Tokens: identityv1.NewTokenServiceClient(peer("identity")), Agents: identityv1.NewAgentServiceClient(peer("identity")),
 		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), RunData: telemetryv1.NewMetricServiceClient(peer("telemetry")),
 		Gateway: u.Host, PublicURL: n.cfg.Mesh.PublicURL, CA: ca, AgentCommand: n.cfg.Service.AgentCommand, Instance: n.cfg.Service.Instance, Leader: st.leader, NoLocalTargets: !n.cfg.Service.LocalTargets,
-		Now: n.opts.Now, Logger: n.log,
+		ConnectionAge: n.opts.Limits.ConnectionAge, Now: n.opts.Now, Logger: n.log,
 		Python: func(ctx context.Context) (compute.Interpreter, error) {
 			path, roots, err := sandbox.Interpreter(ctx, agent.UsualPython)
 			return compute.Interpreter{Path: path, Roots: roots}, err

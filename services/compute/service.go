@@ -61,6 +61,8 @@ type Config struct {
 	Python func(context.Context) (Interpreter, error)
 	// Driver places agents for local targets; nil is the one that starts AgentCommand.
 	Driver Driver
+	// ConnectionAge is after what time connections are asked to go; 0 is long.
+	ConnectionAge time.Duration
 	// Instance is this instance's name, and Leader elects one of all that share the database. Leader is required by Run.
 	Instance string
 	Leader   *leader.Leader
@@ -172,7 +174,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 		Store: s.store, Queue: s.queue, Outputs: files, Blobs: cfg.Blobs, Snapshots: cfg.Snapshots, Now: cfg.Now,
 	}
 	track := tracking.Config{Store: s.store, Outputs: files, RunData: cfg.RunData, Bounds: &s.bounds, Now: cfg.Now}
-	computev1.RegisterComputeServiceServer(r, targets.New(targets.Config{Store: s.store, Queue: s.queue, NoLocalTargets: cfg.NoLocalTargets, Now: cfg.Now}))
+	computev1.RegisterComputeServiceServer(r, targets.New(targets.Config{Store: s.store, Queue: s.queue, NoLocalTargets: cfg.NoLocalTargets, ConnectionAge: cfg.ConnectionAge, Now: cfg.Now}))
 	computev1.RegisterRunServiceServer(r, runs.New(run))
 	computev1.RegisterRunInternalServiceServer(r, runs.NewInternal(run))
 	computev1.RegisterExperimentServiceServer(r, tracking.NewExperiments(track))

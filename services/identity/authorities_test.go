@@ -193,7 +193,7 @@ func TestAuthorityRotates(t *testing.T) { // D10
 	l.own()
 	keys = l.keyService()
 	refused("while connections may stand", revoke(first, false), "may stand until")
-	l.advance(12 * time.Minute)
+	l.advance(21 * time.Minute) // run certificates of ten minutes, and connections of as long that were made at their end
 	want(t, "while others believe it", revoke(first, false), codes.DeadlineExceeded, faultv1.Reason_CHANGE_PENDING)
 	expect("ACTIVE")
 	l.renewed(second)

@@ -33,7 +33,19 @@ type Config struct {
 	Queue *queue.Queue
 	// NoLocalTargets is as in compute.Config.
 	NoLocalTargets bool
-	Now            func() time.Time
+	// ConnectionAge is after what time connections are asked to go; 0 is long. A call that waits for work ends well before its connection does: a run
+	// whose answer is lost with it has no agent.
+	ConnectionAge time.Duration
+	Now           func() time.Time
+}
+
+// claimWait is how long a call may wait for a run that would like to wait for so long.
+func (c Config) claimWait(wanted time.Duration) time.Duration {
+	longest := maxClaimWait
+	if c.ConnectionAge > 0 {
+		longest = min(longest, c.ConnectionAge/4)
+	}
+	return min(max(wanted, 0), longest)
 }
 
 // Service is compute targets, and what hosts ask of them.
@@ -136,7 +148,7 @@ func (h *Service) ClaimRun(ctx context.Context, req *computev1.ClaimRunRequest) 
 	if c.Kind != computev1.Compute_KIND_SELF_HOSTED {
 		return nil, fault.FailedPrecondition("runs of this compute are started by the platform; only a self-hosted one is claimed from")
 	}
-	wait, cancel := context.WithTimeout(ctx, min(max(req.GetWait().AsDuration(), 0), maxClaimWait))
+	wait, cancel := context.WithTimeout(ctx, h.cfg.claimWait(req.GetWait().AsDuration()))
 	defer cancel()
 	var b *computev1.AgentBootstrap
 	err = news.Each(wait, h.cfg.Store, store.ComputeTopic(c.UID), func() (bool, error) {
