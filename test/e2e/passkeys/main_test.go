@@ -14,16 +14,37 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/chromedp/chromedp"
 
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/internal/testmesh"
 )
 
-var mesh *testmesh.Mesh
+var (
+	mesh *testmesh.Mesh
+	// behind is how far the installation's clock is behind the browser's, in nanoseconds: what was signed in then is old now.
+	behind atomic.Int64
+)
+
+// catchUp sets the installation's clock right, and waits until its services have heard of each other at the new time.
+func catchUp(t *testing.T) {
+	t.Helper()
+	behind.Store(0)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		_, err := identityv1.NewDirectoryServiceClient(mesh.Dial(t, mesh.Admin(t))).ListUsers(t.Context(), &identityv1.ListUsersRequest{})
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
 
 func TestMain(m *testing.M) {
 	testmesh.Child()
@@ -32,7 +53,10 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	var err error
-	if mesh, err = testmesh.Start(func(c *node.UpConfig) { c.Listen = "localhost:0" }); err != nil {
+	behind.Store(int64(20 * time.Minute))
+	if mesh, err = testmesh.Start(func(c *node.UpConfig) {
+		c.Listen, c.Options.Now = "localhost:0", func() time.Time { return time.Now().Add(-time.Duration(behind.Load())) }
+	}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
