@@ -84,7 +84,7 @@ func New(cfg Config) (*Console, error) {
 	}
 	peers := make(map[string]grpc.ClientConnInterface, len(cfg.Peers))
 	for name, p := range cfg.Peers {
-		peers[name] = proofs{ClientConnInterface: p, publicURL: cfg.PublicURL, now: cfg.Now}
+		peers[name] = proofs{ClientConnInterface: p, publicURL: cfg.PublicURL}
 	}
 	c := &Console{
 		cfg: cfg, pages: pages,
@@ -165,7 +165,7 @@ type visit struct {
 // signedIn hands requests on that have a session, as far as a cookie tells; whether it is one, the services say.
 func (c *Console) signedIn(next func(http.ResponseWriter, *visit)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		s, ok := sessionOf(r)
+		s, ok := sessionOf(r, c.cfg.Now)
 		if !ok {
 			c.refused(w, r, "", fault.Unauthenticated("you are not signed in here"))
 			return

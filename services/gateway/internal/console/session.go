@@ -2,7 +2,6 @@ package console
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -21,6 +20,7 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
 const (
@@ -43,21 +43,21 @@ var raw = base64.RawURLEncoding
 
 // session is what a browser proves itself with: a token, and the key that it is bound to. One that joined the command line's has no key.
 type session struct {
-	token string
-	key   *ecdsa.PrivateKey
+	token  string
+	key    redact.Secret
+	prover *authn.Prover // of the key; nil without one
 }
 
 // cookie is the session as it stands in its cookie.
-func (s session) cookie() (string, error) {
-	if s.key == nil {
-		return s.token, nil
+func (s session) cookie() string {
+	if s.prover == nil {
+		return s.token
 	}
-	b, err := s.key.Bytes()
-	return raw.EncodeToString(b) + between + s.token, err
+	return s.key.RevealString() + between + s.token
 }
 
 // sessionOf reads the cookie of a request; ok is false where there is none, or none that could be one.
-func sessionOf(r *http.Request) (s session, ok bool) {
+func sessionOf(r *http.Request, now func() time.Time) (s session, ok bool) {
 	cookies := r.CookiesNamed(cookieName)
 	if len(cookies) != 1 || cookies[0].Value == "" {
 		return session{}, false
@@ -66,15 +66,16 @@ func sessionOf(r *http.Request) (s session, ok bool) {
 	if !bound {
 		return session{token: text}, true
 	}
-	key, ok := readKey(text)
-	return session{token: token, key: key}, ok && token != ""
+	s = session{token: token, key: redact.FromString(text)}
+	var err error
+	s.prover, err = authn.HeldProver(s.key, now)
+	return s, err == nil && token != ""
 }
 
 // proofs is the console's connection to a service: each call of a session carries its token, and a proof for this try of it.
 type proofs struct {
 	grpc.ClientConnInterface
 	publicURL string
-	now       func() time.Time
 }
 
 type sessionKey struct{}
@@ -84,7 +85,7 @@ func (p proofs) options(ctx context.Context, method string, opts []grpc.CallOpti
 	if !ok {
 		return opts
 	}
-	return append(opts, grpc.PerRPCCredentials(proof{session: s, url: p.publicURL + method, now: p.now}))
+	return append(opts, grpc.PerRPCCredentials(proof{session: s, url: p.publicURL + method}))
 }
 
 // Invoke implements grpc.ClientConnInterface.
@@ -101,19 +102,14 @@ func (p proofs) NewStream(ctx context.Context, desc *grpc.StreamDesc, method str
 type proof struct {
 	session
 	url string
-	now func() time.Time
 }
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
 func (p proof) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	if p.key == nil {
+	if p.prover == nil {
 		return map[string]string{"authorization": "Bearer " + p.token}, nil
 	}
-	prover, err := authn.NewProver(p.key, p.now)
-	if err != nil {
-		return nil, err
-	}
-	text, err := prover.Proof(http.MethodPost, p.url, p.token, "")
+	text, err := p.prover.Proof(http.MethodPost, p.url, p.token, "")
 	if err != nil {
 		return nil, err
 	}
@@ -136,19 +132,19 @@ func (c *Console) with(r *http.Request, s session) context.Context {
 // way is a sign-in that is under way.
 type way struct {
 	state, verifier string
-	key             *ecdsa.PrivateKey
+	key             redact.Secret
+	prover          *authn.Prover
 	to              string
 }
 
 func (w way) name() string { return wayName + w.state[:12] }
 
-func (w way) cookie() (string, error) {
-	key, err := w.key.Bytes()
-	return strings.Join([]string{w.state, w.verifier, raw.EncodeToString(key), raw.EncodeToString([]byte(w.to))}, between), err
+func (w way) cookie() string {
+	return strings.Join([]string{w.state, w.verifier, w.key.RevealString(), raw.EncodeToString([]byte(w.to))}, between)
 }
 
 // wayOf finds the sign-in of an answer.
-func wayOf(r *http.Request, state string) (way, bool) {
+func wayOf(r *http.Request, state string, now func() time.Time) (way, bool) {
 	if len(state) != raw.EncodedLen(32) {
 		return way{}, false
 	}
@@ -160,18 +156,10 @@ func wayOf(r *http.Request, state string) (way, bool) {
 	if len(parts) != wayParts || subtle.ConstantTimeCompare([]byte(parts[0]), []byte(state)) != 1 {
 		return way{}, false
 	}
-	key, ok := readKey(parts[2])
-	to, err := raw.DecodeString(parts[3])
-	return way{state: state, verifier: parts[1], key: key, to: here(string(to))}, ok && err == nil
-}
-
-func readKey(text string) (*ecdsa.PrivateKey, bool) {
-	b, err := raw.DecodeString(text)
-	if err != nil {
-		return nil, false
-	}
-	key, err := ecdsa.ParseRawPrivateKey(curve, b)
-	return key, err == nil
+	key := redact.FromString(parts[2])
+	prover, err := authn.HeldProver(key, now)
+	to, bad := raw.DecodeString(parts[3])
+	return way{state: state, verifier: parts[1], key: key, prover: prover, to: here(string(to))}, err == nil && bad == nil
 }
 
 // here is a path of the console, or its first page where it is none.
@@ -195,21 +183,16 @@ func toSignIn(to, age string) string {
 // begin sends a browser to the provider.
 func (c *Console) begin(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	key, err := authn.GenerateKey()
+	prover, key, err := authn.NewHeldProver(c.cfg.Now)
 	if err != nil {
 		c.refused(w, r, "", fault.Internal(err, "a key could not be made"))
 		return
 	}
-	under := way{state: random(), verifier: random(), key: key, to: here(q.Get("to"))}
-	value, err := under.cookie()
-	if err != nil {
-		c.refused(w, r, "", fault.Internal(err, "a key could not be written"))
-		return
-	}
+	under := way{state: random(), verifier: random(), key: key, prover: prover, to: here(q.Get("to"))}
 	challenge := sha256.Sum256([]byte(under.verifier))
 	ask := url.Values{
 		"client_id": {clientID}, "redirect_uri": {c.cfg.PublicURL + answerPath}, "response_type": {"code"}, "scope": {"redoubt"}, "state": {under.state},
-		"code_challenge": {raw.EncodeToString(challenge[:])}, "code_challenge_method": {"S256"}, "dpop_jkt": {authn.Thumbprint(&key.PublicKey)},
+		"code_challenge": {raw.EncodeToString(challenge[:])}, "code_challenge_method": {"S256"}, "dpop_jkt": {prover.Thumbprint()},
 	}
 	if age := q.Get("max_age"); age != "" {
 		if _, err := strconv.ParseUint(age, 10, 31); err != nil {
@@ -219,7 +202,7 @@ func (c *Console) begin(w http.ResponseWriter, r *http.Request) {
 		ask.Set("max_age", age)
 	}
 	// Lax: the answer may come along a way that began at another site, a guest's home.
-	http.SetCookie(w, &http.Cookie{Name: under.name(), Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(wayLife / time.Second)})
+	http.SetCookie(w, &http.Cookie{Name: under.name(), Value: under.cookie(), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(wayLife / time.Second)})
 	http.Redirect(w, r, c.cfg.PublicURL+"/oauth2/authorize?"+ask.Encode(), http.StatusSeeOther)
 }
 
@@ -232,7 +215,7 @@ func random() string {
 // answered takes what the provider sent a browser back with.
 func (c *Console) answered(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	under, ok := wayOf(r, q.Get("state"))
+	under, ok := wayOf(r, q.Get("state"), c.cfg.Now)
 	if !ok {
 		c.failed(w, "This sign-in did not begin in this browser, or it began too long ago.", Prefix)
 		return
@@ -256,18 +239,13 @@ func (c *Console) answered(w http.ResponseWriter, r *http.Request) {
 		c.refused(w, r, "", err)
 		return
 	}
-	made := session{token: token, key: under.key}
-	value, err := made.cookie()
-	if err != nil {
-		c.refused(w, r, "", fault.Internal(err, "a key could not be written"))
-		return
-	}
-	if before, ok := sessionOf(r); ok && before.key != nil { // this one takes its place
+	made := session{token: token, key: under.key, prover: under.prover}
+	if before, ok := sessionOf(r, c.cfg.Now); ok && before.prover != nil { // this one takes its place
 		if _, err := c.signIn.SignOut(c.with(r, before), &identityv1.SignOutRequest{}); err != nil {
 			c.cfg.Logger.Debug("an earlier session of a browser goes on until it is over", "error", err)
 		}
 	}
-	http.SetCookie(w, &http.Cookie{Name: cookieName, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode, MaxAge: int(life / time.Second)})
+	http.SetCookie(w, &http.Cookie{Name: cookieName, Value: made.cookie(), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode, MaxAge: int(life / time.Second)})
 	c.show(w, http.StatusOK, "signed-in.html", view{Title: "Signed in", Next: under.to})
 }
 
@@ -278,11 +256,7 @@ func (c *Console) failed(w http.ResponseWriter, why, to string) {
 
 // redeem turns a code into a token that is bound to the key.
 func (c *Console) redeem(ctx context.Context, under way, code string) (token string, life time.Duration, err error) {
-	prover, err := authn.NewProver(under.key, c.cfg.Now)
-	if err != nil {
-		return "", 0, fault.Internal(err, "a proof could not be made")
-	}
-	shown, err := prover.Proof(http.MethodPost, c.cfg.PublicURL+"/oauth2/token", "", "")
+	shown, err := under.prover.Proof(http.MethodPost, c.cfg.PublicURL+"/oauth2/token", "", "")
 	if err != nil {
 		return "", 0, fault.Internal(err, "a proof could not be made")
 	}

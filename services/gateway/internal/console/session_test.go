@@ -2,7 +2,6 @@ package console
 
 import (
 	"context"
-	"crypto/elliptic"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -84,15 +83,11 @@ func newConsole(t *testing.T) (*Console, *services, *http.Cookie) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := authn.GenerateKey()
+	prover, key, err := authn.NewHeldProver(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	value, err := session{token: "a.b.c", key: key}.cookie()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c, s, &http.Cookie{Name: cookieName, Value: value}
+	return c, s, &http.Cookie{Name: cookieName, Value: session{token: "a.b.c", key: key, prover: prover}.cookie()}
 }
 
 func ask(c *Console, method, path string, form url.Values, cookie *http.Cookie, headers ...string) *http.Response {
@@ -121,11 +116,11 @@ func TestCallsCarryProofs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept, ok := sessionOf(&http.Request{Header: http.Header{"Cookie": {cookie.String()}}})
-	if !ok || kept.key.Curve != elliptic.P256() {
+	kept, ok := sessionOf(&http.Request{Header: http.Header{"Cookie": {cookie.String()}}}, time.Now)
+	if !ok || kept.prover == nil {
 		t.Fatal("the cookie cannot be read")
 	}
-	jkt := authn.Thumbprint(&kept.key.PublicKey)
+	jkt := kept.prover.Thumbprint()
 	for _, method := range []string{
 		identityv1.AccountService_ListSessions_FullMethodName, identityv1.FactorService_ListFactors_FullMethodName, identityv1.SignInService_WhoAmI_FullMethodName,
 	} {

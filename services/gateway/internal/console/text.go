@@ -1,7 +1,6 @@
 package console
 
 import (
-	"crypto/elliptic"
 	"fmt"
 	"html/template"
 	"net/http"
@@ -9,8 +8,6 @@ import (
 	"time"
 	"unicode"
 )
-
-var curve = elliptic.P256()
 
 func (c *Console) file(w http.ResponseWriter, _ *http.Request, name, kind string) {
 	b, err := files.ReadFile("pages/" + name)
