@@ -21,7 +21,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
-// anothersAPI is a Workload API that we did not make the SVIDs of: it gives a process as many as it likes. SPIRE itself is in test/spire.
+// anothersAPI is a Workload API that we did not make the SVIDs of: it gives a process as many as it likes.
 type anothersAPI struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	addr string

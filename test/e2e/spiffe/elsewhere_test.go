@@ -36,8 +36,8 @@ import (
 const domain = "redoubt.local"
 
 // another is a Workload API with an authority of its own, which shares no code with ours: crypto/x509 below and the standard's contract above. It
-// gives whoever asks every SVID that it has, renews them all every two seconds with new keys, and has an authority between root and leaves. It does
-// what a test without SPIRE's programs can ask for; with them there is TestServicesRunOnSPIRE.
+// gives whoever asks every SVID that it has, renews them all every two seconds with new keys, and has an authority between root and leaves. SPIRE
+// itself it is not.
 type another struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	*testing.T
@@ -167,8 +167,6 @@ func (a *another) take(name string) {
 	a.renew()
 }
 
-func TestServicesRunOnAnothersWorkloadAPI(t *testing.T) { runsOn(t, startAnother(t)) }
-
 func csrOf(t *testing.T, key *ecdsa.PrivateKey) []byte {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
@@ -178,16 +176,9 @@ func csrOf(t *testing.T, key *ecdsa.PrivateKey) []byte {
 	return der
 }
 
-// provider is a Workload API that is not ours, with an SVID for each service.
-type provider interface {
-	socket() string
-	roots() []*x509.Certificate
-	// take takes a service's SVID away.
-	take(service string)
-}
-
-// runsOn runs an installation whose services have their identities from s.
-func runsOn(t *testing.T, s provider) {
+// TestServicesRunOnAnothersWorkloadAPI runs an installation whose services have their identities from elsewhere (D10).
+func TestServicesRunOnAnothersWorkloadAPI(t *testing.T) {
+	s := startAnother(t)
 	mesh, err := testmesh.Start(func(c *node.UpConfig) {
 		c.Listen, c.TrustDomain, c.WorkloadAPI = "localhost:0", domain, s.socket()
 	})
@@ -222,7 +213,7 @@ func runsOn(t *testing.T, s provider) {
 	// The installation works: sign-in at identity, a workspace that needs keyvault, telemetry and the fence.
 	admin := mesh.Admin(t)
 	resources := workspacev1.NewResourceServiceClient(mesh.Dial(t, admin))
-	sub, err := resources.CreateSubscription(t.Context(), &workspacev1.CreateSubscriptionRequest{SubscriptionId: "spire", Region: "here"})
+	sub, err := resources.CreateSubscription(t.Context(), &workspacev1.CreateSubscriptionRequest{SubscriptionId: "elsewhere", Region: "here"})
 	must(err)
 	group, err := resources.CreateResourceGroup(t.Context(), &workspacev1.CreateResourceGroupRequest{Parent: sub.GetName(), ResourceGroupId: "group"})
 	must(err)

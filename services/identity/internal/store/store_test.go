@@ -199,7 +199,11 @@ func TestRowsThatWereMovedDoNotOpen(t *testing.T) { // D2
 				_, _, err := s.Principal(ctx, db.Reader(), alice.UID)
 				return err
 			}},
-			{"a key under another id", "UPDATE signing_keys SET kid = 'other'", func() error {
+			{"a key of tokens among those of JWT-SVIDs", "UPDATE signing_keys SET purpose = 'jwt-svid'", func() error {
+				_, err := s.SigningKeys(ctx, db.Reader())
+				return err
+			}},
+			{"a key under another id", "UPDATE signing_keys SET kid = 'other', purpose = ''", func() error {
 				_, err := s.SigningKeys(ctx, db.Reader())
 				return err
 			}},
