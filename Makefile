@@ -114,6 +114,10 @@ federation: ## guests whose home is a provider of others: Dex, in a module of it
 attack: ## everything that strangers, thieves and the dismissed try, with what was tried and let in at the end (TIER=ci: what make test has not; ONLY; ATTACK_SEED)
 	go run ./test/attacks -tier $${TIER:-all} -only "$${ONLY:-}" -seed $${ATTACK_SEED:-0}
 
+.PHONY: canary
+canary: ## secrets in every field of every request, form and page, well and badly, looked for in logs, traces, metrics, files and errors (some minutes)
+	ATTACK_FULL=1 $(GOTEST) -timeout 20m -count=1 -v -run '^(TestSearch|TestCanaries)$$' ./test/e2e/canary | grep -vE '^ *(=== RUN|--- PASS)'
+
 .PHONY: attack-edge
 attack-edge: ## attack the gateway in every way beside a good client (ATTACK_SECONDS of each, ATTACK_SEED)
 	ATTACK_SECONDS=$${ATTACK_SECONDS:-5} $(GOTEST) -timeout 10m -count=1 -v ./test/e2e/attack

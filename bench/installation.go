@@ -37,8 +37,8 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
-// serveInstallation is the server process "installation": all services, as `redoubt up` runs them.
-func serveInstallation(ctx context.Context) error {
+// serveInstallation is the server process "installation": all services, as `redoubt up` runs them; "installation-passwords" has dear passwords.
+func serveInstallation(ctx context.Context, kind string) error {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return err
@@ -49,7 +49,11 @@ func serveInstallation(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	in, err := node.Up(ctx, node.UpConfig{Data: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", Log: node.Log{Level: "error"}, Options: node.Options{LogWriter: log}})
+	opts := node.Options{LogWriter: log}
+	if kind == "installation-passwords" {
+		opts.Password = passwords()
+	}
+	in, err := node.Up(ctx, node.UpConfig{Data: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", Log: node.Log{Level: "error"}, Options: opts})
 	if err != nil {
 		return err
 	}

@@ -50,8 +50,8 @@ func main() {
 	defer stop()
 	if kind := os.Getenv(serverEnv); kind != "" {
 		do := func(ctx context.Context) error { return serve(ctx, kind) }
-		if kind == "installation" {
-			do = serveInstallation
+		if kind == "installation" || kind == "installation-passwords" {
+			do = func(ctx context.Context) error { return serveInstallation(ctx, kind) }
 		}
 		if err := do(ctx); err != nil {
 			fmt.Fprintln(os.Stderr, "bench server:", err)
@@ -73,6 +73,7 @@ func run(ctx context.Context, o options) error {
 		{"chain-same-headers", chainSameHeaders}, {"chain-no-headers", chainNoHeaders}, {"gateway", gatewayFigure},
 		{"decision", decisionFigure}, {"token-check", tokenFigure}, {"audit-record", auditFigure}, {"start", startFigure},
 		{"run-first-line", runStart}, {"score-nginx", scoreNginx}, {"score-python", scorePython},
+		{"tokens-dex", tokensDex}, {"sign-ins", signIns},
 	}
 	if o.rounds < 1 || o.each <= 0 {
 		return errors.New("there has to be a round, and it has to last")

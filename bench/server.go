@@ -171,6 +171,7 @@ func (w *world) gateway(ctx context.Context, h *hello) (func(), error) {
 // process is a server in a process of its own.
 type process struct {
 	hello
+	pid  int
 	stop func() error
 }
 
@@ -196,7 +197,7 @@ func start(ctx context.Context, o options, kind string) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{stop: func() error { _ = in.Close(); return cmd.Wait() }}
+	p := &process{pid: cmd.Process.Pid, stop: func() error { _ = in.Close(); return cmd.Wait() }}
 	if err := json.NewDecoder(out).Decode(&p.hello); err != nil {
 		return nil, errors.Join(fmt.Errorf("the server process said nothing: %w", err), p.stop())
 	}

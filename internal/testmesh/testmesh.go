@@ -47,7 +47,8 @@ type Mesh struct {
 
 	mu       sync.Mutex
 	password string
-	admin    string // token
+	admin    string                      // token
+	certs    map[string]*tls.Certificate // of peers, by service
 }
 
 // Cheap is the cost of password hashes in tests.

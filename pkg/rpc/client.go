@@ -4,16 +4,20 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/timeout"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/rule"
 )
@@ -54,7 +58,7 @@ func Dial(cfg DialConfig) (*grpc.ClientConn, error) {
 	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(cfg.Creds),
 		grpc.WithChainUnaryInterceptor(
-			logging.UnaryClientInterceptor(log, logging.WithLogOnEvents(logging.FinishCall), logging.WithDisableLoggingFields("protocol", "grpc.component")),
+			logging.UnaryClientInterceptor(log, logging.WithLogOnEvents(logging.FinishCall), logging.WithDisableLoggingFields("protocol", "grpc.component"), logging.WithErrorFields(errorFields)),
 			timeoutUnlessSet(cfg.Timeout),
 			o.unary,
 		),
@@ -65,12 +69,27 @@ func Dial(cfg DialConfig) (*grpc.ClientConn, error) {
 	return grpc.NewClient(cfg.Target, append(opts, cfg.Options...)...)
 }
 
-// clientLogger shows failed calls, and the others only where debugging is on. Its fields hold no metadata and no messages.
+// errorFields says of a failed call what may stand in a log: a peer's reason, since its words may name what a tenant wrote, and the words of the
+// transport, which has seen none of it.
+func errorFields(err error) logging.Fields {
+	if st, ok := status.FromError(err); ok && len(st.Details()) == 0 && st.Code() == codes.Unavailable {
+		return logging.Fields{"error", st.Message()}
+	}
+	return logging.Fields{"reason", fault.ReasonOf(fault.FromStatus(err)).String()}
+}
+
+// clientLogger shows failed calls, and the others only where debugging is on. Its fields hold no metadata, no messages, and no words of a peer.
 func clientLogger(l *slog.Logger) logging.Logger {
 	return logging.LoggerFunc(func(ctx context.Context, level logging.Level, msg string, fields ...any) {
 		at := slog.LevelDebug
 		if level >= logging.LevelError {
 			at = slog.LevelWarn
+		}
+		for i := 0; i+1 < len(fields); i += 2 {
+			if fields[i] == "grpc.error" {
+				fields = slices.Delete(slices.Clone(fields), i, i+2)
+				break
+			}
 		}
 		l.Log(ctx, at, msg, fields...)
 	})

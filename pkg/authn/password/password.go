@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -32,7 +33,7 @@ const (
 	maxLanes  = 16
 )
 
-// Config of a Hasher. The zero value is OWASP's first choice for argon2id (19 MiB, 2 passes, 1 lane), two at once.
+// Config of a Hasher. The zero value is OWASP's first choice for argon2id (19 MiB, 2 passes, 1 lane), on half of the cores.
 type Config struct {
 	// Passes over the memory, 1 to 16. 0 means 2.
 	Passes uint32
@@ -40,7 +41,7 @@ type Config struct {
 	MemoryKiB uint32
 	// Lanes computed in parallel, 1 to 16. 0 means 1.
 	Lanes uint8
-	// Concurrent is how many hashes may run at once. 0 means 2.
+	// Concurrent is how many hashes may run at once. 0 means one, or two on four cores and more: what checks tokens beside them needs the others.
 	Concurrent int
 	// Waiting is how many more may wait for their turn before others are turned away. 0 means 64.
 	Waiting int
@@ -78,7 +79,7 @@ func New(cfg Config) (*Hasher, error) {
 		c.lanes = 1
 	}
 	if cfg.Concurrent == 0 {
-		cfg.Concurrent = 2
+		cfg.Concurrent = max(1, min(2, runtime.GOMAXPROCS(0)/2))
 	}
 	if cfg.Waiting == 0 {
 		cfg.Waiting = 64

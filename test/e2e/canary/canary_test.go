@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
@@ -27,6 +28,9 @@ func TestCanaries(t *testing.T) {
 	w.deploy()
 	w.host()
 	w.refused()
+	w.secrets()
+	w.forms()
+	w.fields()
 	// The activity log shows names to who may see them: they are stored, and have to be ciphertext.
 	names := 0
 	w.eventually(func() error {
@@ -47,6 +51,7 @@ func TestCanaries(t *testing.T) {
 	})
 
 	s := newSearcher(w.canaries)
+	w.planted(s)
 	hits, files, size := s.folder(t, mesh.Dir)
 	hits = append(hits, w.processes(s)...)
 	live := files
@@ -59,6 +64,11 @@ func TestCanaries(t *testing.T) {
 	again, files, size2 := s.folder(t, mesh.Dir)
 	hits = append(hits, again...)
 	hits = append(hits, s.in("the log of the services", []byte(mesh.Log()))...)
+	hits = append(hits, s.in("the traces", traces.bytes())...)
+	hits = append(hits, w.told(s)...)
+	if traces.n.Load() < 1000 {
+		t.Errorf("only %d spans came", traces.n.Load())
+	}
 	hits = append(hits, s.in("the log of the agent", w.agentLog.bytes())...)
 	if len(mesh.Log()) < 1000 || len(w.agentLog.bytes()) < 100 {
 		t.Errorf("the logs have only %d and %d bytes", len(mesh.Log()), len(w.agentLog.bytes()))
@@ -73,11 +83,65 @@ func TestCanaries(t *testing.T) {
 	for _, what := range slices.Sorted(maps.Keys(w.canaries)) {
 		t.Run(what, func(t *testing.T) {
 			for _, h := range found[what] {
-				t.Errorf("found, %s, in %s", h.form, h.place)
+				t.Errorf("found, %s, in %s%s", h.form, h.place, w.around(h))
 			}
 		})
 	}
+	fmt.Printf("attack: %s: tried %d, accepted %d\n", t.Name(), len(w.canaries), len(found))
+	t.Logf("%d spans, %d answers, %d bytes of logs", traces.n.Load(), w.said.calls, len(mesh.Log()))
 	t.Logf("%d canaries in %d files of %d MiB while running, %d files of %d MiB after; %d hits", len(w.canaries), live, size>>20, files, size2>>20, len(hits))
+}
+
+// around is the line of a log or answer in which a canary stands.
+func (w *walk) around(h hit) string {
+	text := []byte(mesh.Log())
+	if by, ok := strings.CutPrefix(h.place, "what "); ok {
+		text = nil
+		for _, a := range w.said.all {
+			if a.by == strings.TrimSuffix(by, " answers") {
+				text = append(append(text, bytes.ReplaceAll(a.text, []byte("\n"), []byte(" "))...), '\n')
+			}
+		}
+	} else if h.place != "the log of the services" {
+		return ""
+	}
+	b := forms(w.canaries[h.canary])[h.form]
+	for line := range bytes.Lines(text) {
+		if i := bytes.Index(line, b); i >= 0 {
+			return fmt.Sprintf(": %.400s", line[max(0, i-250):])
+		}
+	}
+	return ""
+}
+
+// told searches what callers were told: a sensitive value is in none of it, not even in the words to whoever sent it.
+func (w *walk) told(all *searcher) (hits []hit) {
+	seen := make(map[hit]bool)
+	for _, a := range w.said.all {
+		for _, h := range all.in("what "+a.by+" answers", a.text) {
+			if w.sensitive[h.canary] && !seen[h] {
+				seen[h] = true
+				hits = append(hits, h)
+			}
+		}
+	}
+	return hits
+}
+
+// planted holds that the search finds what is there, each canary in each form: in a log, a file, a trace and an answer as they come.
+func (w *walk) planted(s *searcher) {
+	w.t.Helper()
+	missed := 0
+	for what, text := range w.canaries {
+		for form, b := range forms(text) {
+			line := append(append([]byte(`{"level":"INFO","msg":"`), b...), `"}`...)
+			if !slices.ContainsFunc(s.in("", line), func(h hit) bool { return h.canary == what }) {
+				missed++
+				w.t.Errorf("%s was planted %s, and not found", what, form)
+			}
+		}
+	}
+	w.t.Logf("planted: %d canaries, missed %d", len(w.canaries), missed)
 }
 
 // processes searches what everyone on the machine may read of the waiting run's agent: its command line, its environment.

@@ -11,27 +11,68 @@ package canary
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
+
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/internal/testmesh"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 )
 
 var mesh *testmesh.Mesh
 
 func TestMain(m *testing.M) {
 	testmesh.Child()
-	var err error
-	if mesh, err = testmesh.Start(func(c *node.UpConfig) { c.Log.Level = "debug" }); err != nil {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil {
+		srv := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
+		collector.RegisterTraceServiceServer(srv, traces)
+		go func() { _ = srv.Serve(l) }()
+		mesh, err = testmesh.Start(func(c *node.UpConfig) {
+			c.Log.Level, c.TraceEndpoint, c.TraceRatio = "debug", l.Addr().String(), 1
+			c.Options.Limits = rpc.Limits{PerAddress: 1e6, PerPrincipal: 1e6, LogReads: 1} // whatever is sent is looked at, and logged
+		})
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	code := m.Run()
 	mesh.Close()
 	os.Exit(code)
+}
+
+// spans is an OTLP collector that keeps what it is sent.
+type spans struct {
+	collector.UnsafeTraceServiceServer
+	buffer
+	n atomic.Int64
+}
+
+var traces = &spans{}
+
+// Export implements the collector's contract.
+func (s *spans) Export(_ context.Context, req *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+	b, err := proto.Marshal(req)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range req.GetResourceSpans() {
+		for _, sc := range r.GetScopeSpans() {
+			s.n.Add(int64(len(sc.GetSpans())))
+		}
+	}
+	_, err = s.Write(b)
+	return &collector.ExportTraceServiceResponse{}, err
 }
 
 // buffer keeps a log.

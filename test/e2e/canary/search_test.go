@@ -61,6 +61,7 @@ func forms(text string) map[string][]byte {
 	if e := url.QueryEscape(text); e != text {
 		out["URL-coded"] = []byte(e)
 	}
+	out["JSON-coded"], out["reversed"] = []byte(escaped(text)), reversed(b)
 	units := utf16.Encode([]rune(text))
 	little, big := make([]byte, 0, 2*len(units)), make([]byte, 0, 2*len(units))
 	for _, u := range units {
@@ -82,6 +83,21 @@ func forms(text string) map[string][]byte {
 		}
 	}
 	return out
+}
+
+// escaped is a text in which JSON writes every letter as a number.
+func escaped(text string) string {
+	var s strings.Builder
+	for _, u := range utf16.Encode([]rune(text)) {
+		fmt.Fprintf(&s, `\u%04x`, u)
+	}
+	return s.String()
+}
+
+func reversed(b []byte) []byte {
+	b = slices.Clone(b)
+	slices.Reverse(b)
+	return b
 }
 
 func percent(b []byte) string {

@@ -38,7 +38,10 @@ type walk struct {
 	ctx      context.Context
 	admin    *client.Client
 	canaries map[string]string
-	agentLog *buffer // of the self-hosted agent
+	// sensitive are those of the canaries that not even the caller's own refusal may repeat.
+	sensitive map[string]bool
+	said      *answers
+	agentLog  *buffer // of the self-hosted agent
 
 	workspace, compute, snapshot, run, waiting, waitingUID string
 }
@@ -101,7 +104,7 @@ func newWalk(t *testing.T) *walk {
 	if err := sandbox.Check(t.Context()); err != nil {
 		t.Skipf("this machine cannot isolate a run: %v", err)
 	}
-	w := &walk{t: t, ctx: t.Context(), canaries: make(map[string]string), agentLog: &buffer{}}
+	w := &walk{t: t, ctx: t.Context(), canaries: make(map[string]string), sensitive: make(map[string]bool), said: &answers{}, agentLog: &buffer{}}
 	c, err := client.Dial(client.Context{Name: "canary", Server: mesh.URL, CAPEM: mesh.CA}, redact.FromString(mesh.Admin(t)))
 	w.must(err)
 	t.Cleanup(func() { _ = c.Close() })

@@ -3,13 +3,6 @@ package forged
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,11 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
@@ -31,15 +21,12 @@ import (
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
+	"github.com/redoubt-ml/redoubt/internal/testmesh"
 	"github.com/redoubt-ml/redoubt/pkg/authn/forge"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
-	"github.com/redoubt-ml/redoubt/pkg/svid"
-	"github.com/redoubt-ml/redoubt/pkg/svid/jointoken"
 )
 
 const lab = "subscriptions/forged/resourceGroups/group/workspaces/lab"
-
-var td = spiffeid.RequireTrustDomainFromString("redoubt.local")
 
 // answer is what a place said to a token: in tells that it was taken for who it says it is.
 type answer struct {
@@ -128,64 +115,6 @@ func web(c *http.Client, method, address, body string) func(*testing.T, string) 
 	}
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	return k
-}
-
-// certificate is that of a second instance of a service.
-func certificate(t *testing.T, service string) *tls.Certificate {
-	t.Helper()
-	s, err := mesh.Nodes["identity"].Identity().CreateServiceJoin(t.Context(), service, "forged", time.Hour)
-	must(t, err)
-	join, err := jointoken.Parse(s)
-	must(t, err)
-	id, err := svid.ServiceID(td, "identity")
-	must(t, err)
-	key := newKey(t)
-	cfg, err := svid.EnrolClientTLS(svid.Enrolment{Server: id, Pins: []string{join.Pin}, Key: key})
-	must(t, err)
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "forged"}}, key)
-	must(t, err)
-	conn := dial(t, join.Address, cfg)
-	r, err := identityv1.NewEnrolmentServiceClient(conn).Issue(t.Context(), &identityv1.IssueRequest{Service: service, Instance: "forged", Csr: csr, JoinToken: join.Secret.RevealString()})
-	must(t, err)
-	return &tls.Certificate{Certificate: r.GetChain(), PrivateKey: key}
-}
-
-func dial(t *testing.T, addr string, cfg *tls.Config) *grpc.ClientConn {
-	t.Helper()
-	c, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithNoProxy(), grpc.WithDisableServiceConfig())
-	must(t, err)
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
-// peer connects to a service with the certificate of another.
-func peer(t *testing.T, service string, own *tls.Certificate) *grpc.ClientConn {
-	t.Helper()
-	var roots []*x509.Certificate
-	for rest := mesh.CA; ; {
-		var b *pem.Block
-		if b, rest = pem.Decode(rest); b == nil {
-			break
-		}
-		c, err := x509.ParseCertificate(b.Bytes)
-		must(t, err)
-		roots = append(roots, c)
-	}
-	bundle := x509bundle.FromX509Authorities(td, roots)
-	return dial(t, mesh.Nodes[service].MeshAddr(), &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{*own}, InsecureSkipVerify: true, // the SPIFFE ID is checked instead of a name
-		VerifyConnection: func(cs tls.ConnectionState) error {
-			_, err := svid.Verify(cs.PeerCertificates, td, bundle, x509.ExtKeyUsageServerAuth, time.Now())
-			return err
-		},
-	})
-}
-
 // A3: no forged token is taken anywhere.
 func TestForgedEverywhere(t *testing.T) {
 	kid, key := signingKey(t)
@@ -211,17 +140,15 @@ func TestForgedEverywhere(t *testing.T) {
 	defer client.CloseIdleConnections()
 	public := mesh.Dial(t, "")
 	var places []place
-	by := certificate(t, "compute")
-	other := certificate(t, "workspace")
 	for service, call := range calls {
 		places = append(places, place{name: "gateway to " + service, audience: mesh.URL, send: over(public, call)})
-		from, cert := "compute", by
+		from := "compute"
 		if service == from {
-			from, cert = "workspace", other
+			from = "workspace"
 		}
 		places = append(places, place{
-			name: from + " to " + service, audience: td.IDString() + "/service/" + service, send: over(peer(t, service, cert), call), between: true, aside: true,
-			extra: map[string]any{"act": map[string]any{"sub": td.IDString() + "/service/" + from}, "anc": []string{"tok_parent"}},
+			name: from + " to " + service, audience: testmesh.Domain.IDString() + "/service/" + service, send: over(mesh.Peer(t, from, service), call), between: true, aside: true,
+			extra: map[string]any{"act": map[string]any{"sub": testmesh.Domain.IDString() + "/service/" + from}, "anc": []string{"tok_parent"}},
 		})
 	}
 	for service, path := range map[string]string{

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -78,10 +79,23 @@ func (h *Handler) statusOf(err error, requestID string) *status.Status {
 	return fault.ToStatus(err, "redoubt."+h.cfg.Installation, requestID)
 }
 
-// words takes what a decoder writes in front of its errors away.
+// quoted is what a decoder repeats of a request: a text, or the beginning of what stands where a field's value should.
+var quoted = regexp.MustCompile(`: [^:]*$|"(?:[^"\\]|\\.)*"?.*$`)
+
+// words is what a decoder says is wrong, and where, without what it writes in front of it and without what was sent: that may be a secret.
 func words(s string) string {
-	s = strings.ReplaceAll(s, "\u00a0", " ")
-	return strings.TrimPrefix(s, "proto: ")
+	s = strings.TrimPrefix(strings.ReplaceAll(s, "\u00a0", " "), "proto: ")
+	for _, known := range []string{"unknown field ", "duplicate field ", "invalid value for ", "unexpected token ", "invalid character "} {
+		if i := strings.Index(s, known); i >= 0 {
+			head, tail := s[:i+len(known)], s[i+len(known):]
+			if known == "invalid value for " { // "string field name: value", whose name is one of ours
+				name, _, _ := strings.Cut(tail, ":")
+				return head + quoted.ReplaceAllString(name, "")
+			}
+			return strings.TrimSpace(head)
+		}
+	}
+	return quoted.ReplaceAllString(s, "")
 }
 
 // Refuse answers with an error.
