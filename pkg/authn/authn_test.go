@@ -173,10 +173,9 @@ func (s *stand) header() map[string]any {
 
 // The tests bend tokens and proofs with what forges them elsewhere, too.
 var (
-	with    = forge.With
-	asJSON  = forge.JSON
-	sign    = forge.Sign
-	signRaw = forge.SignRaw
+	with   = forge.With
+	asJSON = forge.JSON
+	sign   = forge.Sign
 )
 
 func b64(v any) string { return rawURL.EncodeToString(asJSON(v)) }

@@ -11,6 +11,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -58,7 +59,7 @@ func main() {
 		os.Exit(2)
 	}
 	if *seed == 0 {
-		*seed = uint64(time.Now().UnixNano()) //nolint:gosec // it is after 1970
+		*seed = uint64(time.Now().UnixNano())
 	}
 	var rows []row
 	var failed, ran int
@@ -99,7 +100,7 @@ func (s suite) try(tier string, seed uint64) ([]row, error) {
 	if tier == "ci" && s.ciEnv != nil {
 		env = s.ciEnv
 	}
-	cmd := exec.Command("go", "test", "-count=1", "-timeout", "20m", "-v", "-run", s.run, s.pkg) //nolint:gosec // of the table
+	cmd := exec.CommandContext(context.Background(), "go", "test", "-count=1", "-timeout", "20m", "-v", "-run", s.run, s.pkg)
 	cmd.Env = append(append(os.Environ(), "ATTACK_SEED="+strconv.FormatUint(seed, 10)), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

@@ -119,7 +119,7 @@ func (m mutant) try(dir string) (red string, err error) {
 	if !ok {
 		pkg = filepath.Dir(m.file)
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", list, "-count=1", "-vet=off", "-run", run, "./"+pkg) //nolint:gosec // both are of the table
+	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", list, "-count=1", "-vet=off", "-run", run, "./"+pkg)
 	out, err := cmd.CombinedOutput()
 	switch found := failed.FindSubmatch(out); {
 	case ctx.Err() != nil:

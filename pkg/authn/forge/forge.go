@@ -46,7 +46,7 @@ type Token struct {
 // With changes members of a copy of m: a name and its value follow each other, and nil takes the member away.
 func With(m map[string]any, kv ...any) map[string]any {
 	m = maps.Clone(m)
-	for i := 0; i < len(kv); i += 2 {
+	for i := 0; i+1 < len(kv); i += 2 {
 		if kv[i+1] == nil {
 			delete(m, kv[i].(string))
 		} else {
