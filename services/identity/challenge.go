@@ -360,15 +360,6 @@ func (s *Service) firstFactor(ctx context.Context, tx *sqldb.Tx, uid string, now
 	return shown, err
 }
 
-// newRecoveryCodes puts ten new codes in the place of a user's, and gives them as they are shown.
-func (s *Service) newRecoveryCodes(ctx context.Context, tx *sqldb.Tx, uid string) (shown []string, err error) {
-	made := factor.NewRecoveryCodes()
-	for _, c := range made {
-		shown = append(shown, factor.Show(c))
-	}
-	return shown, s.store.SetRecoveryCodes(ctx, tx, uid, made)
-}
-
 // EnrolSignInFactor implements SignInService.
 func (s *Service) EnrolSignInFactor(ctx context.Context, req *identityv1.EnrolSignInFactorRequest) (*identityv1.EnrolSignInFactorResponse, error) {
 	call := rpc.From(ctx)

@@ -320,3 +320,12 @@ func (s *Service) UpdateSignInPolicy(ctx context.Context, req *identityv1.Update
 	}
 	return &identityv1.UpdateSignInPolicyResponse{Policy: &identityv1.SignInPolicy{RequireMfa: on}, SessionsEnded: int32(len(ended))}, nil
 }
+
+// newRecoveryCodes puts ten new codes in the place of a user's, and gives them as they are shown.
+func (s *Service) newRecoveryCodes(ctx context.Context, tx *sqldb.Tx, uid string) (shown []string, err error) {
+	made := factor.NewRecoveryCodes()
+	for _, c := range made {
+		shown = append(shown, factor.Show(c))
+	}
+	return shown, s.store.SetRecoveryCodes(ctx, tx, uid, made)
+}

@@ -34,7 +34,7 @@ func keysOf(user store.Principal, factors []store.Factor) (of factor.KeyUser, ke
 		if err := json.Unmarshal(f.Secret.Reveal(), &k); err != nil {
 			return of, nil, fault.Wrap(err, codes.DataLoss, faultv1.Reason_DATA_DAMAGED, "a stored security key is damaged")
 		}
-		k.Count = uint32(f.LastUsed) //nolint:gosec // it came from one
+		k.Count = uint32(f.LastUsed)
 		of.Keys = append(of.Keys, k)
 	}
 	return of, keys, nil

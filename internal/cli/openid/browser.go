@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -54,7 +55,7 @@ func (p *Provider) Browser(ctx context.Context, hint string, open func(ctx conte
 	w := &waiter{host: l.Addr().String(), state: state, got: make(chan url.Values, 1)}
 	stop := w.serve(l)
 	defer stop()
-	opts := append(more, oauth2.S256ChallengeOption(verifier), oidc.Nonce(nonce), oauth2.SetAuthURLParam("dpop_jkt", p.prover.Thumbprint()))
+	opts := append(slices.Clone(more), oauth2.S256ChallengeOption(verifier), oidc.Nonce(nonce), oauth2.SetAuthURLParam("dpop_jkt", p.prover.Thumbprint()))
 	if hint != "" {
 		opts = append(opts, oauth2.SetAuthURLParam("login_hint", hint))
 	}

@@ -163,7 +163,7 @@ func TestStepUpByCommand(t *testing.T) {
 	if u, err := url.Parse(to); err != nil || u.Hostname() != "127.0.0.1" {
 		t.Fatalf("led to %q: %s", to, page)
 	}
-	if _, err := http.Get(to); err != nil { //nolint:noctx // the command's own listener
+	if _, err := http.Get(to); err != nil {
 		t.Fatal(err)
 	}
 	in.ends(0)

@@ -67,14 +67,14 @@ func (u KeyUser) WebAuthnCredentials() []webauthn.Credential {
 	return out
 }
 
-// NewKeys makes Keys of the installation at the issuer's address, which is what browsers see of it. ok is false where the address has no name: keys are
-// bound to names, never to numbers.
+// NewKeys makes Keys of the installation at the issuer's address, which is what browsers see of it. ok is false where the address has no name, for keys are
+// bound to names and never to numbers, or is not https.
 func NewKeys(issuer string) (k *Keys, ok bool, err error) {
 	u, err := url.Parse(issuer)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
-		return nil, false, fault.Internal(err, "the issuer is no https address")
+	if err != nil {
+		return nil, false, fault.Internal(err, "the issuer is no address")
 	}
-	if net.ParseIP(u.Hostname()) != nil {
+	if u.Scheme != "https" || u.Hostname() == "" || net.ParseIP(u.Hostname()) != nil {
 		return nil, false, nil
 	}
 	w, err := webauthn.New(&webauthn.Config{

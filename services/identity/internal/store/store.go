@@ -47,7 +47,7 @@ const (
 	kindSignIn     = "sign-in"
 	macName        = "name"
 	macSkeleton    = "skeleton"
-	macCredential  = "webauthn-credential"
+	macCredential  = "webauthn-credential" //nolint:gosec // names a kind
 )
 
 func micros(t time.Time) int64 {
