@@ -44,7 +44,7 @@ func main() {
 	flag.IntVar(&o.seconds, "seconds", 0, "how long rounds are made, faults included; each kind and each fault at least once")
 	flag.Float64Var(&o.rate, "rate", 500, "requests a second, of all lanes")
 	flag.IntVar(&o.lanes, "lanes", 4, "rights that are given and taken away at a time")
-	flag.IntVar(&o.windows, "windows", 0, "windows of each fault; 0 is one for each hundred rounds")
+	flag.IntVar(&o.windows, "windows", 0, "windows of each fault; 0 is one, and without seconds one for each hundred rounds")
 	flag.StringVar(&o.kinds, "kinds", "", "only kinds of rights whose name holds one of these, with commas between")
 	flag.StringVar(&o.faults, "faults", "", "only faults whose name holds one of these; none for no fault")
 	flag.Uint64Var(&o.seed, "seed", 0, "of the order; 0 is a new one")

@@ -124,7 +124,10 @@ func (s *suite) all(ctx context.Context) error {
 	begin := time.Now()
 	windows := s.o.windows
 	if windows == 0 {
-		windows = max(1, s.o.rounds/100)
+		windows = 1
+		if s.o.seconds == 0 {
+			windows = max(1, s.o.rounds/100)
+		}
 	}
 	order := s.orderOf(windows)
 	stretches := len(order) + 1
