@@ -14,7 +14,7 @@ const (
 var securityKeys = []mutant{
 	{"a key that a finger opened opens without", keyUse, "if key.Verifies && !got.Verified {", "if key.Verifies && got.Count == 0 {", ofKeys},
 	{"a key's answer that does not hold", keyUse, "	if !ok {\n		return nil, wrongKey()\n	}\n	f, key, call", "	if !ok && answer == \"\" {\n		return nil, wrongKey()\n	}\n	f, key, call", ofKeys},
-	{"a count that goes back", keyUse, "rose := !got.Back", "rose := true || got.Back", ofKeys},
+	{"a count that goes back", keyUse, "	if !rose {", "	if !rose && call == nil {", ofKeys},
 	{"a count that goes back is not recorded", keyUse, `call.Detail("key_count", "not above the last")`, `call.Detail("other", "not above the last")`, ofKeys},
 	{"a challenge is answered again", answering, "rest.Asked = nil", "rest.Asked = in.Asked", ofKeys},
 	{"another's state registers a key", keyUse, "|| !ok || user.UID != in.UID {", "|| !ok {", ofKeys},
