@@ -134,7 +134,7 @@ func serve() error {
 		peers[s] = conn
 	}
 	g, err := gateway.New(gateway.Config{
-		Rules: rules, Peers: peers, Installation: "redoubt.test", Logger: slog.New(slog.DiscardHandler), Certificate: func() (*tls.Certificate, error) { return &cert, nil },
+		Rules: rules, Peers: peers, Installation: "redoubt.test", PublicURL: "https://redoubt.test", Logger: slog.New(slog.DiscardHandler), Certificate: func() (*tls.Certificate, error) { return &cert, nil },
 	})
 	if err != nil {
 		return err

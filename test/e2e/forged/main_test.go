@@ -65,7 +65,7 @@ func signingKey(t *testing.T) (kid string, key *ecdsa.PrivateKey) {
 	must(t, err)
 	var row []byte
 	must(t, db.Read(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
-		return tx.QueryRowContext(ctx, "SELECT kid, private_key FROM signing_keys ORDER BY sign_from, kid LIMIT 1").Scan(&kid, &row)
+		return tx.QueryRowContext(ctx, "SELECT kid, private_key FROM signing_keys WHERE purpose = '' ORDER BY sign_from, kid LIMIT 1").Scan(&kid, &row)
 	}))
 	k, err := ring.Key(t.Context(), envelope.ServiceOwner)
 	must(t, err)
