@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	computev1 "github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
@@ -122,11 +124,14 @@ func TestRevokedIsRevoked(t *testing.T) {
 							returned := back.Load() != 0 // before it begins
 							err := call(ctx, with)
 							n.Add(1)
-							if err == nil && returned {
+							switch {
+							case err == nil && returned:
 								bad.Add(1)
 								t.Errorf("%s: %s honoured it after the call had returned", kind, service)
+							case status.Code(err) == codes.ResourceExhausted:
+								t.Errorf("%s: %s was asked more than an address may: nothing is known of it", kind, service)
 							}
-							time.Sleep(time.Duration(chance.IntN(3)) * time.Millisecond)
+							time.Sleep(time.Duration(4+chance.IntN(6)) * time.Millisecond)
 						}
 					})
 				}

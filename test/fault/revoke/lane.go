@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
@@ -23,6 +25,7 @@ import (
 	keyvaultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/keyvault/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/load"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/mesh"
 )
@@ -151,10 +154,18 @@ func (l *lane) makeThings(ctx context.Context) error {
 	return err
 }
 
-// signIn gets a token by a password.
+// signIn gets a token by a password, and waits where that was asked for too often from here.
 func (l *lane) signIn(ctx context.Context, user string) (string, error) {
-	r, err := identityv1.NewSignInServiceClient(l.conns["identity"]).SignIn(ctx, &identityv1.SignInRequest{User: user, Password: password})
-	return r.GetSession().GetAccessToken(), err
+	for {
+		r, err := identityv1.NewSignInServiceClient(l.conns["identity"]).SignIn(ctx, &identityv1.SignInRequest{User: user, Password: password})
+		if status.Code(err) != codes.ResourceExhausted {
+			return r.GetSession().GetAccessToken(), err
+		}
+		pause(ctx, max(100*time.Millisecond, fault.Describe(err).RetryAfter()))
+		if ctx.Err() != nil {
+			return "", err
+		}
+	}
 }
 
 // keepTokens signs those in again whose tokens have been used for a while.
