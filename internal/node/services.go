@@ -3,15 +3,11 @@ package node
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
-	"net"
 	"net/url"
 	"slices"
-	"strconv"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	channelzpb "google.golang.org/grpc/channelz/grpc_channelz_v1"
 	channelz "google.golang.org/grpc/channelz/service"
@@ -28,7 +24,6 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
-	"github.com/redoubt-ml/redoubt/pkg/blob"
 	"github.com/redoubt-ml/redoubt/pkg/discovery"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
@@ -37,7 +32,6 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 	"github.com/redoubt-ml/redoubt/services/compute"
-	"github.com/redoubt-ml/redoubt/services/gateway"
 	"github.com/redoubt-ml/redoubt/services/identity"
 	"github.com/redoubt-ml/redoubt/services/inference"
 	"github.com/redoubt-ml/redoubt/services/keyvault"
@@ -363,63 +357,6 @@ func (n *Node) build(ctx context.Context, st *state, m *mesh) (served, error) {
 	})
 }
 
-// buildInference makes the one service that has listeners of its own besides the gateway: where endpoints are scored, and where
-// replicas connect.
-func (n *Node) buildInference(st *state, m *mesh, k *envelope.Keyring, b *blob.Store, peer func(string) grpc.ClientConnInterface) (served, error) {
-	var err error
-	if n.scoring, err = n.listen("inference-scoring", n.cfg.Service.ScoringListen); err != nil {
-		return nil, err
-	}
-	if n.replicas, err = n.listen("inference-replicas", n.cfg.Service.ReplicaListen); err != nil {
-		return nil, err
-	}
-	dropped, err := n.counter("redoubt_request_log_dropped_total", "Scoring requests whose record could not be kept.")
-	if err != nil {
-		return nil, err
-	}
-	unknown, err := n.counter("redoubt_scoring_unknown_total", "Requests to the scoring listener that name no endpoint.")
-	if err != nil {
-		return nil, err
-	}
-	limits, refused, err := n.edge()
-	if err != nil {
-		return nil, err
-	}
-	compute, ingest := peer("compute"), peer("telemetry")
-	return inference.New(inference.Config{
-		DB: st.db, Outbox: st.outbox, Own: st.own, Keys: k, Blobs: b, Engine: st.engine, Dir: n.cfg.Service.Dir,
-		Replicas: computev1.NewReplicaServiceClient(compute), Computes: computev1.NewComputeServiceClient(compute), Runs: computev1.NewRunServiceClient(compute), RunInternal: computev1.NewRunInternalServiceClient(compute),
-		Snapshots: workspacev1.NewSnapshotServiceClient(peer("workspace")), Ingest: telemetryv1.NewIngestServiceClient(ingest),
-		RequestLog: telemetryv1.NewRequestLogServiceClient(ingest), Instance: n.cfg.Service.Instance,
-		Edge: limits, OnRefused: refused,
-		OnRequestsDropped: func(k int64) { dropped.Add(float64(k)) }, OnUnknownEndpoint: unknown.Inc,
-		ScoringURL: n.cfg.Service.ScoringURL, ReplicaAddress: cmp.Or(n.cfg.Service.ReplicaAdvertise, dialled(n.replicas.Addr())),
-		CertificateFile: n.cfg.Service.ScoringCertificateFile, KeyFile: n.cfg.Service.ScoringKeyFile,
-		Certificate: func() (*tls.Certificate, error) {
-			s, err := m.own.Current()
-			if err != nil {
-				return nil, err
-			}
-			return publicCertificate(s), nil
-		},
-		MeshTLS: m.source.ServerTLS, TrustDomain: n.cfg.Mesh.TrustDomain, ConnectionAge: n.opts.Limits.ConnectionAge, Now: n.opts.Now, Logger: n.log,
-	})
-}
-
-// serveScoring opens inference's own listeners.
-func (n *Node) serveScoring(s *inference.Service, m *mesh) {
-	n.background("scoring", func(ctx context.Context) error { return s.Serve(ctx, n.scoring, m.source.Listen(n.replicas)) })
-}
-
-// dialled is how agents of this machine reach a listener.
-func dialled(a net.Addr) string {
-	t, ok := a.(*net.TCPAddr)
-	if !ok || !t.IP.IsUnspecified() {
-		return a.String()
-	}
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(t.Port))
-}
-
 // broken fails every call with the error that a connection could not be made for.
 type broken struct{ err error }
 
@@ -429,84 +366,4 @@ func (b broken) Invoke(context.Context, string, any, any, ...grpc.CallOption) er
 // NewStream implements grpc.ClientConnInterface.
 func (b broken) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
 	return nil, b.err
-}
-
-// startGateway builds the one service without a store: its public listener, and a mesh port with health for operators.
-func (n *Node) startGateway(ctx context.Context, cfg rpc.Config) error {
-	m, err := n.joinMesh(ctx, cfg.Rules, nil)
-	if err != nil {
-		return err
-	}
-	peers := make(map[string]grpc.ClientConnInterface)
-	for _, s := range Services {
-		if s == rpc.Gateway {
-			continue
-		}
-		if peers[s], err = n.dial(m, s); err != nil {
-			return err
-		}
-	}
-	limits, refused, err := n.edge()
-	if err != nil {
-		return err
-	}
-	g, err := gateway.New(gateway.Config{
-		Grace: n.cfg.Service.Grace,
-		Edge:  limits, OnRefused: refused, Calls: n.cfg.Edge.calls(), CertificateFile: n.cfg.Service.CertificateFile, KeyFile: n.cfg.Service.KeyFile,
-		Rules: cfg.Rules, Peers: peers, Installation: n.cfg.Mesh.TrustDomain, PublicURL: n.cfg.Mesh.PublicURL, Tracing: cfg.Tracing, Now: n.opts.Now, Logger: n.log,
-		Certificate: func() (*tls.Certificate, error) {
-			s, err := m.own.Current()
-			if err != nil {
-				return nil, err
-			}
-			return publicCertificate(s), nil
-		},
-	})
-	if err != nil {
-		return err
-	}
-	c, err := rpc.NewChain(cfg)
-	if err != nil {
-		return err
-	}
-	n.chain = c
-	inside, err := n.listen("gateway-mesh", n.cfg.Service.MeshListen)
-	if err != nil {
-		return err
-	}
-	n.inside = inside.Addr().String()
-	server := c.NewServer(m.source.ServerCredentials())
-	n.standard(c, server)
-	n.serve("server", server, inside)
-	public, err := n.listen("gateway", n.cfg.Service.Listen)
-	if err != nil {
-		return err
-	}
-	n.addr = public.Addr().String()
-	serving, end := context.WithCancel(n.ctx)
-	ended := make(chan struct{})
-	n.background("public", func(ctx context.Context) error {
-		defer close(ended)
-		defer context.AfterFunc(ctx, end)()
-		return g.Serve(serving, public)
-	})
-	n.drains = append(n.drains, g.Drain)
-	n.ends = append(n.ends, func() { end(); <-ended })
-	n.mesh = m
-	return n.announce(m, inside.Addr().String())
-}
-
-// counter registers a counter of this node.
-func (n *Node) counter(name, help string) (prometheus.Counter, error) {
-	c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-	return c, n.metrics.Registerer().Register(c)
-}
-
-// publicCertificate is the SVID of a service that strangers reach, as they see it: it says the names that they dial.
-func publicCertificate(s *svid.SVID) *tls.Certificate {
-	c := &tls.Certificate{PrivateKey: s.Key, Leaf: s.Chain[0]}
-	for _, x := range s.Chain {
-		c.Certificate = append(c.Certificate, x.Raw)
-	}
-	return c
 }

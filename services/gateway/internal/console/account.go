@@ -2,9 +2,6 @@ package console
 
 import (
 	"net/http"
-	"slices"
-
-	"google.golang.org/grpc"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 )
@@ -69,12 +66,7 @@ type accountPage struct {
 	Own      string
 	Factors  []*identityv1.Factor
 	Recovery int32
-	// Keys says that the provider has a page for security keys.
-	Keys bool
 }
-
-// keysPage reports whether the contract has the provider's page of factors.
-var keysPage = slices.ContainsFunc(identityv1.ProviderService_ServiceDesc.Methods, func(m grpc.MethodDesc) bool { return m.MethodName == "VisitFactors" })
 
 func (c *Console) account(v *visit) (view, error) {
 	sessions, err := c.accounts.ListSessions(v.ctx, &identityv1.ListSessionsRequest{PageSize: pageSize, PageToken: token(v)})
@@ -85,7 +77,7 @@ func (c *Console) account(v *visit) (view, error) {
 	if err != nil {
 		return view{}, err
 	}
-	body := accountPage{Sessions: sessions.GetSessions(), Next: sessions.GetNextPageToken(), Own: sessions.GetSessionId(), Recovery: factors.GetRecoveryCodes(), Keys: keysPage}
+	body := accountPage{Sessions: sessions.GetSessions(), Next: sessions.GetNextPageToken(), Own: sessions.GetSessionId(), Recovery: factors.GetRecoveryCodes()}
 	for _, f := range factors.GetFactors() {
 		if f.GetProved() {
 			body.Factors = append(body.Factors, f)
