@@ -91,7 +91,7 @@ func start(t *testing.T) *front {
 	}
 	cert := issue()
 	g, err := gateway.New(gateway.Config{
-		Rules: rules, Peers: peers, Installation: "redoubt.test", Logger: slog.New(slog.DiscardHandler),
+		Rules: rules, Peers: peers, Installation: "redoubt.test", PublicURL: "https://redoubt.test", Logger: slog.New(slog.DiscardHandler),
 		Certificate: func() (*tls.Certificate, error) { return cert, nil },
 		Edge:        edge.Limits{PerSecond: 1e6}, // h2spec breaks rules on every second connection, for which its address would have to wait
 		Foreign:     []gateway.Foreign{{Service: "grpc.testing.TestService", Peer: "telemetry", Metadata: []string{"x-grpc-test-echo-initial", "x-grpc-test-echo-trailing-bin"}}},
