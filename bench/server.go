@@ -151,7 +151,7 @@ func (w *world) gateway(ctx context.Context, h *hello) (func(), error) {
 	}
 	g, err := gateway.New(gateway.Config{
 		Calls: gateway.Calls{PerSecond: 1e6}, // all callers are one address here
-		Rules: w.rules, Peers: peers, Installation: domain, Logger: w.log.Logger,
+		Rules: w.rules, Peers: peers, Installation: domain, PublicURL: "https://" + domain, Logger: w.log.Logger,
 		Certificate: func() (*tls.Certificate, error) { return cert, nil },
 	})
 	if err != nil {
