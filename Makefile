@@ -57,7 +57,7 @@ proc: ## installations of real processes: walked while certificates rotate, kill
 
 .PHONY: rotate
 rotate: ## leaves of 10 s, a root of 60 s, signing keys of 30 s, by the clock, under load over all services: nothing may fail (ROTATE_SECONDS, 600); identity killed at each phase
-	ROTATE_SECONDS=$${ROTATE_SECONDS:-600} $(GOTEST) -timeout 60m -count=1 -v -run '^TestRotate' ./test/proc
+	ROTATE_SECONDS=$${ROTATE_SECONDS:-600} $(GOTEST) -timeout 60m -count=1 -v -run '$(or $(RUN),^TestRotate)' ./test/proc
 
 .PHONY: hosts
 hosts: ## an installation of a plan: each process at an address of its own, its etcd lost in part and in whole, started cold
