@@ -194,7 +194,11 @@ func down(in grpc.ServerStream, out grpc.ClientStream) error {
 func outgoing(ctx context.Context, more []string) context.Context {
 	md := make(metadata.MD, 6)
 	for _, k := range append(onward.Inward(), more...) {
-		if v := onward.Readable(metadata.ValueFromIncomingContext(ctx, k)); len(v) > 0 {
+		v := metadata.ValueFromIncomingContext(ctx, k)
+		if !strings.HasSuffix(k, "-bin") { // those are any bytes, and gRPC encodes them
+			v = onward.Readable(v)
+		}
+		if len(v) > 0 {
 			md[k] = v
 		}
 	}
