@@ -277,7 +277,7 @@ func TestSignInIsRecorded(t *testing.T) { // G2
 			}
 		case "UNAUTHENTICATED":
 			bad += int(ev.GetCount())
-			if ev.GetPrincipal() != "" || ev.GetReason() != "SIGN_IN_FAILED" {
+			if ev.GetPrincipal() != l.admin || ev.GetDetails()["callers"] != "unknown" || ev.GetReason() != "SIGN_IN_FAILED" {
 				t.Errorf("the refusal is recorded as %v", ev)
 			}
 		}
