@@ -262,3 +262,53 @@ func BenchmarkRelay(b *testing.B) {
 		return last, nil
 	})
 }
+
+// TestTriesAtAnAccount holds that refusals at accounts are told apart by account, with the addresses that they came from, and that whoever tries every
+// account neither fills the log nor hides the others (G2).
+func TestTriesAtAnAccount(t *testing.T) {
+	db := sqldbtest.Open(t, sets()...)
+	o := newOutbox(t, db, newSeal(t))
+	at := func(account, address string) {
+		ev := refusal("/sign-in", "SIGN_IN_FAILED")
+		ev.Principal, ev.PrincipalType, ev.Address = account, "user", address
+		o.Aggregate(ev)
+	}
+	for i := range 7 {
+		at("usr_erin", fmt.Sprintf("192.0.2.%d:%d", 1+i, 4000+i))
+		at("usr_erin", "192.0.2.1:9")
+	}
+	at("usr_alice", "[2001:db8::1]:7")
+	o.Aggregate(refusal("/sign-in", "SIGN_IN_FAILED"))
+	const sprayed = 5000
+	for i := range sprayed {
+		at(fmt.Sprintf("usr_%d", i), "192.0.2.9:1")
+	}
+	if err := o.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	depth, err := o.Depth(t.Context())
+	if err != nil || depth > 300 {
+		t.Fatalf("%d events (%v)", depth, err)
+	}
+	r := newReceiver()
+	relayUntil(t, o, r, int(depth))
+	sum := int64(0)
+	by := make(map[string]*audit.Event)
+	for _, ev := range r.events {
+		sum += ev.GetCount()
+		by[ev.GetPrincipal()] = ev
+	}
+	if sum != 14+1+1+sprayed {
+		t.Errorf("%d refusals were counted", sum)
+	}
+	erin, alice, nobody := by["usr_erin"], by["usr_alice"], by[""]
+	if erin.GetCount() != 14 || erin.GetDetails()["addresses"] != "192.0.2.1 192.0.2.2 192.0.2.3 192.0.2.4" || erin.GetDetails()["from_elsewhere"] != "3" || erin.GetPrincipalType() != "user" {
+		t.Errorf("at erin: %v", erin)
+	}
+	if alice.GetCount() != 1 || alice.GetDetails()["addresses"] != "2001:db8::1" {
+		t.Errorf("at alice: %v", alice)
+	}
+	if nobody.GetCount() < sprayed-300 || nobody.GetDetails()["addresses"] != "" {
+		t.Errorf("at nobody, and at more accounts than are told apart: %v", nobody)
+	}
+}

@@ -65,6 +65,8 @@ type Call struct {
 	answer  error  // set by Refuse
 	who     string // set by Identify
 	whoType string
+	tried   string // set by Tried
+	triedAs string
 	count   int64
 	digest  digester
 
@@ -105,6 +107,10 @@ func (c *Call) Detail(key, value string) {
 
 // Identify tells the chain who the caller turned out to be, where the method is public: sign-in.
 func (c *Call) Identify(principal, principalType string) { c.who, c.whoType = principal, principalType }
+
+// Tried tells the chain which account a caller tried to be, where the method is public and he could not prove it. If the call is refused it is counted with
+// those at the same account; who called stays unknown.
+func (c *Call) Tried(principal, principalType string) { c.tried, c.triedAs = principal, principalType }
 
 // Refuse tells the chain that the answer of this call is a refusal, though it is an answer: a page that a person reads. The call is recorded
 // and logged as if it had failed with err.

@@ -128,7 +128,12 @@ func (c *Call) named(ev *audit.Event) bool {
 	if c.suspect != nil {
 		return c.m.chain.suspects.Allow(c.suspect.Subject+" "+c.suspect.Run, c.start) == 0
 	}
-	return ev.GetPrincipal() != ""
+	return ev.GetPrincipal() != "" && !c.onlyTried()
+}
+
+// onlyTried reports whether all that is known of the caller is whom he tried to be.
+func (c *Call) onlyTried() bool {
+	return c.tried != "" && c.who == "" && c.Principal == "" && c.suspect == nil
 }
 
 // refused reports whether err is a refusal, which the activity log keeps for every method.
@@ -172,6 +177,9 @@ func (c *Call) record() *audit.Event {
 	}
 	if c.who != "" {
 		ev.Principal, ev.PrincipalType = c.who, c.whoType
+	}
+	if c.onlyTried() {
+		ev.Principal, ev.PrincipalType = c.tried, c.triedAs
 	}
 	if c.count > 0 {
 		ev.Count, ev.Digest = c.count, c.digest.sum()

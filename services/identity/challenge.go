@@ -355,7 +355,7 @@ func (s *Service) firstFactor(ctx context.Context, tx *sqldb.Tx, uid string, now
 	if err := s.store.DropSignIns(ctx, tx, uid); err != nil {
 		return nil, err
 	}
-	ended, err := s.endSessions(ctx, tx, uid, now)
+	ended, err := s.endSessions(ctx, tx, uid, nil, now)
 	rpc.From(ctx).Detail("sessions_ended", strconv.Itoa(ended))
 	return shown, err
 }

@@ -2,6 +2,8 @@ package identity
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -101,7 +103,7 @@ func (s *Service) RedeemUserCode(ctx context.Context, req *identityv1.RedeemUser
 		if p, ok, err := s.store.Principal(ctx, tx, uid); err != nil || !ok || p.Disabled {
 			return orElse(err, badUserCode())
 		}
-		ended, err := s.setPassword(ctx, tx, uid, phc, now)
+		ended, err := s.setPassword(ctx, tx, uid, phc, nil, now)
 		if err != nil {
 			return err
 		}
@@ -114,8 +116,9 @@ func (s *Service) RedeemUserCode(ctx context.Context, req *identityv1.RedeemUser
 	return &identityv1.RedeemUserCodeResponse{Principal: p.Name()}, nil
 }
 
-// setPassword stores a new password, and ends what the old one gave: sessions, sign-ins that wait for a factor, and codes that would set another.
-func (s *Service) setPassword(ctx context.Context, tx *sqldb.Tx, uid, phc string, now time.Time) (ended int, err error) {
+// setPassword stores a new password, and ends what the old one gave: sessions but those that are kept, sign-ins that wait for a factor, and codes
+// that would set another.
+func (s *Service) setPassword(ctx context.Context, tx *sqldb.Tx, uid, phc string, kept map[string]bool, now time.Time) (ended int, err error) {
 	if err := s.store.SetPassword(ctx, tx, uid, phc, now); err != nil {
 		return 0, err
 	}
@@ -125,12 +128,12 @@ func (s *Service) setPassword(ctx context.Context, tx *sqldb.Tx, uid, phc string
 	if err := s.store.DropSignIns(ctx, tx, uid); err != nil {
 		return 0, err
 	}
-	return s.endSessions(ctx, tx, uid, now)
+	return s.endSessions(ctx, tx, uid, kept, now)
 }
 
-// endSessions ends a user's sessions, and not his runs.
-func (s *Service) endSessions(ctx context.Context, tx *sqldb.Tx, uid string, now time.Time) (ended int, err error) {
-	sids, err := s.store.EndSessions(ctx, tx, uid, now)
+// endSessions ends a user's sessions but those that are kept, and not his runs.
+func (s *Service) endSessions(ctx context.Context, tx *sqldb.Tx, uid string, kept map[string]bool, now time.Time) (ended int, err error) {
+	sids, err := s.store.EndSessionsBut(ctx, tx, uid, slices.Collect(maps.Keys(kept)), now)
 	if err != nil {
 		return 0, err
 	}

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"fmt"
 	"net/url"
 	"slices"
 	"strconv"
@@ -41,10 +42,14 @@ func (s *Service) ownSession(ctx context.Context, fresh bool) (*rpc.Call, error)
 		return nil, fault.FailedPrecondition("only a user's own session has to do with his factors; sign in with `redoubt login`")
 	}
 	if fresh && s.cfg.Now().Sub(c.AuthTime) > freshFor {
-		return nil, fault.New(codes.Unauthenticated, faultv1.Reason_STEP_UP_REQUIRED, "this needs a sign-in of the last %v: sign in again with `redoubt login` and repeat it", freshFor).
-			With("max_age", strconv.Itoa(int(freshFor/time.Second)))
+		return nil, stale(fmt.Sprintf("this needs a sign-in of the last %v", freshFor))
 	}
 	return call, nil
+}
+
+// stale asks for a fresh proof (RFC 9470), for what.
+func stale(what string) error {
+	return fault.New(codes.Unauthenticated, faultv1.Reason_STEP_UP_REQUIRED, "%s: sign in again with `redoubt login` and repeat it", what).With("max_age", strconv.Itoa(int(freshFor/time.Second)))
 }
 
 // live reads, in a transaction, the user whose session the call came with, if that is not over meanwhile.

@@ -76,6 +76,6 @@ func (s *Service) dropFactors(ctx context.Context, tx *sqldb.Tx, uid string, now
 	if err = s.store.DropSignIns(ctx, tx, uid); err != nil {
 		return 0, 0, err
 	}
-	ended, err = s.endSessions(ctx, tx, uid, now)
+	ended, err = s.endSessions(ctx, tx, uid, nil, now)
 	return removed, ended, err
 }

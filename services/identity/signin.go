@@ -149,6 +149,7 @@ func (s *Service) checkPassword(ctx context.Context, account string, pw redact.S
 	if !known || !has {
 		return store.Principal{}, "", false, orElse(s.hasher.Dummy(ctx, pw), signInFailed())
 	}
+	rpc.From(ctx).Tried(user.UID, authn.User) // counted in memory, as the tries at no account are: it tells nobody which there are
 	ok, again, err := s.hasher.Verify(ctx, stored, pw)
 	if err != nil {
 		return store.Principal{}, "", false, err

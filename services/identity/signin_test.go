@@ -13,6 +13,8 @@ import (
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
+	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
@@ -275,7 +277,7 @@ func TestSignInIsRecorded(t *testing.T) { // G2
 			}
 		case "UNAUTHENTICATED":
 			bad += int(ev.GetCount())
-			if ev.GetPrincipal() != "" || ev.GetReason() != "SIGN_IN_FAILED" {
+			if ev.GetPrincipal() != l.admin || ev.GetDetails()["callers"] != "unknown" || ev.GetReason() != "SIGN_IN_FAILED" {
 				t.Errorf("the refusal is recorded as %v", ev)
 			}
 		}
@@ -298,5 +300,34 @@ func TestAForeignSealStartsNothing(t *testing.T) { // E3: and what is stored sta
 	must(t, err)
 	if again.Pin() != l.s.Pin() {
 		t.Error("the root is another one afterwards")
+	}
+}
+
+// G2: whose account was tried, and from where, stands in the log; what was typed as a name nowhere.
+func TestFailedSignInsStandAtTheAccount(t *testing.T) {
+	l := newLab(t)
+	erin := l.addUser("erin")
+	for i := range 3 {
+		_, err := l.try("erin", "a guess at it", fmt.Sprintf("192.0.2.%d", 10+i%2))
+		want(t, "a guess", err, codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED)
+	}
+	_, err := l.try("my-password-typed-as-name", "erin", "192.0.2.9")
+	want(t, "nobody", err, codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED)
+	l.signIn("erin", erinHas)
+	counts := make(map[string]*audit.Event)
+	for _, ev := range l.events() {
+		if strings.Contains(ev.String(), "typed-as-name") {
+			t.Errorf("what was typed is kept: %v", ev)
+		}
+		if ev.GetMethod() == identityv1.SignInService_SignIn_FullMethodName && ev.GetResult() != telemetryv1.ActivityEvent_RESULT_SUCCEEDED {
+			counts[ev.GetPrincipal()] = ev
+		}
+	}
+	at, nobody := counts[erin.GetUid()], counts[""]
+	if at.GetCount() != 3 || at.GetReason() != faultv1.Reason_SIGN_IN_FAILED.String() || at.GetDetails()["addresses"] != "192.0.2.10 192.0.2.11" {
+		t.Errorf("at erin's account: %v", at)
+	}
+	if nobody.GetCount() != 1 || nobody.GetDetails()["addresses"] != "" {
+		t.Errorf("at no account: %v", nobody)
 	}
 }

@@ -234,7 +234,7 @@ func (s *Service) SetUserPassword(ctx context.Context, req *identityv1.SetUserPa
 	}
 	now := s.cfg.Now()
 	err = s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		ended, err := s.setPassword(ctx, tx, p.UID, phc, now)
+		ended, err := s.setPassword(ctx, tx, p.UID, phc, nil, now)
 		if err != nil {
 			return err
 		}

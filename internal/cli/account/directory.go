@@ -86,7 +86,39 @@ func (a verbs) users() *cobra.Command {
 		r, err := c.Directory().DeleteUser(ctx, &identityv1.DeleteUserRequest{Name: app.Principal(args[0])})
 		return a.Done(r, err, "%s is removed", app.Principal(args[0]))
 	})}
-	return app.Noun("user", "People who sign in", create, list, disabled("disable", "Disable a user; his sessions end at once", true), disabled("enable", "Enable a user again", false), set, a.code(), a.redeem(), remove)
+	return app.Noun("user", "People who sign in", create, list, disabled("disable", "Disable a user; his sessions end at once", true), disabled("enable", "Enable a user again", false), set, a.changePassword(), a.code(), a.redeem(), remove)
+}
+
+// changePassword is for whoever is signed in.
+func (a verbs) changePassword() *cobra.Command {
+	var stdin bool
+	c := &cobra.Command{Use: "change-password", Short: "Change your own password; your other sessions end", Args: app.Exactly(0), RunE: a.With(func(ctx context.Context, c *client.Client, _ []string) error {
+		current, next, err := a.twoPasswords(ctx, stdin)
+		if err != nil {
+			return err
+		}
+		defer current.Wipe()
+		defer next.Wipe()
+		r, err := c.Accounts().ChangePassword(ctx, &identityv1.ChangePasswordRequest{CurrentPassword: current.RevealString(), NewPassword: next.RevealString()})
+		return a.Done(r, err, "your password is changed; sessions that were ended: %d", r.GetSessionsEnded())
+	})}
+	c.Flags().BoolVar(&stdin, "password-stdin", false, "read two lines of standard input: the current password, and the new one")
+	return c
+}
+
+func (a verbs) twoPasswords(ctx context.Context, stdin bool) (current, next redact.Secret, err error) {
+	if stdin {
+		lines, err := a.Lines(app.MaxPassword, 2)
+		if err != nil {
+			return current, next, err
+		}
+		return lines[0], lines[1], nil
+	}
+	if current, err = a.Password(ctx, "current password: ", false, false); err != nil {
+		return current, next, err
+	}
+	next, err = a.Password(ctx, "new password: ", false, true)
+	return current, next, err
 }
 
 func (a verbs) user(u *identityv1.User) error {

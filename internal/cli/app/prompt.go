@@ -13,16 +13,18 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
+// MaxPassword is how many bytes a password has at most.
+const MaxPassword = 1024
+
 const (
-	maxPassword = 1024
-	maxSecret   = 64 << 10
-	maxCode     = 64
+	maxSecret = 64 << 10
+	maxCode   = 64
 )
 
 // Password asks for one at the terminal without echo, twice if confirm, or reads one line of standard input.
 func (a *App) Password(ctx context.Context, prompt string, stdin, confirm bool) (redact.Secret, error) {
 	if stdin {
-		return a.FirstLine(maxPassword)
+		return a.FirstLine(MaxPassword)
 	}
 	f, ok := a.In.(*os.File)
 	if !ok || !IsTerminal(f) {

@@ -45,7 +45,7 @@ func readHidden(ctx context.Context, f *os.File) ([]byte, error) {
 	got := make(chan answer, 1)
 	go func() {
 		var line []byte
-		for b := make([]byte, 1); len(line) <= maxPassword; {
+		for b := make([]byte, 1); len(line) <= MaxPassword; {
 			n, err := f.Read(b)
 			if n == 1 && b[0] == '\n' || err == io.EOF {
 				break

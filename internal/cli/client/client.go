@@ -137,6 +137,11 @@ func (c *Client) Identity() identityv1.SignInServiceClient {
 	return identityv1.NewSignInServiceClient(c.conn)
 }
 
+// Accounts shows and ends what one's own account has open.
+func (c *Client) Accounts() identityv1.AccountServiceClient {
+	return identityv1.NewAccountServiceClient(c.conn)
+}
+
 // Directory keeps users, groups and service principals.
 func (c *Client) Directory() identityv1.DirectoryServiceClient {
 	return identityv1.NewDirectoryServiceClient(c.conn)

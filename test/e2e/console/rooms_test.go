@@ -15,6 +15,7 @@ import (
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
 
 // hostile is a name that would be a script, would turn the text around, looks like another, and has no end.
@@ -335,6 +336,22 @@ func TestTheRoomOfOnesOwnAccount(t *testing.T) {
 		t.Errorf("a session that there is not: %s", res.Status)
 	}
 
+	// A password is changed by who has it, and this session stays.
+	next := resource.NewUID("pw")
+	for name, wrong := range map[string]url.Values{
+		"not the same twice":    {"current": {p.password}, "password": {next}, "again": {next + "x"}},
+		"not the present one":   {"current": {"a guess at it"}, "password": {next}, "again": {next}},
+		"one that is too short": {"current": {p.password}, "password": {"kurz"}, "again": {"kurz"}},
+	} {
+		if res, body := b.do(http.MethodPost, "/console/account/password", wrong, "Origin", mesh.URL); res.StatusCode < 400 || res.StatusCode >= 500 || strings.Contains(body, p.password) || strings.Contains(body, next) {
+			t.Errorf("a password, %s: %s\n%s", name, res.Status, body)
+		}
+	}
+	if said := b.send("/console/account/password", url.Values{"current": {p.password}, "password": {next}, "again": {next}}); !strings.Contains(said, "Your password is changed") {
+		t.Errorf("changing the password: %s", said)
+	}
+	p.password = next
+
 	// An authenticator app: the first ends every session, and is asked for from then on.
 	res, body := b.do(http.MethodPost, "/console/account/add-factor", url.Values{"name": {hostile}}, "Origin", mesh.URL)
 	if res.StatusCode != http.StatusOK {
@@ -381,7 +398,7 @@ func field(doc *html.Node, action, name string) string {
 
 // changes are all forms of the rooms. What another site sends is refused before anything is asked.
 var changes = []string{
-	"account/end-session", "account/end-others", "account/remove-factor", "account/recovery-codes", "account/add-factor", "account/prove-factor",
+	"account/end-session", "account/end-others", "account/password", "account/remove-factor", "account/recovery-codes", "account/add-factor", "account/prove-factor",
 	"users/", "users/victim/code", "users/victim/disable", "users/victim/enable", "users/victim/reset-factors", "users/victim/delete",
 	"groups/", "groups/victims/add", "groups/victims/remove", "groups/victims/delete",
 	"service-principals/", "service-principals/victim/add-secret", "service-principals/victim/add-key", "service-principals/victim/remove-credential",

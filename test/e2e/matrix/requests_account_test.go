@@ -44,6 +44,9 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 		identityv1.AccountService_RevokeOtherSessions_FullMethodName: own(refused(codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED), func(_ *testing.T, u *factored) proto.Message {
 			return &identityv1.RevokeOtherSessionsRequest{SessionId: u.session(true)}
 		}),
+		identityv1.AccountService_ChangePassword_FullMethodName: own(refused(codes.PermissionDenied, faultv1.Reason_SIGN_IN_FAILED), func(_ *testing.T, u *factored) proto.Message {
+			return &identityv1.ChangePasswordRequest{CurrentPassword: u.pw, NewPassword: "ein Reiher zählt Laternen"}
+		}),
 		identityv1.AccountService_DescribeUser_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.DescribeUserRequest{Name: "users/reader"} }),
 		identityv1.AccountService_ListGroupMembers_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {
 			return &identityv1.ListGroupMembersRequest{Name: f.group(t).GetName()}

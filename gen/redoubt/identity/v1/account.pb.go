@@ -478,6 +478,104 @@ func (x *RevokeOtherSessionsResponse) GetEnded() int32 {
 	return 0
 }
 
+type ChangePasswordRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	CurrentPassword string                 `protobuf:"bytes,1,opt,name=current_password,json=currentPassword,proto3" json:"current_password,omitempty"`
+	// 12 characters at least; not the current one, not the user's name, none of those that are tried first.
+	NewPassword   string `protobuf:"bytes,2,opt,name=new_password,json=newPassword,proto3" json:"new_password,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangePasswordRequest) Reset() {
+	*x = ChangePasswordRequest{}
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangePasswordRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangePasswordRequest) ProtoMessage() {}
+
+func (x *ChangePasswordRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangePasswordRequest.ProtoReflect.Descriptor instead.
+func (*ChangePasswordRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ChangePasswordRequest) GetCurrentPassword() string {
+	if x != nil {
+		return x.CurrentPassword
+	}
+	return ""
+}
+
+func (x *ChangePasswordRequest) GetNewPassword() string {
+	if x != nil {
+		return x.NewPassword
+	}
+	return ""
+}
+
+type ChangePasswordResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many sessions were ended.
+	SessionsEnded int32 `protobuf:"varint,1,opt,name=sessions_ended,json=sessionsEnded,proto3" json:"sessions_ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangePasswordResponse) Reset() {
+	*x = ChangePasswordResponse{}
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangePasswordResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangePasswordResponse) ProtoMessage() {}
+
+func (x *ChangePasswordResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangePasswordResponse.ProtoReflect.Descriptor instead.
+func (*ChangePasswordResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ChangePasswordResponse) GetSessionsEnded() int32 {
+	if x != nil {
+		return x.SessionsEnded
+	}
+	return 0
+}
+
 type DescribeUserRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -487,7 +585,7 @@ type DescribeUserRequest struct {
 
 func (x *DescribeUserRequest) Reset() {
 	*x = DescribeUserRequest{}
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[6]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +597,7 @@ func (x *DescribeUserRequest) String() string {
 func (*DescribeUserRequest) ProtoMessage() {}
 
 func (x *DescribeUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[6]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +610,7 @@ func (x *DescribeUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeUserRequest.ProtoReflect.Descriptor instead.
 func (*DescribeUserRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DescribeUserRequest) GetName() string {
@@ -541,7 +639,7 @@ type UserDescription struct {
 
 func (x *UserDescription) Reset() {
 	*x = UserDescription{}
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[7]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +651,7 @@ func (x *UserDescription) String() string {
 func (*UserDescription) ProtoMessage() {}
 
 func (x *UserDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[7]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +664,7 @@ func (x *UserDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDescription.ProtoReflect.Descriptor instead.
 func (*UserDescription) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UserDescription) GetUser() *User {
@@ -623,7 +721,7 @@ type ListGroupMembersRequest struct {
 
 func (x *ListGroupMembersRequest) Reset() {
 	*x = ListGroupMembersRequest{}
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[8]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +733,7 @@ func (x *ListGroupMembersRequest) String() string {
 func (*ListGroupMembersRequest) ProtoMessage() {}
 
 func (x *ListGroupMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[8]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +746,7 @@ func (x *ListGroupMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupMembersRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListGroupMembersRequest) GetName() string {
@@ -682,7 +780,7 @@ type ListGroupMembersResponse struct {
 
 func (x *ListGroupMembersResponse) Reset() {
 	*x = ListGroupMembersResponse{}
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[9]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +792,7 @@ func (x *ListGroupMembersResponse) String() string {
 func (*ListGroupMembersResponse) ProtoMessage() {}
 
 func (x *ListGroupMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[9]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +805,7 @@ func (x *ListGroupMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupMembersResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListGroupMembersResponse) GetMembers() []*GroupMember {
@@ -739,7 +837,7 @@ type GroupMember struct {
 
 func (x *GroupMember) Reset() {
 	*x = GroupMember{}
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +849,7 @@ func (x *GroupMember) String() string {
 func (*GroupMember) ProtoMessage() {}
 
 func (x *GroupMember) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_identity_v1_account_proto_msgTypes[10]
+	mi := &file_redoubt_identity_v1_account_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +862,7 @@ func (x *GroupMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupMember.ProtoReflect.Descriptor instead.
 func (*GroupMember) Descriptor() ([]byte, []int) {
-	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_identity_v1_account_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GroupMember) GetUid() string {
@@ -848,7 +946,12 @@ const file_redoubt_identity_v1_account_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\tsessionId\"3\n" +
 	"\x1bRevokeOtherSessionsResponse\x12\x14\n" +
-	"\x05ended\x18\x01 \x01(\x05R\x05ended\"5\n" +
+	"\x05ended\x18\x01 \x01(\x05R\x05ended\"\x85\x01\n" +
+	"\x15ChangePasswordRequest\x129\n" +
+	"\x10current_password\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\b\xb0\xe1\x18\x01R\x0fcurrentPassword\x121\n" +
+	"\fnew_password\x18\x02 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80\b\xb0\xe1\x18\x01R\vnewPassword\"?\n" +
+	"\x16ChangePasswordResponse\x12%\n" +
+	"\x0esessions_ended\x18\x01 \x01(\x05R\rsessionsEnded\"5\n" +
 	"\x13DescribeUserRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\x80\x01R\x04name\"\x91\x02\n" +
@@ -873,11 +976,12 @@ const file_redoubt_identity_v1_account_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
 	"\x04type\x18\x03 \x01(\x0e2\".redoubt.identity.v1.PrincipalTypeR\x04type\x12!\n" +
 	"\fdisplay_name\x18\x04 \x01(\tR\vdisplayName\x12\x1a\n" +
-	"\bdisabled\x18\x05 \x01(\bR\bdisabled2\x93\x06\n" +
+	"\bdisabled\x18\x05 \x01(\bR\bdisabled2\xa9\a\n" +
 	"\x0eAccountService\x12\x81\x01\n" +
 	"\fListSessions\x12(.redoubt.identity.v1.ListSessionsRequest\x1a).redoubt.identity.v1.ListSessionsResponse\"\x1c\xb2\xe1\x18\x04(\x02H\x01\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/sessions\x12z\n" +
 	"\rRevokeSession\x12).redoubt.identity.v1.RevokeSessionRequest\x1a\x16.google.protobuf.Empty\"&\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/sessions:revoke\x12\xa6\x01\n" +
-	"\x13RevokeOtherSessions\x12/.redoubt.identity.v1.RevokeOtherSessionsRequest\x1a0.redoubt.identity.v1.RevokeOtherSessionsResponse\",\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/v1/sessions:revokeOthers\x12\xa1\x01\n" +
+	"\x13RevokeOtherSessions\x12/.redoubt.identity.v1.RevokeOtherSessionsRequest\x1a0.redoubt.identity.v1.RevokeOtherSessionsResponse\",\xb2\xe1\x18\x04(\x01H\x01\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/v1/sessions:revokeOthers\x12\x93\x01\n" +
+	"\x0eChangePassword\x12*.redoubt.identity.v1.ChangePasswordRequest\x1a+.redoubt.identity.v1.ChangePasswordResponse\"(\xb2\xe1\x18\x06(\x01H\x01P\x05\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/password:change\x12\xa1\x01\n" +
 	"\fDescribeUser\x12(.redoubt.identity.v1.DescribeUserRequest\x1a$.redoubt.identity.v1.UserDescription\"A\xb2\xe1\x18\x1a\n" +
 	"\x13identity/users/read\x12\x01/(\x02\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/{name=users/*}:describe\x12\xb3\x01\n" +
 	"\x10ListGroupMembers\x12,.redoubt.identity.v1.ListGroupMembersRequest\x1a-.redoubt.identity.v1.ListGroupMembersResponse\"B\xb2\xe1\x18\x1b\n" +
@@ -896,7 +1000,7 @@ func file_redoubt_identity_v1_account_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_identity_v1_account_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redoubt_identity_v1_account_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_redoubt_identity_v1_account_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_redoubt_identity_v1_account_proto_goTypes = []any{
 	(AccountSession_Kind)(0),            // 0: redoubt.identity.v1.AccountSession.Kind
 	(*AccountSession)(nil),              // 1: redoubt.identity.v1.AccountSession
@@ -905,42 +1009,46 @@ var file_redoubt_identity_v1_account_proto_goTypes = []any{
 	(*RevokeSessionRequest)(nil),        // 4: redoubt.identity.v1.RevokeSessionRequest
 	(*RevokeOtherSessionsRequest)(nil),  // 5: redoubt.identity.v1.RevokeOtherSessionsRequest
 	(*RevokeOtherSessionsResponse)(nil), // 6: redoubt.identity.v1.RevokeOtherSessionsResponse
-	(*DescribeUserRequest)(nil),         // 7: redoubt.identity.v1.DescribeUserRequest
-	(*UserDescription)(nil),             // 8: redoubt.identity.v1.UserDescription
-	(*ListGroupMembersRequest)(nil),     // 9: redoubt.identity.v1.ListGroupMembersRequest
-	(*ListGroupMembersResponse)(nil),    // 10: redoubt.identity.v1.ListGroupMembersResponse
-	(*GroupMember)(nil),                 // 11: redoubt.identity.v1.GroupMember
-	(*timestamppb.Timestamp)(nil),       // 12: google.protobuf.Timestamp
-	(*User)(nil),                        // 13: redoubt.identity.v1.User
-	(*Group)(nil),                       // 14: redoubt.identity.v1.Group
-	(*Factor)(nil),                      // 15: redoubt.identity.v1.Factor
-	(PrincipalType)(0),                  // 16: redoubt.identity.v1.PrincipalType
-	(*emptypb.Empty)(nil),               // 17: google.protobuf.Empty
+	(*ChangePasswordRequest)(nil),       // 7: redoubt.identity.v1.ChangePasswordRequest
+	(*ChangePasswordResponse)(nil),      // 8: redoubt.identity.v1.ChangePasswordResponse
+	(*DescribeUserRequest)(nil),         // 9: redoubt.identity.v1.DescribeUserRequest
+	(*UserDescription)(nil),             // 10: redoubt.identity.v1.UserDescription
+	(*ListGroupMembersRequest)(nil),     // 11: redoubt.identity.v1.ListGroupMembersRequest
+	(*ListGroupMembersResponse)(nil),    // 12: redoubt.identity.v1.ListGroupMembersResponse
+	(*GroupMember)(nil),                 // 13: redoubt.identity.v1.GroupMember
+	(*timestamppb.Timestamp)(nil),       // 14: google.protobuf.Timestamp
+	(*User)(nil),                        // 15: redoubt.identity.v1.User
+	(*Group)(nil),                       // 16: redoubt.identity.v1.Group
+	(*Factor)(nil),                      // 17: redoubt.identity.v1.Factor
+	(PrincipalType)(0),                  // 18: redoubt.identity.v1.PrincipalType
+	(*emptypb.Empty)(nil),               // 19: google.protobuf.Empty
 }
 var file_redoubt_identity_v1_account_proto_depIdxs = []int32{
 	0,  // 0: redoubt.identity.v1.AccountSession.kind:type_name -> redoubt.identity.v1.AccountSession.Kind
-	12, // 1: redoubt.identity.v1.AccountSession.create_time:type_name -> google.protobuf.Timestamp
-	12, // 2: redoubt.identity.v1.AccountSession.refresh_time:type_name -> google.protobuf.Timestamp
-	12, // 3: redoubt.identity.v1.AccountSession.expire_time:type_name -> google.protobuf.Timestamp
-	12, // 4: redoubt.identity.v1.AccountSession.auth_time:type_name -> google.protobuf.Timestamp
+	14, // 1: redoubt.identity.v1.AccountSession.create_time:type_name -> google.protobuf.Timestamp
+	14, // 2: redoubt.identity.v1.AccountSession.refresh_time:type_name -> google.protobuf.Timestamp
+	14, // 3: redoubt.identity.v1.AccountSession.expire_time:type_name -> google.protobuf.Timestamp
+	14, // 4: redoubt.identity.v1.AccountSession.auth_time:type_name -> google.protobuf.Timestamp
 	1,  // 5: redoubt.identity.v1.ListSessionsResponse.sessions:type_name -> redoubt.identity.v1.AccountSession
-	13, // 6: redoubt.identity.v1.UserDescription.user:type_name -> redoubt.identity.v1.User
-	14, // 7: redoubt.identity.v1.UserDescription.groups:type_name -> redoubt.identity.v1.Group
-	15, // 8: redoubt.identity.v1.UserDescription.factors:type_name -> redoubt.identity.v1.Factor
-	11, // 9: redoubt.identity.v1.ListGroupMembersResponse.members:type_name -> redoubt.identity.v1.GroupMember
-	16, // 10: redoubt.identity.v1.GroupMember.type:type_name -> redoubt.identity.v1.PrincipalType
+	15, // 6: redoubt.identity.v1.UserDescription.user:type_name -> redoubt.identity.v1.User
+	16, // 7: redoubt.identity.v1.UserDescription.groups:type_name -> redoubt.identity.v1.Group
+	17, // 8: redoubt.identity.v1.UserDescription.factors:type_name -> redoubt.identity.v1.Factor
+	13, // 9: redoubt.identity.v1.ListGroupMembersResponse.members:type_name -> redoubt.identity.v1.GroupMember
+	18, // 10: redoubt.identity.v1.GroupMember.type:type_name -> redoubt.identity.v1.PrincipalType
 	2,  // 11: redoubt.identity.v1.AccountService.ListSessions:input_type -> redoubt.identity.v1.ListSessionsRequest
 	4,  // 12: redoubt.identity.v1.AccountService.RevokeSession:input_type -> redoubt.identity.v1.RevokeSessionRequest
 	5,  // 13: redoubt.identity.v1.AccountService.RevokeOtherSessions:input_type -> redoubt.identity.v1.RevokeOtherSessionsRequest
-	7,  // 14: redoubt.identity.v1.AccountService.DescribeUser:input_type -> redoubt.identity.v1.DescribeUserRequest
-	9,  // 15: redoubt.identity.v1.AccountService.ListGroupMembers:input_type -> redoubt.identity.v1.ListGroupMembersRequest
-	3,  // 16: redoubt.identity.v1.AccountService.ListSessions:output_type -> redoubt.identity.v1.ListSessionsResponse
-	17, // 17: redoubt.identity.v1.AccountService.RevokeSession:output_type -> google.protobuf.Empty
-	6,  // 18: redoubt.identity.v1.AccountService.RevokeOtherSessions:output_type -> redoubt.identity.v1.RevokeOtherSessionsResponse
-	8,  // 19: redoubt.identity.v1.AccountService.DescribeUser:output_type -> redoubt.identity.v1.UserDescription
-	10, // 20: redoubt.identity.v1.AccountService.ListGroupMembers:output_type -> redoubt.identity.v1.ListGroupMembersResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
+	7,  // 14: redoubt.identity.v1.AccountService.ChangePassword:input_type -> redoubt.identity.v1.ChangePasswordRequest
+	9,  // 15: redoubt.identity.v1.AccountService.DescribeUser:input_type -> redoubt.identity.v1.DescribeUserRequest
+	11, // 16: redoubt.identity.v1.AccountService.ListGroupMembers:input_type -> redoubt.identity.v1.ListGroupMembersRequest
+	3,  // 17: redoubt.identity.v1.AccountService.ListSessions:output_type -> redoubt.identity.v1.ListSessionsResponse
+	19, // 18: redoubt.identity.v1.AccountService.RevokeSession:output_type -> google.protobuf.Empty
+	6,  // 19: redoubt.identity.v1.AccountService.RevokeOtherSessions:output_type -> redoubt.identity.v1.RevokeOtherSessionsResponse
+	8,  // 20: redoubt.identity.v1.AccountService.ChangePassword:output_type -> redoubt.identity.v1.ChangePasswordResponse
+	10, // 21: redoubt.identity.v1.AccountService.DescribeUser:output_type -> redoubt.identity.v1.UserDescription
+	12, // 22: redoubt.identity.v1.AccountService.ListGroupMembers:output_type -> redoubt.identity.v1.ListGroupMembersResponse
+	17, // [17:23] is the sub-list for method output_type
+	11, // [11:17] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
 	11, // [11:11] is the sub-list for extension extendee
 	0,  // [0:11] is the sub-list for field type_name
@@ -959,7 +1067,7 @@ func file_redoubt_identity_v1_account_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_identity_v1_account_proto_rawDesc), len(file_redoubt_identity_v1_account_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const (
 	AccountService_ListSessions_FullMethodName        = "/redoubt.identity.v1.AccountService/ListSessions"
 	AccountService_RevokeSession_FullMethodName       = "/redoubt.identity.v1.AccountService/RevokeSession"
 	AccountService_RevokeOtherSessions_FullMethodName = "/redoubt.identity.v1.AccountService/RevokeOtherSessions"
+	AccountService_ChangePassword_FullMethodName      = "/redoubt.identity.v1.AccountService/ChangePassword"
 	AccountService_DescribeUser_FullMethodName        = "/redoubt.identity.v1.AccountService/DescribeUser"
 	AccountService_ListGroupMembers_FullMethodName    = "/redoubt.identity.v1.AccountService/ListGroupMembers"
 )
@@ -41,6 +42,10 @@ type AccountServiceClient interface {
 	RevokeSession(ctx context.Context, in *RevokeSessionRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// RevokeOtherSessions ends all of the caller's own but the one that it is called with, and the browser that this one was given in.
 	RevokeOtherSessions(ctx context.Context, in *RevokeOtherSessionsRequest, opts ...grpc.CallOption) (*RevokeOtherSessionsResponse, error)
+	// ChangePassword gives the caller another password, with the one that he has. Tries are counted with those of sign-ins (RATE_LIMITED), and a
+	// wrong one is SIGN_IN_FAILED. His other sessions end, and codes that would set a password; the one that this is called with stays. A guest, and
+	// whoever was invited and has none yet, is FAILED_PRECONDITION. Who has a second factor must have proved it within ten minutes (STEP_UP_REQUIRED).
+	ChangePassword(ctx context.Context, in *ChangePasswordRequest, opts ...grpc.CallOption) (*ChangePasswordResponse, error)
 	// DescribeUser says how the account of a user stands: his groups, his factors without their secrets, and what he has open.
 	DescribeUser(ctx context.Context, in *DescribeUserRequest, opts ...grpc.CallOption) (*UserDescription, error)
 	// ListGroupMembers lists the direct members of a group by name, in the order of their uids.
@@ -85,6 +90,16 @@ func (c *accountServiceClient) RevokeOtherSessions(ctx context.Context, in *Revo
 	return out, nil
 }
 
+func (c *accountServiceClient) ChangePassword(ctx context.Context, in *ChangePasswordRequest, opts ...grpc.CallOption) (*ChangePasswordResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangePasswordResponse)
+	err := c.cc.Invoke(ctx, AccountService_ChangePassword_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *accountServiceClient) DescribeUser(ctx context.Context, in *DescribeUserRequest, opts ...grpc.CallOption) (*UserDescription, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UserDescription)
@@ -119,6 +134,10 @@ type AccountServiceServer interface {
 	RevokeSession(context.Context, *RevokeSessionRequest) (*emptypb.Empty, error)
 	// RevokeOtherSessions ends all of the caller's own but the one that it is called with, and the browser that this one was given in.
 	RevokeOtherSessions(context.Context, *RevokeOtherSessionsRequest) (*RevokeOtherSessionsResponse, error)
+	// ChangePassword gives the caller another password, with the one that he has. Tries are counted with those of sign-ins (RATE_LIMITED), and a
+	// wrong one is SIGN_IN_FAILED. His other sessions end, and codes that would set a password; the one that this is called with stays. A guest, and
+	// whoever was invited and has none yet, is FAILED_PRECONDITION. Who has a second factor must have proved it within ten minutes (STEP_UP_REQUIRED).
+	ChangePassword(context.Context, *ChangePasswordRequest) (*ChangePasswordResponse, error)
 	// DescribeUser says how the account of a user stands: his groups, his factors without their secrets, and what he has open.
 	DescribeUser(context.Context, *DescribeUserRequest) (*UserDescription, error)
 	// ListGroupMembers lists the direct members of a group by name, in the order of their uids.
@@ -141,6 +160,9 @@ func (UnimplementedAccountServiceServer) RevokeSession(context.Context, *RevokeS
 }
 func (UnimplementedAccountServiceServer) RevokeOtherSessions(context.Context, *RevokeOtherSessionsRequest) (*RevokeOtherSessionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeOtherSessions not implemented")
+}
+func (UnimplementedAccountServiceServer) ChangePassword(context.Context, *ChangePasswordRequest) (*ChangePasswordResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ChangePassword not implemented")
 }
 func (UnimplementedAccountServiceServer) DescribeUser(context.Context, *DescribeUserRequest) (*UserDescription, error) {
 	return nil, status.Error(codes.Unimplemented, "method DescribeUser not implemented")
@@ -223,6 +245,24 @@ func _AccountService_RevokeOtherSessions_Handler(srv interface{}, ctx context.Co
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccountService_ChangePassword_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangePasswordRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountServiceServer).ChangePassword(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccountService_ChangePassword_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountServiceServer).ChangePassword(ctx, req.(*ChangePasswordRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AccountService_DescribeUser_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DescribeUserRequest)
 	if err := dec(in); err != nil {
@@ -277,6 +317,10 @@ var AccountService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeOtherSessions",
 			Handler:    _AccountService_RevokeOtherSessions_Handler,
+		},
+		{
+			MethodName: "ChangePassword",
+			Handler:    _AccountService_ChangePassword_Handler,
 		},
 		{
 			MethodName: "DescribeUser",

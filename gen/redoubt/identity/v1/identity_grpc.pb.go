@@ -415,7 +415,7 @@ type DirectoryServiceClient interface {
 	CreateUserCode(ctx context.Context, in *CreateUserCodeRequest, opts ...grpc.CallOption) (*UserCode, error)
 	// RedeemUserCode uses a code up and sets the password. It gives no session: the sign-in follows, with every factor that it asks for.
 	RedeemUserCode(ctx context.Context, in *RedeemUserCodeRequest, opts ...grpc.CallOption) (*RedeemUserCodeResponse, error)
-	// SetUserPassword sets a password: one's own with the old one, or another's with the permission.
+	// SetUserPassword sets the password of any user, and ends his sessions. One's own is changed by AccountService.ChangePassword.
 	SetUserPassword(ctx context.Context, in *SetUserPasswordRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	CreateServicePrincipal(ctx context.Context, in *CreateServicePrincipalRequest, opts ...grpc.CallOption) (*ServicePrincipal, error)
 	ListServicePrincipals(ctx context.Context, in *ListServicePrincipalsRequest, opts ...grpc.CallOption) (*ListServicePrincipalsResponse, error)
@@ -697,7 +697,7 @@ type DirectoryServiceServer interface {
 	CreateUserCode(context.Context, *CreateUserCodeRequest) (*UserCode, error)
 	// RedeemUserCode uses a code up and sets the password. It gives no session: the sign-in follows, with every factor that it asks for.
 	RedeemUserCode(context.Context, *RedeemUserCodeRequest) (*RedeemUserCodeResponse, error)
-	// SetUserPassword sets a password: one's own with the old one, or another's with the permission.
+	// SetUserPassword sets the password of any user, and ends his sessions. One's own is changed by AccountService.ChangePassword.
 	SetUserPassword(context.Context, *SetUserPasswordRequest) (*emptypb.Empty, error)
 	CreateServicePrincipal(context.Context, *CreateServicePrincipalRequest) (*ServicePrincipal, error)
 	ListServicePrincipals(context.Context, *ListServicePrincipalsRequest) (*ListServicePrincipalsResponse, error)

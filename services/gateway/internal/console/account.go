@@ -4,6 +4,7 @@ import (
 	"net/http"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
 const accountPath = Prefix + "account/"
@@ -18,6 +19,13 @@ func (c *Console) accountRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+accountPath+"end-others", c.act(at, func(v *visit, f form) (outcome, error) {
 		_, err := c.accounts.RevokeOtherSessions(v.ctx, &identityv1.RevokeOtherSessionsRequest{SessionId: f["session"]})
 		return outcome{to: accountPath, note: "others"}, err
+	}))
+	mux.HandleFunc("POST "+accountPath+"password", c.act(at, func(v *visit, f form) (outcome, error) {
+		if f["password"] != f["again"] {
+			return outcome{}, fault.InvalidArgument("the two new passwords are not the same").Field("again", "not the same")
+		}
+		_, err := c.accounts.ChangePassword(v.ctx, &identityv1.ChangePasswordRequest{CurrentPassword: f["current"], NewPassword: f["password"]})
+		return outcome{to: accountPath, note: "password"}, err
 	}))
 	mux.HandleFunc("POST "+accountPath+"remove-factor", c.act(at, func(v *visit, f form) (outcome, error) {
 		_, err := c.factors.DeleteFactor(v.ctx, &identityv1.DeleteFactorRequest{FactorId: f["factor"]})

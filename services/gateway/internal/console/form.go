@@ -77,6 +77,7 @@ var notes = map[string]string{
 	"made":     "Made.",
 	"ended":    "The session was ended. Nothing takes its tokens any more.",
 	"others":   "All other sessions were ended.",
+	"password": "Your password is changed, and all other sessions are ended.",
 	"removed":  "Removed.",
 	"disabled": "Disabled. All sessions are ended.",
 	"enabled":  "Enabled.",
