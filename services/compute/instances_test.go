@@ -179,6 +179,11 @@ func TestStaleLeader(t *testing.T) {
 			t.Errorf("left on the other machine: %v", b.driver.Left())
 		}
 		must(t, a.s.queue.Tend(t.Context()))
+		if len(a.driver.killed) != 0 || len(a.driver.Left()) != 3 {
+			t.Errorf("killed %v before they could deliver, left %v", a.driver.killed, a.driver.Left())
+		}
+		a.advance(a.cfg.LostGrace)
+		must(t, a.s.queue.Tend(t.Context()))
 		if len(a.driver.killed) != 3 || len(a.driver.Left()) != 0 {
 			t.Errorf("killed %v, left %v", a.driver.killed, a.driver.Left())
 		}
@@ -259,7 +264,7 @@ func TestStartedOnce(t *testing.T) {
 		must(t, a.s.store.InsertCompute(t.Context(), host, nothing))
 		number := 0
 		rapid.Check(t, func(r *rapid.T) {
-			m := &model{t: r, l: []*lab{a, b}, led: make([]*queue.Queue, 2), dies: []func(){func() {}, func() {}}, agents: make(map[string]bool), met: make(map[string]bool), ended: make(map[string]computev1.Run_State), claims: make(map[string]int)}
+			m := &model{t: r, l: []*lab{a, b}, led: make([]*queue.Queue, 2), dies: []func(){func() {}, func() {}}, agents: make(map[string]bool), met: make(map[string]bool), ended: make(map[string]computev1.Run_State), claims: make(map[string]int), name: resource.NewUID("mdl"), given: make(map[string]string)}
 			defer func() { m.dies[0](); m.dies[1]() }()
 			for _, l := range m.l {
 				l.driver.fail, l.driver.before = nil, nil
@@ -288,11 +293,9 @@ func TestStartedOnce(t *testing.T) {
 				},
 				"elected": func(r *rapid.T) { m.elect(one(r)) },
 				"claim": func(r *rapid.T) {
-					if got, _ := m.l[one(r)].s.queue.Claim(t.Context(), host); got != nil { // else it stays, or ended with its reason
-						m.claims[got.GetRunUid()]++
-						if !rapid.Bool().Draw(r, "the answer is lost") {
-							m.agents[got.GetRunUid()] = true
-						}
+					if got := m.claim(one(r), host); got != nil && !rapid.Bool().Draw(r, "the answer is lost") { // else it stays, or ended with its reason
+						m.agents[got.GetRunUid()] = true
+						m.claimed++
 					}
 				},
 				"killed while it starts": func(r *rapid.T) {
@@ -339,7 +342,7 @@ func TestStartedOnce(t *testing.T) {
 			m.elect(1)
 			for range 2 * (len(m.uids) + 1) {
 				m.pass(11)
-				_, _ = b.s.queue.Claim(t.Context(), host)
+				_, _ = b.s.queue.Claim(t.Context(), host, nil)
 				m.turn(0)
 				m.turn(1)
 			}
@@ -371,6 +374,10 @@ type model struct {
 	late   bool            // no other agent comes
 	ended  map[string]computev1.Run_State
 	claims map[string]int
+	// A host's claims: how many had their answer, and which run was given for each.
+	name    string
+	claimed int
+	given   map[string]string
 }
 
 func (m *model) elect(i int) {
@@ -396,6 +403,36 @@ func (m *model) crash(i int) {
 	m.led[i] = nil
 	m.l[i].restart()
 	_ = m.l[i].s.queue.Recover(context.Background())
+}
+
+// claim asks for a run as a host does that repeats its claim until it has an answer.
+func (m *model) claim(i int, host store.Compute) *computev1.AgentBootstrap {
+	l, ctx, id := m.l[i], context.Background(), fmt.Sprintf("claim %d of %s", m.claimed, m.name)
+	mac, err := l.s.store.ClaimMAC(ctx, host, "usr_host", id)
+	if err != nil {
+		m.t.Fatalf("%v", err)
+	}
+	got, err := l.s.queue.Reclaim(ctx, host, mac)
+	first := fault.Is(err, codes.NotFound)
+	if first {
+		got, err = l.s.queue.Claim(ctx, host, mac)
+	}
+	if fault.Is(err, codes.AlreadyExists) { // its run has ended meanwhile
+		m.claimed++
+		return nil
+	}
+	if got == nil {
+		return nil
+	}
+	uid := got.GetRunUid()
+	if was, ok := m.given[id]; ok && was != uid || m.agents[uid] {
+		m.t.Fatalf("%s gives %s, and gave %s", id, uid, was)
+	}
+	m.given[id] = uid
+	if first || m.claims[uid] == 0 { // the call that took it may have had no answer
+		m.claims[uid]++
+	}
+	return got
 }
 
 func (m *model) dying(i int, fn func()) {
