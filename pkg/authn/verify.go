@@ -153,7 +153,8 @@ func (v *Verifier) verify(ctx context.Context, token, audience string, deliver b
 }
 
 // admit asks what can change during the life of a token: revocation, the issuer's keys, and the time.
-func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now time.Time, deliver bool) error {
+func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, when time.Time, deliver bool) error {
+	now := when.Unix()
 	if s := e.stamp.Load(); s == nil || *s != at {
 		// A revoked key counts for nothing, also where a cached key set still has it.
 		if v.cfg.Revocations.KeyRevoked(e.kid) {
@@ -170,7 +171,7 @@ func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now time.Time,
 		}
 		c := &e.verified.Claims
 		if v.cfg.Revocations.Revoked(c.Subject, c.SessionID, c.ID, c.Run, c.Ancestors, c.IssuedAt) {
-			if !deliver || !v.delivers(c, now) {
+			if !deliver || !v.delivers(c, when) {
 				return &known{revoked(), c}
 			}
 			// It has no stamp: the clock ends it, so it is asked each time.
@@ -179,10 +180,10 @@ func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now time.Time,
 			e.stamp.Store(&fresh)
 		}
 	}
-	if now.Unix() >= e.expiry {
+	if now >= e.expiry {
 		return &known{expired(), &e.verified.Claims}
 	}
-	if e.notBefore > now.Unix()+v.leeway {
+	if e.notBefore > now+v.leeway {
 		return invalid(cause("the token was issued in the future: this clock or the issuer's is wrong"))
 	}
 	return nil

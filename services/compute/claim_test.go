@@ -118,6 +118,9 @@ func TestClaimOutlivesCompute(t *testing.T) {
 			l.restart()
 			must(t, l.s.queue.Recover(t.Context()))
 			l.serve()
+			for _, c := range l.conns { // to where it was
+				_ = c.Close()
+			}
 			clear(l.conns)
 			got, err := l.claim("owner", c, "one")
 			must(t, err)

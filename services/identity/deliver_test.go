@@ -19,6 +19,16 @@ func (l *lab) revokeRun(run string, until *timestamppb.Timestamp) {
 	must(l.t, err)
 }
 
+// present waits until a follower has heard of what is so now.
+func (f *follower) present(t *testing.T) {
+	t.Helper()
+	for len(f.heard) > 0 {
+		<-f.heard
+	}
+	f.until(t, "heartbeat", heartbeat) // which may have been on its way
+	f.until(t, "heartbeat", heartbeat)
+}
+
 // A4, A3: every service learns that a run may only deliver, and until when, by the change and by the full state; what is said later only narrows it,
 // and identity itself gives nothing more for the run.
 func TestOthersLearnWhatRunsDeliver(t *testing.T) {
@@ -33,11 +43,7 @@ func TestOthersLearnWhatRunsDeliver(t *testing.T) {
 	early.until(t, "full state", complete)
 	delivers := func(name string, f *follower, want bool) {
 		t.Helper()
-		for len(f.heard) > 0 { // what is of before the clock was set
-			<-f.heard
-		}
-		f.until(t, "heartbeat", heartbeat)
-		f.until(t, "heartbeat", heartbeat)
+		f.present(t)
 		if _, err := f.verifier.VerifyDelivery(t.Context(), a.token, issuer); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -106,7 +112,7 @@ func TestWhatRunsDeliverEnds(t *testing.T) {
 			if tc.then != nil {
 				tc.then(run)
 			}
-			f.until(t, "heartbeat", heartbeat)
+			f.present(t)
 			if got := f.engine.Revocations().DeliversUntil(run); tc.want == 0 != got.IsZero() || tc.want > 0 && !got.Equal(l.now().Add(tc.want)) {
 				t.Errorf("until %v", got)
 			}
