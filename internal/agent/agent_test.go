@@ -179,6 +179,43 @@ func TestEndedElsewhere(t *testing.T) {
 	}
 }
 
+// TestOnlyDelivers has the platform give a run up, or cancel it, under its agent: nothing but what delivers is open any more, no other token is to be
+// had, and the agent ends the command in good order and delivers what it has (A4, H3).
+func TestOnlyDelivers(t *testing.T) {
+	needSandbox(t)
+	t.Parallel()
+	const command = "trap 'echo bye; echo kept >/outputs/kept; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
+	for _, tc := range []struct {
+		name    string
+		prepare func(p *platform)
+		log     string
+		outputs int
+	}{
+		{"while the command goes", func(p *platform) {
+			p.onLog = func([]byte) { p.narrowed, p.cancel = true, true }
+		}, "ready\nbye\n", 1},
+		{"and a renewal is refused before a heartbeat says why", func(p *platform) {
+			p.tokenLife = 3 * time.Second
+			p.task.Heartbeat = durationpb.New(2500 * time.Millisecond) // the token is renewed after half of its life
+			p.onLog = func([]byte) { p.narrowed, p.cancel = true, true }
+		}, "ready\nbye\n", 1},
+		{"while it is prepared", func(p *platform) {
+			p.task.Heartbeat = durationpb.New(300 * time.Millisecond)
+			p.assigned = func() { p.narrowed, p.cancel = true, true }
+		}, "", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPlatform(t, "sh", "-c", command)
+			tc.prepare(p)
+			r := p.carry(p.config())
+			if r.GetState() != computev1.Run_STATE_CANCELED || int(r.GetOutputs()) != tc.outputs || len(p.outputs) != tc.outputs || string(p.log) != tc.log || r.GetLogBytes() != int64(len(tc.log)) {
+				t.Errorf("reported %v; log %q, outputs %v", r, p.log, p.outputs)
+			}
+		})
+	}
+}
+
 // TestAnswerIsLost reports a run whose first report arrived although its answer did not.
 func TestAnswerIsLost(t *testing.T) {
 	needSandbox(t)

@@ -110,6 +110,13 @@ func (c *carry) execute(ctx, life context.Context) (outcome, *sandbox.Process) {
 		p, err = sandbox.Start(prepare, config)
 	}
 	if err != nil {
+		if kindOf(err) == over { // nothing is read for the run any more; a heartbeat hears whether it is over, or is to end in good order
+			select {
+			case <-c.cancel:
+			case <-ctx.Done():
+			case <-life.Done():
+			}
+		}
 		select {
 		case <-c.cancel:
 			return canceled(0, "canceled before the command was started"), nil

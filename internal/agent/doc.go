@@ -31,6 +31,7 @@
 // # Failure
 //
 // Without the gateway a run goes on for as long as its token is good, minutes; after that, and as soon as the platform says
-// that the run has ended, the command is killed. Whatever keeps a run from starting is reported as its failure, with a reason.
+// that the run has ended, the command is killed. A run that was cancelled, or that the platform has given up as lost meanwhile, hears so by a
+// heartbeat: its command is asked to end, and what it has is delivered, by the token that there is, which opens nothing else then. Whatever keeps a run from starting is reported as its failure, with a reason.
 // When the agent dies, the sandbox ends with it and compute gives the run up as lost.
 package agent

@@ -214,6 +214,12 @@ func (l *link) keepFresh(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case err != nil && kindOf(err) == over:
+			// The run is over, or is to end and may only deliver: a heartbeat hears which. The token that there is has to do for that.
+			if err := pause(ctx, expires.Sub(l.now())); err != nil {
+				return err
+			}
+			fallthrough
 		case err != nil:
 			return fault.Wrap(err, codes.Unauthenticated, faultv1.Reason_TOKEN_EXPIRED, "the run's token could not be renewed in time")
 		}

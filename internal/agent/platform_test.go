@@ -44,6 +44,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/rule"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
@@ -76,6 +77,7 @@ type platform struct {
 	caPEM  []byte
 	addr   string
 	proofs *authn.ProofChecker
+	rules  *rule.Table
 
 	ca     *svid.Authority              // signs certificates for agents, if set
 	models map[string]map[string][]byte // files by version, by path
@@ -95,6 +97,8 @@ type platform struct {
 	tokens    map[string]time.Time
 	cancel    bool
 	ended     bool
+	narrowed  bool // the run may only deliver, by the rules of the contracts
+	assigned  func()
 	beats     int
 	renewals  int
 	logMsgs   int
@@ -120,6 +124,9 @@ func newPlatform(t *testing.T, command ...string) *platform {
 	}
 	var err error
 	if p.proofs, err = authn.NewProofChecker(authn.ProofConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	if p.rules, err = rule.Load(rule.Registered("redoubt")...); err != nil {
 		t.Fatal(err)
 	}
 	cert := p.certificate()
@@ -197,6 +204,9 @@ func (p *platform) admit(ctx context.Context, method string) error {
 	p.mu.Lock()
 	expires, known := p.tokens[token]
 	jkt, ended := p.joined, p.ended
+	if m, ok := p.rules.Lookup(method); !ok || p.narrowed && !m.Rule.GetDeliver() {
+		ended = true
+	}
 	p.mu.Unlock()
 	switch {
 	case !ok || !known:
@@ -268,6 +278,9 @@ func (p *platform) GetAssignment(_ context.Context, req *computev1.GetAssignment
 	defer p.mu.Unlock()
 	if req.GetName() != runName {
 		return nil, fault.NotFound("no such run")
+	}
+	if p.assigned != nil {
+		p.assigned()
 	}
 	return proto.CloneOf(p.task), nil
 }

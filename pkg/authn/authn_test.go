@@ -49,6 +49,7 @@ func (c *clock) Add(d time.Duration) {
 type revocations struct {
 	mu     sync.Mutex
 	gone   map[string]bool
+	until  map[string]time.Time // DeliversUntil
 	epoch  uint64
 	before time.Time
 	stale  error
@@ -80,6 +81,20 @@ func (r *revocations) Revoked(sub, sid, jti, run string, anc []string, iat time.
 		}
 	}
 	return iat.Before(r.before)
+}
+
+// deliver revokes a run and lets it deliver until some time.
+func (r *revocations) deliver(run string, until time.Time) {
+	r.revoke(run)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.until = map[string]time.Time{run: until}
+}
+
+func (r *revocations) DeliversUntil(run string) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.until[run]
 }
 
 func (r *revocations) KeyRevoked(kid string) bool {

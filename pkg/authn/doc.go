@@ -18,6 +18,8 @@
 //   - Revocation is asked on every call. A cached verification is used only while the revocation epoch and the
 //     generation of the keys are those under which it was last checked; the epoch is read before the check, so a
 //     revocation that arrives in between causes one more check and never one too few.
+//   - The token of a run that has ended is revoked. Where the caller asks for it (VerifyDelivery) it is taken for as long as the run's mark says
+//     that its agent may deliver; a run without a mark, or with one that is over or too long, delivers nothing.
 //   - A proof is accepted once, for one key, within its window. A full replay cache refuses, it does not forget.
 //   - A token that is bound to a key (Verified.Bound) counts only together with a proof by that key. Verify does not
 //     see the proof: the caller of Verify must go on to ProofChecker.Check.

@@ -15,8 +15,12 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 )
 
-// MaxLeeway is the most that a clock may differ from the issuer's.
-const MaxLeeway = 30 * time.Second
+const (
+	// MaxLeeway is the most that a clock may differ from the issuer's.
+	MaxLeeway = 30 * time.Second
+	// MaxDelivery is the longest time for which a run that has ended may deliver. A mark that says longer is not believed.
+	MaxDelivery = 10 * time.Minute
+)
 
 // Revocations knows what was revoked. It is asked on every call, so its methods take no time to speak of and do not
 // block.
@@ -24,6 +28,9 @@ type Revocations interface {
 	// Revoked reports whether a token with these properties is revoked by its subject, its session, its own id, its
 	// run, one of its ancestors, or because it was issued before some moment. Empty strings match nothing.
 	Revoked(sub, sid, jti, run string, ancestors []string, issuedAt time.Time) bool
+	// DeliversUntil is the end of the time in which the tokens of a run, which are revoked by their run, open what delivers. Zero
+	// is that they open nothing.
+	DeliversUntil(run string) time.Time
 	// KeyRevoked reports whether everything that the key with this id has signed is revoked.
 	KeyRevoked(kid string) bool
 	// Epoch changes with every revocation. Once it has returned a value, Revoked answers from that state or a later one.
@@ -97,6 +104,16 @@ func New(cfg Config) (*Verifier, error) {
 // TOKEN_TOO_LARGE, TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_AUDIENCE and TOKEN_REVOKED are Unauthenticated;
 // AUTHZ_STATE_STALE and SERVICE_UNAVAILABLE are Unavailable.
 func (v *Verifier) Verify(ctx context.Context, token, audience string) (*Verified, error) {
+	return v.verify(ctx, token, audience, false)
+}
+
+// VerifyDelivery is Verify for a method that delivers what a run has: it takes also the token of a run that is revoked as such and may still
+// deliver, if that is the agent's own, bound to its key and not exchanged, and is revoked by nothing else.
+func (v *Verifier) VerifyDelivery(ctx context.Context, token, audience string) (*Verified, error) {
+	return v.verify(ctx, token, audience, true)
+}
+
+func (v *Verifier) verify(ctx context.Context, token, audience string, deliver bool) (*Verified, error) {
 	if token == "" {
 		return nil, missing()
 	}
@@ -120,7 +137,7 @@ func (v *Verifier) Verify(ctx context.Context, token, audience string) (*Verifie
 			return nil, err
 		}
 	}
-	if err := v.admit(ctx, e, at, now.Unix()); err != nil {
+	if err := v.admit(ctx, e, at, now, deliver); err != nil {
 		if cached {
 			v.cache.drop(&sum)
 		}
@@ -136,7 +153,8 @@ func (v *Verifier) Verify(ctx context.Context, token, audience string) (*Verifie
 }
 
 // admit asks what can change during the life of a token: revocation, the issuer's keys, and the time.
-func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now int64) error {
+func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, when time.Time, deliver bool) error {
+	now := when.Unix()
 	if s := e.stamp.Load(); s == nil || *s != at {
 		// A revoked key counts for nothing, also where a cached key set still has it.
 		if v.cfg.Revocations.KeyRevoked(e.kid) {
@@ -153,10 +171,14 @@ func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now int64) err
 		}
 		c := &e.verified.Claims
 		if v.cfg.Revocations.Revoked(c.Subject, c.SessionID, c.ID, c.Run, c.Ancestors, c.IssuedAt) {
-			return &known{revoked(), c}
+			if !deliver || !v.delivers(c, when) {
+				return &known{revoked(), c}
+			}
+			// It has no stamp: the clock ends it, so it is asked each time.
+		} else {
+			fresh := at // so that at itself stays off the heap on a hit
+			e.stamp.Store(&fresh)
 		}
-		fresh := at // so that at itself stays off the heap on a hit
-		e.stamp.Store(&fresh)
 	}
 	if now >= e.expiry {
 		return &known{expired(), &e.verified.Claims}
@@ -165,6 +187,18 @@ func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now int64) err
 		return invalid(cause("the token was issued in the future: this clock or the issuer's is wrong"))
 	}
 	return nil
+}
+
+// delivers reports whether a token that is revoked is the one of an agent that may still deliver.
+func (v *Verifier) delivers(c *Claims, now time.Time) bool {
+	if c.Run == "" || c.Confirmation == "" || c.Actor != nil {
+		return false
+	}
+	if v.cfg.Revocations.Revoked(c.Subject, c.SessionID, c.ID, "", c.Ancestors, c.IssuedAt) {
+		return false
+	}
+	left := v.cfg.Revocations.DeliversUntil(c.Run).Sub(now)
+	return left > 0 && left <= MaxDelivery+MaxLeeway
 }
 
 // miss verifies a token that is not in the cache. Those who bring the same one at the same time share the work.

@@ -475,6 +475,7 @@ func BenchmarkVerifyMiss(b *testing.B) {
 type quiet struct{}
 
 func (quiet) Revoked(string, string, string, string, []string, time.Time) bool { return false }
+func (quiet) DeliversUntil(string) time.Time                                   { return time.Time{} }
 func (quiet) KeyRevoked(string) bool                                           { return false }
 func (quiet) Epoch() uint64                                                    { return 1 }
 func (quiet) Fresh(time.Time) error                                            { return nil }

@@ -17,8 +17,8 @@ const (
 )
 
 // revocation is what is kept of one: expire is when it can be forgotten, zero for never; until matters for subjects only and
-// is zero for "all tokens".
-type revocation struct{ expire, until time.Time }
+// is zero for "all tokens"; deliver matters for runs only, and is zero for "nothing may be delivered".
+type revocation struct{ expire, until, deliver time.Time }
 
 // revoked holds the revocations that still matter, by what they name.
 type revoked struct {
@@ -76,8 +76,11 @@ func (d *draftRevoked) add(r *identityv1.Revocation) error {
 	if r.GetIssuedUntil() != nil {
 		n.until = r.GetIssuedUntil().AsTime()
 	}
+	if t := r.GetDeliverUntil(); t.IsValid() {
+		n.deliver = t.AsTime()
+	}
 	if old, ok := at.get(key); ok {
-		n.expire, n.until = later(old.expire, n.expire), later(old.until, n.until)
+		n.expire, n.until, n.deliver = later(old.expire, n.expire), later(old.until, n.until), sooner(old.deliver, n.deliver)
 	}
 	at.set(key, n)
 	d.epoch++
@@ -90,6 +93,17 @@ func later(a, b time.Time) time.Time {
 		return time.Time{}
 	}
 	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// sooner is the earlier of two times, where zero is over already.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || b.IsZero() {
+		return time.Time{}
+	}
+	if a.Before(b) {
 		return a
 	}
 	return b
@@ -228,7 +242,7 @@ type Revocations struct{ e *Engine }
 func (e *Engine) Revocations() Revocations { return Revocations{e} }
 
 // Revoked reports whether a token is revoked by its subject (and when it was issued), session, own id, run, or one of the
-// tokens that it descends from. Empty strings match nothing. It allocates nothing.
+// tokens that it descends from. Empty strings match nothing. That its run may still deliver makes no difference here. It allocates nothing.
 func (r Revocations) Revoked(sub, sid, jti, run string, ancestors []string, issuedAt time.Time) bool {
 	v := &r.e.state.Load().revoked
 	if has(v.tokens, jti) || has(v.sessions, sid) || has(v.runs, run) {
@@ -244,6 +258,16 @@ func (r Revocations) Revoked(sub, sid, jti, run string, ancestors []string, issu
 	}
 	s, ok := v.subjects.get(sub)
 	return ok && (s.until.IsZero() || !issuedAt.After(s.until))
+}
+
+// DeliversUntil is the end of the time in which the tokens of a revoked run open what delivers; zero where they open nothing, and for a run
+// that is not revoked.
+func (r Revocations) DeliversUntil(run string) time.Time {
+	if run == "" {
+		return time.Time{}
+	}
+	v, _ := r.e.state.Load().revoked.runs.get(run)
+	return v.deliver
 }
 
 func has(t *table[revocation], key string) bool {

@@ -196,6 +196,56 @@ func TestKeysAreRevoked(t *testing.T) {
 	}
 }
 
+// A4: what a run may deliver is said of it by a mark that is only ever narrowed; none, an old one and one that makes no sense are none.
+func TestRunsDeliver(t *testing.T) {
+	at := engine(t).clock.t
+	until := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(at.Add(d)) }
+	for name, tc := range map[string]struct {
+		marks []*timestamppb.Timestamp
+		want  time.Duration // 0 is none
+	}{
+		"none":                     {[]*timestamppb.Timestamp{nil}, 0},
+		"one":                      {[]*timestamppb.Timestamp{until(time.Minute)}, time.Minute},
+		"a later one":              {[]*timestamppb.Timestamp{until(time.Minute), until(time.Hour)}, time.Minute},
+		"an earlier one":           {[]*timestamppb.Timestamp{until(time.Minute), until(time.Second)}, time.Second},
+		"then the end":             {[]*timestamppb.Timestamp{until(time.Minute), nil}, 0},
+		"after the end":            {[]*timestamppb.Timestamp{nil, until(time.Minute)}, 0},
+		"one that is no time":      {[]*timestamppb.Timestamp{{Seconds: 1 << 60}}, 0},
+		"then one that is no time": {[]*timestamppb.Timestamp{until(time.Minute), {Nanos: -1}}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := engine(t)
+			r := f.Revocations()
+			for _, m := range tc.marks {
+				epoch := r.Epoch()
+				f.secure(&identityv1.WatchSecurityResponse{Revocations: []*identityv1.Revocation{{RunUid: "run_1", ExpireTime: until(24 * time.Hour), DeliverUntil: m}}})
+				if r.Epoch() == epoch {
+					t.Error("nobody would ask again")
+				}
+			}
+			if !r.Revoked("", "", "", "run_1", nil, at) {
+				t.Error("a run that delivers passes for one that goes on")
+			}
+			want := time.Time{}
+			if tc.want > 0 {
+				want = at.Add(tc.want)
+			}
+			if got := r.DeliversUntil("run_1"); !got.Equal(want) {
+				t.Errorf("until %v, want %v", got, want)
+			}
+			if !r.DeliversUntil("run_2").IsZero() || !r.DeliversUntil("").IsZero() {
+				t.Error("another run delivers")
+			}
+		})
+	}
+	// A mark on anything but a run means nothing.
+	f := engine(t)
+	f.secure(&identityv1.WatchSecurityResponse{Revocations: []*identityv1.Revocation{{Sid: "run_1", DeliverUntil: until(time.Minute)}}})
+	if !f.Revocations().DeliversUntil("run_1").IsZero() || !f.Revocations().Revoked("", "run_1", "", "", nil, at) {
+		t.Error("a session delivers")
+	}
+}
+
 func TestRevocationsAreWidenedAndForgotten(t *testing.T) {
 	f := engine(t)
 	r := f.Revocations()

@@ -34,6 +34,8 @@ type Recorder interface {
 // Verifier verifies access tokens; *authn.Verifier is one.
 type Verifier interface {
 	Verify(ctx context.Context, token, audience string) (*authn.Verified, error)
+	// VerifyDelivery is Verify for methods with deliver in their rule.
+	VerifyDelivery(ctx context.Context, token, audience string) (*authn.Verified, error)
 }
 
 // Config of a Chain. Service, TrustDomain, Installation, Rules and Logger are required; Verifier, Engine and Recorder too, unless

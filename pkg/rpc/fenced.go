@@ -172,11 +172,11 @@ func (c *Call) still() error {
 		return nil
 	}
 	cfg := &c.m.chain.cfg
-	audience := cfg.Issuer
-	if c.PeerService != "" && c.PeerService != Gateway {
+	audience, forwarded := cfg.Issuer, c.PeerService != "" && c.PeerService != Gateway
+	if forwarded {
 		audience = c.m.chain.self
 	}
-	if _, err := cfg.Verifier.Verify(c.Context, c.token, audience); err != nil {
+	if _, err := c.verify(c.token, audience, forwarded); err != nil {
 		return err
 	}
 	if c.Method.Rule.GetSelf() && len(asked) == 0 {

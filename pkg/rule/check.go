@@ -81,6 +81,9 @@ func (c *checker) who() {
 	if r.GetRun() && r.GetAction() == "" && !r.GetSelf() {
 		c.say("sets run without action or self: a run token would open it unchecked")
 	}
+	if r.GetDeliver() && (!r.GetRun() || r.GetAction() == "") {
+		c.say("sets deliver without run and an action: there would be nobody who delivers, or nothing that he may")
+	}
 	if len(r.GetUses()) > 0 && (r.GetPublic() || len(r.GetCallers()) > 0) {
 		c.say("has uses, and no principal whose permission could be asked for")
 	}
@@ -122,6 +125,9 @@ func (c *checker) where() {
 			break
 		}
 		c.m.scope, c.m.ScopeKind = p, p.kind
+	}
+	if c.r.GetDeliver() && (c.m.ScopeKind != resource.KindRun || len(c.r.GetUses()) > 0) {
+		c.say("sets deliver, and its scope is no run or it has uses: what has ended delivers to itself alone")
 	}
 	for _, u := range c.r.GetUses() {
 		if !ValidAction(u.GetAction()) {

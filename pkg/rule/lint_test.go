@@ -113,6 +113,15 @@ func TestBadRules(t *testing.T) {
 		change(r)
 		return r
 	}
+	// delivers is about a run. ofRun is a request of nothing else, and atRun one with all that other contracts have besides.
+	delivers := func(change func(*rulev1.Rule)) *rulev1.Rule {
+		return only(func(r *rulev1.Rule) {
+			r.Action, r.Scope, r.Run, r.Deliver = "x/things/write", "name", true, true
+			change(r)
+		})
+	}
+	atRun := func(f *descriptorpb.FileDescriptorProto) { request(f).Field[0] = str("name", 1, "run") }
+	ofRun := func(f *descriptorpb.FileDescriptorProto) { bare(f); atRun(f) }
 	cases := []struct {
 		name           string
 		rule           *rulev1.Rule
@@ -178,6 +187,14 @@ func TestBadRules(t *testing.T) {
 		{name: "a stream that is not bound", rule: good(), client: true, want: "takes a stream of requests: set first_message"},
 		{name: "run of a public method", rule: only(func(r *rulev1.Rule) { r.Public, r.Run = true, true }), change: bare, want: "sets run without"},
 		{name: "run of services", rule: only(func(r *rulev1.Rule) { r.Callers, r.Run = []string{"*"}, true }), change: bare, want: "sets run without"},
+		{name: "deliver to a run", rule: delivers(func(*rulev1.Rule) {}), change: ofRun},
+		{name: "deliver without run", rule: delivers(func(r *rulev1.Rule) { r.Run = false }), change: ofRun, want: "sets deliver without run"},
+		{name: "deliver of a method for oneself", rule: only(func(r *rulev1.Rule) { r.Self, r.Run, r.Deliver = true, true, true }), change: bare, want: "sets deliver without run and an action"},
+		{name: "deliver at a workspace", rule: rule(func(r *rulev1.Rule) { r.Run, r.Deliver = true, true }), want: "sets deliver, and its scope is no run"},
+		{name: "deliver at the installation", rule: only(func(r *rulev1.Rule) {
+			r.Action, r.Scope, r.Run, r.Deliver = "x/things/write", "/", true, true
+		}), change: bare, want: "sets deliver, and its scope is no run"},
+		{name: "deliver with uses", rule: delivers(func(r *rulev1.Rule) { r.Uses = good().Uses }), change: atRun, want: "or it has uses"},
 		{name: "data without an action", rule: only(func(r *rulev1.Rule) { r.Self, r.Data = true, true }), change: bare, want: "sets data without"},
 		{name: "a fresh sign-in at two kinds of scope", rule: rule(func(r *rulev1.Rule) {
 			r.StepUp, r.StepUpPrograms, r.StepUpAt = 900, true, []string{"root", "workspace"}

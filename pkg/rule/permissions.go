@@ -23,8 +23,9 @@ type Permission struct {
 	Uses []PermissionUse
 	// Callers are the services that may call it instead.
 	Callers []string
-	// Public needs nobody signed in, Self anybody. Run says that a run token can do.
-	Public, Self, Run bool
+	// Public needs nobody signed in, Self anybody. Run says that a run token can do, Deliver that it can while its run may still deliver,
+	// after its end.
+	Public, Self, Run, Deliver bool
 	// StepUp is within how many seconds who has a second factor must have signed in, 0 for whenever; StepUpAt the kinds of scope at which
 	// that is so, none for all.
 	StepUp   int
@@ -46,7 +47,7 @@ func (t *Table) Permissions() []Permission {
 		r := m.Rule
 		p := Permission{
 			Method: m.FullName, Action: r.GetAction(), Data: r.GetData(), Scope: r.GetScope(),
-			Callers: slices.Clone(r.GetCallers()), Public: r.GetPublic(), Self: r.GetSelf(), Run: r.GetRun(), Audit: audits[r.GetAudit()],
+			Callers: slices.Clone(r.GetCallers()), Public: r.GetPublic(), Self: r.GetSelf(), Run: r.GetRun(), Deliver: r.GetDeliver(), Audit: audits[r.GetAudit()],
 			StepUp: int(r.GetStepUp()), StepUpAt: slices.Clone(r.GetStepUpAt()),
 		}
 		if r.GetScope() != "" {
@@ -137,7 +138,10 @@ func (p Permission) who() string {
 	for _, u := range p.Uses {
 		s += "<br>and " + code(u.Action, u.Data) + " on `" + u.Field + "`"
 	}
-	if p.Run {
+	switch {
+	case p.Deliver:
+		s += "<br>also a run, for itself, and to deliver after its end"
+	case p.Run:
 		s += "<br>also a run, for itself"
 	}
 	if p.StepUp > 0 {

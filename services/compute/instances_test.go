@@ -2,7 +2,6 @@ package compute
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -179,6 +178,11 @@ func TestStaleLeader(t *testing.T) {
 			t.Errorf("left on the other machine: %v", b.driver.Left())
 		}
 		must(t, a.s.queue.Tend(t.Context()))
+		if len(a.driver.killed) != 0 || len(a.driver.Left()) != 3 {
+			t.Errorf("killed %v before they could deliver, left %v", a.driver.killed, a.driver.Left())
+		}
+		a.advance(a.cfg.LostGrace)
+		must(t, a.s.queue.Tend(t.Context()))
 		if len(a.driver.killed) != 3 || len(a.driver.Left()) != 0 {
 			t.Errorf("killed %v, left %v", a.driver.killed, a.driver.Left())
 		}
@@ -259,7 +263,7 @@ func TestStartedOnce(t *testing.T) {
 		must(t, a.s.store.InsertCompute(t.Context(), host, nothing))
 		number := 0
 		rapid.Check(t, func(r *rapid.T) {
-			m := &model{t: r, l: []*lab{a, b}, led: make([]*queue.Queue, 2), dies: []func(){func() {}, func() {}}, agents: make(map[string]bool), met: make(map[string]bool), ended: make(map[string]computev1.Run_State), claims: make(map[string]int)}
+			m := &model{t: r, l: []*lab{a, b}, led: make([]*queue.Queue, 2), dies: []func(){func() {}, func() {}}, agents: make(map[string]bool), met: make(map[string]bool), ended: make(map[string]computev1.Run_State), claims: make(map[string]int), name: resource.NewUID("mdl"), given: make(map[string]string)}
 			defer func() { m.dies[0](); m.dies[1]() }()
 			for _, l := range m.l {
 				l.driver.fail, l.driver.before = nil, nil
@@ -288,11 +292,9 @@ func TestStartedOnce(t *testing.T) {
 				},
 				"elected": func(r *rapid.T) { m.elect(one(r)) },
 				"claim": func(r *rapid.T) {
-					if got, _ := m.l[one(r)].s.queue.Claim(t.Context(), host); got != nil { // else it stays, or ended with its reason
-						m.claims[got.GetRunUid()]++
-						if !rapid.Bool().Draw(r, "the answer is lost") {
-							m.agents[got.GetRunUid()] = true
-						}
+					if got := m.claim(one(r), host); got != nil && !rapid.Bool().Draw(r, "the answer is lost") { // else it stays, or ended with its reason
+						m.agents[got.GetRunUid()] = true
+						m.claimed++
 					}
 				},
 				"killed while it starts": func(r *rapid.T) {
@@ -339,7 +341,7 @@ func TestStartedOnce(t *testing.T) {
 			m.elect(1)
 			for range 2 * (len(m.uids) + 1) {
 				m.pass(11)
-				_, _ = b.s.queue.Claim(t.Context(), host)
+				_, _ = b.s.queue.Claim(t.Context(), host, nil)
 				m.turn(0)
 				m.turn(1)
 			}
@@ -358,144 +360,3 @@ func TestStartedOnce(t *testing.T) {
 }
 
 func nothing(context.Context, *sqldb.Tx) error { return nil }
-
-// model is two instances, the agents that live, and what may not change any more.
-type model struct {
-	t      *rapid.T
-	l      []*lab
-	led    []*queue.Queue // as what each believes to be; nil where it does not lead
-	dies   []func()
-	uids   []string
-	agents map[string]bool // that live
-	met    map[string]bool // the agents that drivers have started
-	late   bool            // no other agent comes
-	ended  map[string]computev1.Run_State
-	claims map[string]int
-}
-
-func (m *model) elect(i int) {
-	m.dies[i]()
-	m.led[i], m.dies[i] = m.l[i].elect()
-	_ = m.led[i].Adopt(context.Background())
-}
-
-// turn is what an instance does beside calls. Errors are logged there, and it is called again.
-func (m *model) turn(i int) {
-	ctx := context.Background()
-	if q := m.led[i]; q != nil {
-		_ = q.StartQueued(ctx)
-		_ = q.WatchActive(ctx)
-		_ = q.RevokeEnded(ctx)
-	}
-	_ = m.l[i].s.queue.Tend(ctx)
-}
-
-// crash is a process that dies and is there again. Its agents go on.
-func (m *model) crash(i int) {
-	m.dies[i]()
-	m.led[i] = nil
-	m.l[i].restart()
-	_ = m.l[i].s.queue.Recover(context.Background())
-}
-
-func (m *model) dying(i int, fn func()) {
-	defer func() {
-		if p := recover(); p != nil {
-			if _, ok := p.(crash); !ok {
-				panic(p)
-			}
-			m.crash(i)
-		}
-	}()
-	fn()
-}
-
-// meet notes the agents that drivers have started, and those that they have killed.
-func (m *model) meet() {
-	for _, l := range m.l {
-		l.driver.mu.Lock()
-		for _, uid := range m.uids {
-			if l.driver.started[uid] > 0 && !m.met[uid] {
-				m.met[uid], m.agents[uid] = true, !m.late
-			}
-			if slices.Contains(l.driver.killed, uid) {
-				delete(m.agents, uid)
-			}
-		}
-		l.driver.mu.Unlock()
-	}
-}
-
-// gone is the end of an agent.
-func (m *model) gone(uid string) {
-	delete(m.agents, uid)
-	for _, l := range m.l {
-		l.driver.mu.Lock()
-		if l.driver.started[uid] > 0 {
-			l.driver.gone[uid] = true
-		}
-		l.driver.mu.Unlock()
-	}
-}
-
-// pass is some seconds, in each of which every agent that lives asks for its assignment or is heard of, at one instance or the other.
-func (m *model) pass(seconds int) {
-	for n := range seconds {
-		m.l[0].advance(time.Second)
-		m.meet()
-		for uid, alive := range m.agents {
-			l := m.l[n%2]
-			if !alive {
-				continue
-			}
-			_, _ = l.s.store.Update(context.Background(), uid, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
-				if r.State != computev1.Run_STATE_STARTING {
-					return errRefused
-				}
-				r.State, r.Started, r.Heartbeat, r.AgentKey = computev1.Run_STATE_RUNNING, l.now(), l.now(), "key"
-				return nil
-			}, nil)
-			_ = l.s.store.Touch(context.Background(), uid, l.now())
-		}
-	}
-}
-
-var errRefused = errors.New("refused")
-
-// report ends a run as its agent does.
-func (m *model) report(i int, uid string) {
-	l := m.l[i]
-	_, _ = l.s.store.Update(context.Background(), uid, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
-		if r.State != computev1.Run_STATE_RUNNING {
-			return errRefused
-		}
-		queue.Finish(r, computev1.Run_STATE_COMPLETED, "", 0, l.now())
-		return nil
-	}, nil)
-	m.gone(uid)
-}
-
-func (m *model) check() {
-	m.meet()
-	for _, uid := range m.uids {
-		run := m.l[0].stored(uid)
-		n := m.claims[uid] + m.l[0].driver.starts(uid) + m.l[1].driver.starts(uid)
-		if n > 1 || n > 0 && run.State == computev1.Run_STATE_QUEUED || run.Generation > 1 {
-			m.t.Fatalf("%s: started %d times, generation %d, %v", uid, n, run.Generation, run.State)
-		}
-		if was, ok := m.ended[uid]; ok && was != run.State {
-			m.t.Fatalf("%s: ended as %v, is %v", uid, was, run.State)
-		}
-		if run.HasEnded() {
-			m.ended[uid] = run.State
-		}
-		if m.agents[uid] && run.State == computev1.Run_STATE_LOST {
-			m.t.Fatalf("%s: lost, and its agent lives: %s", uid, run.Outcome.GetMessage())
-		}
-		for _, l := range m.l {
-			if slices.Contains(l.driver.killed, uid) && !run.HasEnded() {
-				m.t.Fatalf("%s: its agent was killed, and it is %v", uid, run.State)
-			}
-		}
-	}
-}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -108,7 +109,9 @@ type peers struct {
 	actAs, join, snapshot, away error
 	acting, joining             func() // before the answer of ActAs and of CreateAgentJoin
 	joins                       []*identityv1.CreateAgentJoinRequest
-	revoked                     []string
+	revoked                     []string // whose tokens open nothing any more
+	narrowed                    map[string]time.Time
+	enrolled                    map[string]bool // runs whose agents have come to identity
 }
 
 func (p *peers) answer(err error) error {
@@ -150,6 +153,13 @@ func (p *peers) RevokeRun(_ context.Context, in *identityv1.RevokeRunRequest, _ 
 	if err := p.answer(nil); err != nil {
 		return nil, err
 	}
+	if t := in.GetDeliverUntil(); t != nil {
+		if p.narrowed == nil {
+			p.narrowed = make(map[string]time.Time)
+		}
+		p.narrowed[in.GetRunUid()] = t.AsTime()
+		return &emptypb.Empty{}, nil
+	}
 	p.revoked = append(p.revoked, in.GetRunUid())
 	return &emptypb.Empty{}, nil
 }
@@ -161,8 +171,11 @@ func (p *peers) CreateAgentJoin(_ context.Context, in *identityv1.CreateAgentJoi
 	if err := p.answer(p.join); err != nil {
 		return nil, err
 	}
+	if p.enrolled[in.GetRunUid()] {
+		return nil, p.answer(fault.AlreadyExists("an agent has come for the run already"))
+	}
 	p.joins = append(p.joins, in)
-	return &identityv1.AgentJoin{JoinToken: "join " + in.GetRunUid()}, nil
+	return &identityv1.AgentJoin{JoinToken: fmt.Sprintf("join %s %d", in.GetRunUid(), len(p.joins))}, nil
 }
 
 func (p *peers) GetSnapshot(context.Context, *workspacev1.GetSnapshotRequest, ...grpc.CallOption) (*workspacev1.Snapshot, error) {
@@ -270,7 +283,7 @@ func newStill(t testing.TB, db *sqldb.DB) *lab {
 	l.cfg = Config{
 		Blobs: blobs, Engine: l.engine, Tokens: l.peers, Agents: l.peers, Snapshots: l.peers, RunData: l.data,
 		Dir: t.TempDir(), Gateway: "127.0.0.1:1", PublicURL: issuer, CA: func() ([]byte, error) { return []byte("pem"), nil }, Driver: l.driver, Heartbeat: time.Second, Silence: 3 * time.Second, Instance: "a", StartGrace: 10 * time.Second,
-		CancelGrace: 5 * time.Second, MaxLogBytes: 1000, MaxOutputBytes: 1000, MaxOutputs: 3, Now: l.now,
+		CancelGrace: 5 * time.Second, LostGrace: 20 * time.Second, MaxLogBytes: 1000, MaxOutputBytes: 1000, MaxOutputs: 3, Now: l.now,
 	}
 	l.open(db)
 	return l
@@ -354,6 +367,11 @@ func (l *lab) Verify(_ context.Context, token, audience string) (*authn.Verified
 		return nil, fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_INVALID, "not one of ours")
 	}
 	return v, nil
+}
+
+// VerifyDelivery implements rpc.Verifier. What tokens open is not decided here: this service has to hold by itself.
+func (l *lab) VerifyDelivery(ctx context.Context, token, audience string) (*authn.Verified, error) {
+	return l.Verify(ctx, token, audience)
 }
 
 // assign gives a user a role, and unassign takes it away.

@@ -3,6 +3,7 @@ package compute
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -13,6 +14,7 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	workspacev1 "github.com/redoubt-ml/redoubt/gen/redoubt/workspace/v1"
 	"github.com/redoubt-ml/redoubt/pkg/audit"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/blob"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
@@ -75,8 +77,11 @@ type Config struct {
 	StartWait time.Duration
 	// StartGrace is how long an agent may take to ask for its assignment. Default 60 s.
 	StartGrace time.Duration
-	// CancelGrace is how long a cancelled run may take to report. Default 30 s.
+	// CancelGrace is how long a cancelled run may take to report; its token opens only what delivers in that time. Default 30 s.
 	CancelGrace time.Duration
+	// LostGrace is how long the agent of a run that was given up for its silence may still deliver what it has. Default 4 min, which is less than
+	// what is left of a token that is renewed at half of its ten minutes. Below 0 is not at all; at most authn.MaxDelivery.
+	LostGrace time.Duration
 	// MaxLogBytes and MaxOutputBytes bound what one run may leave; MaxOutputs how many files. Defaults 64 MiB, 1 GiB, 1,000.
 	MaxLogBytes, MaxOutputBytes int64
 	MaxOutputs                  int64
@@ -96,6 +101,7 @@ func (c *Config) defaults() {
 	set(&c.StartWait, 30*time.Minute)
 	set(&c.StartGrace, time.Minute)
 	set(&c.CancelGrace, 30*time.Second)
+	set(&c.LostGrace, 4*time.Minute)
 	if c.MaxLogBytes == 0 {
 		c.MaxLogBytes = 64 << 20
 	}
@@ -147,6 +153,9 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Tokens == nil || cfg.Agents == nil || cfg.Snapshots == nil || cfg.RunData == nil || cfg.Gateway == "" || cfg.PublicURL == "" || cfg.CA == nil || cfg.Dir == "" {
 		return nil, errors.New("compute: the peers, Dir, Gateway, PublicURL and CA are required")
 	}
+	if cfg.CancelGrace > authn.MaxDelivery || cfg.LostGrace > authn.MaxDelivery {
+		return nil, fmt.Errorf("compute: CancelGrace and LostGrace are at most %v", authn.MaxDelivery)
+	}
 	cfg.defaults()
 	s := &Service{cfg: cfg, store: store.New(cfg.DB, cfg.Keys, cfg.Logger), bounds: tracking.Bounds{Answer: 24 << 20, Kept: 32 << 20}}
 	if cfg.Driver == nil {
@@ -160,7 +169,7 @@ func New(cfg Config) (*Service, error) {
 	s.queue = queue.New(queue.Config{
 		Store: s.store, Driver: s.cfg.Driver, Outbox: cfg.Outbox, Engine: cfg.Engine, Decide: cfg.Decide, Tokens: cfg.Tokens, Agents: cfg.Agents, Snapshots: cfg.Snapshots,
 		Gateway: cfg.Gateway, PublicURL: cfg.PublicURL, CA: cfg.CA, NoLocalTargets: cfg.NoLocalTargets, Instance: cfg.Instance, Leader: cfg.Leader,
-		Heartbeat: cfg.Heartbeat, Silence: cfg.Silence, StartWait: cfg.StartWait, StartGrace: cfg.StartGrace, CancelGrace: cfg.CancelGrace,
+		Heartbeat: cfg.Heartbeat, Silence: cfg.Silence, StartWait: cfg.StartWait, StartGrace: cfg.StartGrace, CancelGrace: cfg.CancelGrace, LostGrace: cfg.LostGrace,
 		Now: cfg.Now, Logger: cfg.Logger,
 	})
 	return s, nil

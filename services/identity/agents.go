@@ -51,6 +51,14 @@ func (s *Service) CreateAgentJoin(ctx context.Context, req *identityv1.CreateAge
 		if _, err := s.runs(ctx, tx, j.Run, j.Submitter); err != nil {
 			return err
 		}
+		// A run has one join token: whoever asks for another one has lost the answer with the one before.
+		came, err := s.store.DropUnusedJoinsOf(ctx, tx, j.Run)
+		if err != nil {
+			return err
+		}
+		if came {
+			return fault.AlreadyExists("an agent has come for the run already")
+		}
 		if err := s.store.InsertJoin(ctx, tx, secret, j, now, expire); err != nil {
 			return err
 		}

@@ -161,16 +161,33 @@ func (s *Service) RevokeRun(ctx context.Context, req *identityv1.RevokeRunReques
 		if err := s.store.DropJoinsOf(ctx, tx, req.GetRunUid()); err != nil {
 			return err
 		}
-		revoked := &identityv1.Revocation{RunUid: req.GetRunUid(), ExpireTime: timestamppb.New(now.Add(revokedFor))}
+		revoked := &identityv1.Revocation{RunUid: req.GetRunUid(), ExpireTime: timestamppb.New(now.Add(revokedFor)), DeliverUntil: deliverUntil(req, now)}
 		if err := s.store.Change(ctx, tx, now, []*identityv1.Revocation{revoked}, nil); err != nil {
 			return err
 		}
-		return call.Audit(ctx, tx, "run_uid", req.GetRunUid(), "workspace_uid", req.GetWorkspaceUid())
+		details := []string{"run_uid", req.GetRunUid(), "workspace_uid", req.GetWorkspaceUid()}
+		if t := revoked.GetDeliverUntil(); t != nil {
+			details = append(details, "deliver_until", t.AsTime().Format(time.RFC3339))
+		}
+		return call.Audit(ctx, tx, details...)
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &emptypb.Empty{}, nil
+}
+
+// deliverUntil is until when the agent of a run may deliver, nil for not at all. A time that makes no sense ends it at once: the revocation must
+// come about in any case.
+func deliverUntil(req *identityv1.RevokeRunRequest, now time.Time) *timestamppb.Timestamp {
+	t := req.GetDeliverUntil()
+	if !t.IsValid() || !t.AsTime().After(now) {
+		return nil
+	}
+	if latest := now.Add(authn.MaxDelivery); t.AsTime().After(latest) {
+		return timestamppb.New(latest)
+	}
+	return t
 }
 
 // actsAt is the service that ActAs makes tokens for.

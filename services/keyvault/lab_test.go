@@ -130,6 +130,11 @@ func (l *lab) Verify(_ context.Context, token, audience string) (*authn.Verified
 	return &authn.Verified{Claims: authn.Claims{Subject: uid, PrincipalType: authn.User, AuthTime: time.Now(), ACR: authn.ACRPassword}}, nil
 }
 
+// VerifyDelivery implements rpc.Verifier: no run has ended here.
+func (v *lab) VerifyDelivery(ctx context.Context, token, audience string) (*authn.Verified, error) {
+	return v.Verify(ctx, token, audience)
+}
+
 // dial connects as a service of the mesh.
 func (l *lab) dial(service string) *grpc.ClientConn {
 	l.t.Helper()

@@ -33,7 +33,7 @@ var suites = []suite{
 	{name: "forged tokens and proofs, at the verifier", pkg: "./pkg/authn", run: "^TestForged"},
 	{name: "forged tokens, at every service", pkg: "./test/e2e/forged", run: "^TestForgedEverywhere$", ci: true, env: []string{"ATTACK_FULL=1"}},
 	{name: "the OpenID provider and foreign issuers", pkg: "./services/identity", run: "^TestAttack"},
-	{name: "stolen run tokens, no way up", pkg: "./test/e2e", run: "^(TestAttackStolenRunToken|TestNoWayUp|TestHiddenIsAbsent)$"},
+	{name: "stolen run tokens, no way up", pkg: "./test/e2e", run: "^(TestAttackStolenRunToken|TestAttackGrace|TestNoWayUp|TestHiddenIsAbsent)$"},
 	{name: "what was revoked", pkg: "./test/e2e", run: "^TestRevokedIsRevoked$", ci: true, env: []string{"REVOKE_ROUNDS=25"}, ciEnv: []string{"REVOKE_ROUNDS=10"}},
 	{name: "canaries", pkg: "./test/e2e/canary", run: "^(TestSearch|TestCanaries)$", ci: true, env: []string{"ATTACK_FULL=1"}},
 	{name: "a hostile run", pkg: "./test/e2e/hostile", run: "^TestHostileRun$"},

@@ -4,6 +4,7 @@
 // may do comes with the run: a join token for one identity, which ends with it.
 //
 // Invariants: no more runs at once than the target says; a run that was taken is carried to its end, or given up and told of. Who is stopped takes no more.
+// Each claim has an id, and is repeated with it until its answer has come: a run whose answer was lost is given again, and not lost.
 //
 // Failure: an installation that is away is asked again. Anything else that it answers ends Serve, but for a target that is not there,
 // where Config.Wait says to wait for it.
@@ -19,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -55,6 +57,10 @@ type Config struct {
 	Target string
 	// Drain is how long the runs that are going may take to end after Serve was stopped; then they are ended. 0 ends them at once.
 	Drain time.Duration
+	// Claim is the id of a claim that may have had no answer: of a Host of before. Empty begins with a new one.
+	Claim string
+	// KeepClaim, where it is set, is called with the id of each new claim before that is made.
+	KeepClaim func(id string)
 	// Wait keeps asking where the target is not there, or not to be seen, yet or any more: it may be made later.
 	Wait bool
 	// Beat, where it is set, is called whenever the installation has answered: at least every claimWait while all is well.
@@ -69,8 +75,9 @@ type Config struct {
 
 // Host takes runs of one target.
 type Host struct {
-	cfg Config
-	run func(ctx context.Context, b *computev1.AgentBootstrap) error // carries one run
+	cfg   Config
+	claim string                                                       // the claim that waits for its answer; "" for none. Only Serve's goroutine touches it
+	run   func(ctx context.Context, b *computev1.AgentBootstrap) error // carries one run
 }
 
 // New checks the configuration.
@@ -102,13 +109,16 @@ func New(cfg Config) (*Host, error) {
 	if cfg.Keep == nil {
 		cfg.Keep = func([][]byte) {}
 	}
+	if cfg.KeepClaim == nil {
+		cfg.KeepClaim = func(string) {}
+	}
 	if cfg.Say == nil {
 		cfg.Say = func(string, ...any) {}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{cfg: cfg}
+	h := &Host{cfg: cfg, claim: cfg.Claim}
 	h.run = h.carry
 	return h, nil
 }
@@ -210,9 +220,16 @@ func (h *Host) carryRuns(ctx context.Context, target *computev1.Compute) (again 
 		case <-ctx.Done():
 			return false, nil
 		}
-		r, err := h.cfg.Computes.ClaimRun(ctx, &computev1.ClaimRunRequest{Name: target.GetName(), Wait: durationpb.New(claimWait)})
+		if h.claim == "" {
+			h.claim = uuid.NewString()
+			h.cfg.KeepClaim(h.claim)
+		}
+		r, err := h.cfg.Computes.ClaimRun(ctx, &computev1.ClaimRunRequest{Name: target.GetName(), Wait: durationpb.New(claimWait), ClaimId: h.claim})
 		if err == nil {
 			h.cfg.Beat()
+		}
+		if r.GetBootstrap() != nil || status.Code(err) == codes.AlreadyExists {
+			h.claim = "" // answered, now or before
 		}
 		switch {
 		case err == nil && r.GetBootstrap() != nil: // also when ctx has ended meanwhile: nobody else gets it
@@ -224,6 +241,9 @@ func (h *Host) carryRuns(ctx context.Context, target *computev1.Compute) (again 
 		case away(err):
 			<-free
 			h.pause(ctx)
+			continue
+		case status.Code(err) == codes.AlreadyExists: // the run of a claim of before has come to its agent, or to its end
+			<-free
 			continue
 		default:
 			return h.cfg.Wait && absent(err), err
@@ -274,7 +294,7 @@ func (h *Host) carry(ctx context.Context, b *computev1.AgentBootstrap) error {
 // away tells whether the installation is only not there at the moment.
 func away(err error) bool {
 	code := status.Code(err)
-	return code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.ResourceExhausted
+	return code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.ResourceExhausted || code == codes.Aborted
 }
 
 // absent tells whether the target is not there, which reads the same as not being allowed to see it.

@@ -135,13 +135,14 @@ func permissionsJSON(rows []rule.Permission) ([]byte, error) {
 		Public    bool     `json:"public,omitempty"`
 		Self      bool     `json:"self,omitempty"`
 		Run       bool     `json:"run,omitempty"`
+		Deliver   bool     `json:"deliver,omitempty"`
 		StepUp    int      `json:"stepUp,omitempty"`
 		StepUpAt  []string `json:"stepUpAt,omitempty"`
 		Audit     string   `json:"audit"`
 	}
 	out := make([]row, 0, len(rows))
 	for _, p := range rows {
-		r := row{Method: p.Method, Action: p.Action, Data: p.Data, Scope: p.Scope, ScopeKind: p.ScopeKind, Callers: p.Callers, Public: p.Public, Self: p.Self, Run: p.Run, StepUp: p.StepUp, StepUpAt: p.StepUpAt, Audit: p.Audit}
+		r := row{Method: p.Method, Action: p.Action, Data: p.Data, Scope: p.Scope, ScopeKind: p.ScopeKind, Callers: p.Callers, Public: p.Public, Self: p.Self, Run: p.Run, Deliver: p.Deliver, StepUp: p.StepUp, StepUpAt: p.StepUpAt, Audit: p.Audit}
 		for _, u := range p.Uses {
 			r.Uses = append(r.Uses, use(u))
 		}

@@ -35,6 +35,7 @@ func (a verbs) computeServe() *cobra.Command {
 	c.Flags().StringVar(&how.gateway, "gateway", "", "host:port at which --server is dialled from this machine, where that is another address")
 	c.Flags().StringVar(&how.beat, "beat-file", "", "a file that is made anew whenever the installation answers; `redoubt health --beat-file` looks at it")
 	c.Flags().StringVar(&how.roots, "roots-file", "", "a file in which the installation's roots are kept as they change, and which is believed at the next start in place of what the context knows of them")
+	c.Flags().StringVar(&how.claim, "claim-file", "", "a file in which the claim that waits for its answer is kept, so that a run whose answer was lost is given again after a restart; one process has it at a time")
 	c.Flags().DurationVar(&how.drain, "drain", 10*time.Minute, "how long runs that are going may take to end when this is stopped; a second signal ends them at once")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if (id == "") != (secret == "") {
@@ -67,6 +68,7 @@ func (a verbs) computeServe() *cobra.Command {
 type serving struct {
 	wait                 bool
 	gateway, beat, roots string
+	claim                string
 	drain                time.Duration
 	believed             *agent.Roots
 }
@@ -143,10 +145,15 @@ func (a verbs) serveTarget(ctx context.Context, c *client.Client, id string, how
 	if err != nil {
 		return err
 	}
+	claim, err := openClaim(how.claim)
+	if err != nil {
+		return err
+	}
+	defer claim.close()
 	keys := identityv1.NewKeyServiceClient(c.Conn())
 	h, err := host.New(host.Config{
 		Computes: c.Computes(), Server: c.Context().Server, Roots: how.believed, Target: name, Gateway: how.gateway, Wait: how.wait, Drain: how.drain, Say: a.Say, Beat: a.beat(how.beat),
-		Keep: a.keep(how.roots),
+		Keep: a.keep(how.roots), Claim: claim.id, KeepClaim: a.keepClaim(claim),
 		Follow: func(ctx context.Context) ([][]byte, time.Duration, error) {
 			b, err := keys.GetTrustBundle(ctx, &identityv1.GetTrustBundleRequest{})
 			return b.GetRoots(), b.GetRefresh().AsDuration(), err

@@ -934,19 +934,19 @@ const file_redoubt_compute_v1_agent_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\x0e2\x1c.redoubt.compute.v1.Run.KindR\x04kind\x12\x18\n" +
 	"\adeleted\x18\x04 \x01(\bR\adeleted\"G\n" +
 	"\x15PurgeWorkspaceRequest\x12.\n" +
-	"\rworkspace_uid\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid2\x91\a\n" +
+	"\rworkspace_uid\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid2\x9e\a\n" +
 	"\x0fAgentRunService\x12\xd3\x01\n" +
 	"\rGetAssignment\x12(.redoubt.compute.v1.GetAssignmentRequest\x1a\x1e.redoubt.compute.v1.Assignment\"x\xb2\xe1\x18\"\n" +
-	"\x14compute/runs/execute\x12\x04name(\x028\x01@\x01\x82\xd3\xe4\x93\x02L\x12J/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/assignment\x12\xd4\x01\n" +
-	"\tHeartbeat\x12$.redoubt.compute.v1.HeartbeatRequest\x1a%.redoubt.compute.v1.HeartbeatResponse\"z\xb2\xe1\x18\"\n" +
-	"\x14compute/runs/execute\x12\x04name(\x028\x01@\x01\x82\xd3\xe4\x93\x02N:\x01*\"I/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:heartbeat\x12\x89\x01\n" +
+	"\x14compute/runs/execute\x12\x04name(\x028\x01@\x01\x82\xd3\xe4\x93\x02L\x12J/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/assignment\x12\xd7\x01\n" +
+	"\tHeartbeat\x12$.redoubt.compute.v1.HeartbeatRequest\x1a%.redoubt.compute.v1.HeartbeatResponse\"}\xb2\xe1\x18%\n" +
+	"\x14compute/runs/execute\x12\x04name(\x028\x01@\x01\x88\x01\x01\x82\xd3\xe4\x93\x02N:\x01*\"I/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:heartbeat\x12\x8c\x01\n" +
 	"\n" +
-	"AppendLogs\x12%.redoubt.compute.v1.AppendLogsRequest\x1a&.redoubt.compute.v1.AppendLogsResponse\"(\xb2\xe1\x18$\n" +
-	"\x14compute/runs/execute\x12\x04name(\x038\x01@\x01h\x01(\x010\x01\x12\x7f\n" +
-	"\fUploadOutput\x12'.redoubt.compute.v1.UploadOutputRequest\x1a\x1a.redoubt.compute.v1.Output\"(\xb2\xe1\x18$\n" +
-	"\x14compute/runs/execute\x12\x04name(\x038\x01@\x01h\x01(\x01\x12\xc3\x01\n" +
-	"\tReportRun\x12$.redoubt.compute.v1.ReportRunRequest\x1a\x17.redoubt.compute.v1.Run\"w\xb2\xe1\x18\"\n" +
-	"\x14compute/runs/execute\x12\x04name(\x018\x01@\x01\x82\xd3\xe4\x93\x02K:\x01*\"F/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:report2\xfa\x01\n" +
+	"AppendLogs\x12%.redoubt.compute.v1.AppendLogsRequest\x1a&.redoubt.compute.v1.AppendLogsResponse\"+\xb2\xe1\x18'\n" +
+	"\x14compute/runs/execute\x12\x04name(\x038\x01@\x01h\x01\x88\x01\x01(\x010\x01\x12\x82\x01\n" +
+	"\fUploadOutput\x12'.redoubt.compute.v1.UploadOutputRequest\x1a\x1a.redoubt.compute.v1.Output\"+\xb2\xe1\x18'\n" +
+	"\x14compute/runs/execute\x12\x04name(\x038\x01@\x01h\x01\x88\x01\x01(\x01\x12\xc6\x01\n" +
+	"\tReportRun\x12$.redoubt.compute.v1.ReportRunRequest\x1a\x17.redoubt.compute.v1.Run\"z\xb2\xe1\x18%\n" +
+	"\x14compute/runs/execute\x12\x04name(\x018\x01@\x01\x88\x01\x01\x82\xd3\xe4\x93\x02K:\x01*\"F/v1/{name=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}:report2\xfa\x01\n" +
 	"\x12RunInternalService\x12|\n" +
 	"\vDescribeRun\x12&.redoubt.compute.v1.DescribeRunRequest\x1a'.redoubt.compute.v1.DescribeRunResponse\"\x1c\xb2\xe1\x18\x18\"\ttelemetry\"\tinference(\x02\x12f\n" +
 	"\x0ePurgeWorkspace\x12).redoubt.compute.v1.PurgeWorkspaceRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x01B@Z>github.com/redoubt-ml/redoubt/gen/redoubt/compute/v1;computev1b\x06proto3"

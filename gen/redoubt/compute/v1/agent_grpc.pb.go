@@ -31,17 +31,20 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AgentRunService is what the agent of a run calls, through the gateway, with the run token and its proof of possession.
+// AgentRunService is what the agent of a run calls, through the gateway, with the run token and its proof of possession. When a run was
+// cancelled, or given up as lost, its agent has a while in which that token opens only what delivers: the methods with deliver in their rule.
 type AgentRunServiceClient interface {
 	// GetAssignment says what to run. The first call moves the run from STARTING to RUNNING; an agent that was adopted calls again.
 	GetAssignment(ctx context.Context, in *GetAssignmentRequest, opts ...grpc.CallOption) (*Assignment, error)
-	// Heartbeat keeps the run from being given up as lost, and brings back whether it is to be cancelled.
+	// Heartbeat keeps the run from being given up as lost, and brings back whether it is to be cancelled. An agent that comes back to a run
+	// that was given up hears so by cancel: it ends its command, and delivers.
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error)
 	// AppendLogs takes the log in order. Each answer says up to which offset it is stored; what was sent twice is taken once.
 	AppendLogs(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AppendLogsRequest, AppendLogsResponse], error)
 	// UploadOutput stores one output file. The first message has name, path, size and digest. Uploading the same again is fine.
 	UploadOutput(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadOutputRequest, Output], error)
-	// ReportRun ends the run, once: logs, outputs and metrics are committed before. The run token dies with the answer.
+	// ReportRun ends the run, once: logs, outputs and metrics are committed before. The run token dies with the answer. A run that was given up
+	// as lost stays LOST, and shows what was reported of it.
 	ReportRun(ctx context.Context, in *ReportRunRequest, opts ...grpc.CallOption) (*Run, error)
 }
 
@@ -113,17 +116,20 @@ func (c *agentRunServiceClient) ReportRun(ctx context.Context, in *ReportRunRequ
 // All implementations must embed UnimplementedAgentRunServiceServer
 // for forward compatibility.
 //
-// AgentRunService is what the agent of a run calls, through the gateway, with the run token and its proof of possession.
+// AgentRunService is what the agent of a run calls, through the gateway, with the run token and its proof of possession. When a run was
+// cancelled, or given up as lost, its agent has a while in which that token opens only what delivers: the methods with deliver in their rule.
 type AgentRunServiceServer interface {
 	// GetAssignment says what to run. The first call moves the run from STARTING to RUNNING; an agent that was adopted calls again.
 	GetAssignment(context.Context, *GetAssignmentRequest) (*Assignment, error)
-	// Heartbeat keeps the run from being given up as lost, and brings back whether it is to be cancelled.
+	// Heartbeat keeps the run from being given up as lost, and brings back whether it is to be cancelled. An agent that comes back to a run
+	// that was given up hears so by cancel: it ends its command, and delivers.
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error)
 	// AppendLogs takes the log in order. Each answer says up to which offset it is stored; what was sent twice is taken once.
 	AppendLogs(grpc.BidiStreamingServer[AppendLogsRequest, AppendLogsResponse]) error
 	// UploadOutput stores one output file. The first message has name, path, size and digest. Uploading the same again is fine.
 	UploadOutput(grpc.ClientStreamingServer[UploadOutputRequest, Output]) error
-	// ReportRun ends the run, once: logs, outputs and metrics are committed before. The run token dies with the answer.
+	// ReportRun ends the run, once: logs, outputs and metrics are committed before. The run token dies with the answer. A run that was given up
+	// as lost stays LOST, and shows what was reported of it.
 	ReportRun(context.Context, *ReportRunRequest) (*Run, error)
 	mustEmbedUnimplementedAgentRunServiceServer()
 }

@@ -97,7 +97,7 @@ const (
 	// The command could not be started, or ended with a code other than 0.
 	Run_STATE_FAILED   Run_State = 6
 	Run_STATE_CANCELED Run_State = 7
-	// The agent went silent.
+	// The agent went silent. It may deliver what it has for a while, which changes nothing of the state.
 	Run_STATE_LOST Run_State = 8
 )
 
@@ -571,7 +571,10 @@ type ClaimRunRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How long to wait for a run; at most 30 s.
-	Wait          *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	Wait *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	// Made by the claimer, for one run: a UUID. As long as no agent has enrolled for the run that was given for it, the same caller gets that run
+	// again, with a join token in place of the one before, and never another; afterwards ALREADY_EXISTS. Empty for a claim that cannot be repeated.
+	ClaimId       string `protobuf:"bytes,3,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -618,6 +621,13 @@ func (x *ClaimRunRequest) GetWait() *durationpb.Duration {
 		return x.Wait
 	}
 	return nil
+}
+
+func (x *ClaimRunRequest) GetClaimId() string {
+	if x != nil {
+		return x.ClaimId
+	}
+	return ""
 }
 
 type ClaimRunResponse struct {
@@ -770,7 +780,13 @@ type Run struct {
 	// Deleted, and can be restored. Not in lists unless they ask.
 	Deleted bool `protobuf:"varint,23,opt,name=deleted,proto3" json:"deleted,omitempty"`
 	// What the client that made a tracked run said of its user.
-	User          string `protobuf:"bytes,24,opt,name=user,proto3" json:"user,omitempty"`
+	User string `protobuf:"bytes,24,opt,name=user,proto3" json:"user,omitempty"`
+	// Of a run that was given up as lost: until when its agent may still deliver what it has. Absent when it may not, or has; past, when it did
+	// not come.
+	DeliverUntil *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=deliver_until,json=deliverUntil,proto3" json:"deliver_until,omitempty"`
+	// Of a run that was given up as lost, and whose agent came back: how that reported the command to have ended, and when. The run stays LOST.
+	ReportedState Run_State              `protobuf:"varint,26,opt,name=reported_state,json=reportedState,proto3,enum=redoubt.compute.v1.Run_State" json:"reported_state,omitempty"`
+	ReportTime    *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=report_time,json=reportTime,proto3" json:"report_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -971,6 +987,27 @@ func (x *Run) GetUser() string {
 		return x.User
 	}
 	return ""
+}
+
+func (x *Run) GetDeliverUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeliverUntil
+	}
+	return nil
+}
+
+func (x *Run) GetReportedState() Run_State {
+	if x != nil {
+		return x.ReportedState
+	}
+	return Run_STATE_UNSPECIFIED
+}
+
+func (x *Run) GetReportTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReportTime
+	}
+	return nil
 }
 
 // RunLimits bound what a run may take of its target. 0 is the target's default.
@@ -1835,10 +1872,11 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\bcomputes\x18\x01 \x03(\v2\x1b.redoubt.compute.v1.ComputeR\bcomputes\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"A\n" +
 	"\x14DeleteComputeRequest\x12)\n" +
-	"\x04name\x18\x01 \x01(\tB\x15\xbaH\ar\x05\x10\x01(\x80\x05\xba\xe1\x18\acomputeR\x04name\"k\n" +
+	"\x04name\x18\x01 \x01(\tB\x15\xbaH\ar\x05\x10\x01(\x80\x05\xba\xe1\x18\acomputeR\x04name\"\x8f\x01\n" +
 	"\x0fClaimRunRequest\x12)\n" +
 	"\x04name\x18\x01 \x01(\tB\x15\xbaH\ar\x05\x10\x01(\x80\x05\xba\xe1\x18\acomputeR\x04name\x12-\n" +
-	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"T\n" +
+	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12\"\n" +
+	"\bclaim_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02(@R\aclaimId\"T\n" +
 	"\x10ClaimRunResponse\x12@\n" +
 	"\tbootstrap\x18\x01 \x01(\v2\".redoubt.compute.v1.AgentBootstrapR\tbootstrap\"\x9d\x01\n" +
 	"\x0eAgentBootstrap\x12\x10\n" +
@@ -1847,7 +1885,7 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\n" +
 	"join_token\x18\x03 \x01(\tB\x04\xb0\xe1\x18\x01R\tjoinToken\x12;\n" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xc2\t\n" +
+	"expireTime\"\x86\v\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x123\n" +
@@ -1877,7 +1915,11 @@ const file_redoubt_compute_v1_compute_proto_rawDesc = "" +
 	"\x04kind\x18\x15 \x01(\x0e2\x1c.redoubt.compute.v1.Run.KindR\x04kind\x12'\n" +
 	"\x0fexperiment_name\x18\x16 \x01(\tR\x0eexperimentName\x12\x18\n" +
 	"\adeleted\x18\x17 \x01(\bR\adeleted\x12\x12\n" +
-	"\x04user\x18\x18 \x01(\tR\x04user\x1a>\n" +
+	"\x04user\x18\x18 \x01(\tR\x04user\x12?\n" +
+	"\rdeliver_until\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\fdeliverUntil\x12D\n" +
+	"\x0ereported_state\x18\x1a \x01(\x0e2\x1d.redoubt.compute.v1.Run.StateR\rreportedState\x12;\n" +
+	"\vreport_time\x18\x1b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"reportTime\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb8\x01\n" +
@@ -2058,44 +2100,47 @@ var file_redoubt_compute_v1_compute_proto_depIdxs = []int32{
 	27, // 11: redoubt.compute.v1.Run.environment:type_name -> redoubt.compute.v1.Run.EnvironmentEntry
 	13, // 12: redoubt.compute.v1.Run.limits:type_name -> redoubt.compute.v1.RunLimits
 	2,  // 13: redoubt.compute.v1.Run.kind:type_name -> redoubt.compute.v1.Run.Kind
-	30, // 14: redoubt.compute.v1.RunLimits.timeout:type_name -> google.protobuf.Duration
-	28, // 15: redoubt.compute.v1.SubmitRunRequest.environment:type_name -> redoubt.compute.v1.SubmitRunRequest.EnvironmentEntry
-	13, // 16: redoubt.compute.v1.SubmitRunRequest.limits:type_name -> redoubt.compute.v1.RunLimits
-	1,  // 17: redoubt.compute.v1.ListRunsRequest.state:type_name -> redoubt.compute.v1.Run.State
-	12, // 18: redoubt.compute.v1.ListRunsResponse.runs:type_name -> redoubt.compute.v1.Run
-	29, // 19: redoubt.compute.v1.Output.create_time:type_name -> google.protobuf.Timestamp
-	22, // 20: redoubt.compute.v1.ListOutputsResponse.outputs:type_name -> redoubt.compute.v1.Output
-	4,  // 21: redoubt.compute.v1.ComputeService.CreateCompute:input_type -> redoubt.compute.v1.CreateComputeRequest
-	5,  // 22: redoubt.compute.v1.ComputeService.GetCompute:input_type -> redoubt.compute.v1.GetComputeRequest
-	6,  // 23: redoubt.compute.v1.ComputeService.ListComputes:input_type -> redoubt.compute.v1.ListComputesRequest
-	8,  // 24: redoubt.compute.v1.ComputeService.DeleteCompute:input_type -> redoubt.compute.v1.DeleteComputeRequest
-	9,  // 25: redoubt.compute.v1.ComputeService.ClaimRun:input_type -> redoubt.compute.v1.ClaimRunRequest
-	14, // 26: redoubt.compute.v1.RunService.SubmitRun:input_type -> redoubt.compute.v1.SubmitRunRequest
-	15, // 27: redoubt.compute.v1.RunService.GetRun:input_type -> redoubt.compute.v1.GetRunRequest
-	16, // 28: redoubt.compute.v1.RunService.ListRuns:input_type -> redoubt.compute.v1.ListRunsRequest
-	18, // 29: redoubt.compute.v1.RunService.WatchRun:input_type -> redoubt.compute.v1.WatchRunRequest
-	19, // 30: redoubt.compute.v1.RunService.CancelRun:input_type -> redoubt.compute.v1.CancelRunRequest
-	20, // 31: redoubt.compute.v1.RunService.StreamLogs:input_type -> redoubt.compute.v1.StreamLogsRequest
-	23, // 32: redoubt.compute.v1.RunService.ListOutputs:input_type -> redoubt.compute.v1.ListOutputsRequest
-	25, // 33: redoubt.compute.v1.RunService.DownloadOutput:input_type -> redoubt.compute.v1.DownloadOutputRequest
-	3,  // 34: redoubt.compute.v1.ComputeService.CreateCompute:output_type -> redoubt.compute.v1.Compute
-	3,  // 35: redoubt.compute.v1.ComputeService.GetCompute:output_type -> redoubt.compute.v1.Compute
-	7,  // 36: redoubt.compute.v1.ComputeService.ListComputes:output_type -> redoubt.compute.v1.ListComputesResponse
-	31, // 37: redoubt.compute.v1.ComputeService.DeleteCompute:output_type -> google.protobuf.Empty
-	10, // 38: redoubt.compute.v1.ComputeService.ClaimRun:output_type -> redoubt.compute.v1.ClaimRunResponse
-	12, // 39: redoubt.compute.v1.RunService.SubmitRun:output_type -> redoubt.compute.v1.Run
-	12, // 40: redoubt.compute.v1.RunService.GetRun:output_type -> redoubt.compute.v1.Run
-	17, // 41: redoubt.compute.v1.RunService.ListRuns:output_type -> redoubt.compute.v1.ListRunsResponse
-	12, // 42: redoubt.compute.v1.RunService.WatchRun:output_type -> redoubt.compute.v1.Run
-	12, // 43: redoubt.compute.v1.RunService.CancelRun:output_type -> redoubt.compute.v1.Run
-	21, // 44: redoubt.compute.v1.RunService.StreamLogs:output_type -> redoubt.compute.v1.LogChunk
-	24, // 45: redoubt.compute.v1.RunService.ListOutputs:output_type -> redoubt.compute.v1.ListOutputsResponse
-	26, // 46: redoubt.compute.v1.RunService.DownloadOutput:output_type -> redoubt.compute.v1.DownloadOutputResponse
-	34, // [34:47] is the sub-list for method output_type
-	21, // [21:34] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	29, // 14: redoubt.compute.v1.Run.deliver_until:type_name -> google.protobuf.Timestamp
+	1,  // 15: redoubt.compute.v1.Run.reported_state:type_name -> redoubt.compute.v1.Run.State
+	29, // 16: redoubt.compute.v1.Run.report_time:type_name -> google.protobuf.Timestamp
+	30, // 17: redoubt.compute.v1.RunLimits.timeout:type_name -> google.protobuf.Duration
+	28, // 18: redoubt.compute.v1.SubmitRunRequest.environment:type_name -> redoubt.compute.v1.SubmitRunRequest.EnvironmentEntry
+	13, // 19: redoubt.compute.v1.SubmitRunRequest.limits:type_name -> redoubt.compute.v1.RunLimits
+	1,  // 20: redoubt.compute.v1.ListRunsRequest.state:type_name -> redoubt.compute.v1.Run.State
+	12, // 21: redoubt.compute.v1.ListRunsResponse.runs:type_name -> redoubt.compute.v1.Run
+	29, // 22: redoubt.compute.v1.Output.create_time:type_name -> google.protobuf.Timestamp
+	22, // 23: redoubt.compute.v1.ListOutputsResponse.outputs:type_name -> redoubt.compute.v1.Output
+	4,  // 24: redoubt.compute.v1.ComputeService.CreateCompute:input_type -> redoubt.compute.v1.CreateComputeRequest
+	5,  // 25: redoubt.compute.v1.ComputeService.GetCompute:input_type -> redoubt.compute.v1.GetComputeRequest
+	6,  // 26: redoubt.compute.v1.ComputeService.ListComputes:input_type -> redoubt.compute.v1.ListComputesRequest
+	8,  // 27: redoubt.compute.v1.ComputeService.DeleteCompute:input_type -> redoubt.compute.v1.DeleteComputeRequest
+	9,  // 28: redoubt.compute.v1.ComputeService.ClaimRun:input_type -> redoubt.compute.v1.ClaimRunRequest
+	14, // 29: redoubt.compute.v1.RunService.SubmitRun:input_type -> redoubt.compute.v1.SubmitRunRequest
+	15, // 30: redoubt.compute.v1.RunService.GetRun:input_type -> redoubt.compute.v1.GetRunRequest
+	16, // 31: redoubt.compute.v1.RunService.ListRuns:input_type -> redoubt.compute.v1.ListRunsRequest
+	18, // 32: redoubt.compute.v1.RunService.WatchRun:input_type -> redoubt.compute.v1.WatchRunRequest
+	19, // 33: redoubt.compute.v1.RunService.CancelRun:input_type -> redoubt.compute.v1.CancelRunRequest
+	20, // 34: redoubt.compute.v1.RunService.StreamLogs:input_type -> redoubt.compute.v1.StreamLogsRequest
+	23, // 35: redoubt.compute.v1.RunService.ListOutputs:input_type -> redoubt.compute.v1.ListOutputsRequest
+	25, // 36: redoubt.compute.v1.RunService.DownloadOutput:input_type -> redoubt.compute.v1.DownloadOutputRequest
+	3,  // 37: redoubt.compute.v1.ComputeService.CreateCompute:output_type -> redoubt.compute.v1.Compute
+	3,  // 38: redoubt.compute.v1.ComputeService.GetCompute:output_type -> redoubt.compute.v1.Compute
+	7,  // 39: redoubt.compute.v1.ComputeService.ListComputes:output_type -> redoubt.compute.v1.ListComputesResponse
+	31, // 40: redoubt.compute.v1.ComputeService.DeleteCompute:output_type -> google.protobuf.Empty
+	10, // 41: redoubt.compute.v1.ComputeService.ClaimRun:output_type -> redoubt.compute.v1.ClaimRunResponse
+	12, // 42: redoubt.compute.v1.RunService.SubmitRun:output_type -> redoubt.compute.v1.Run
+	12, // 43: redoubt.compute.v1.RunService.GetRun:output_type -> redoubt.compute.v1.Run
+	17, // 44: redoubt.compute.v1.RunService.ListRuns:output_type -> redoubt.compute.v1.ListRunsResponse
+	12, // 45: redoubt.compute.v1.RunService.WatchRun:output_type -> redoubt.compute.v1.Run
+	12, // 46: redoubt.compute.v1.RunService.CancelRun:output_type -> redoubt.compute.v1.Run
+	21, // 47: redoubt.compute.v1.RunService.StreamLogs:output_type -> redoubt.compute.v1.LogChunk
+	24, // 48: redoubt.compute.v1.RunService.ListOutputs:output_type -> redoubt.compute.v1.ListOutputsResponse
+	26, // 49: redoubt.compute.v1.RunService.DownloadOutput:output_type -> redoubt.compute.v1.DownloadOutputResponse
+	37, // [37:50] is the sub-list for method output_type
+	24, // [24:37] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_compute_v1_compute_proto_init() }

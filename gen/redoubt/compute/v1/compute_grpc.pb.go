@@ -41,7 +41,7 @@ type ComputeServiceClient interface {
 	// DeleteCompute removes a target that no run waits for or runs on.
 	DeleteCompute(ctx context.Context, in *DeleteComputeRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// ClaimRun waits for a run that is queued for a self-hosted target and gives what its agent needs to enrol. A run is given to
-	// one claimer only; if its agent does not enrol in time, the run ends as LOST.
+	// one claimer only; if its agent does not enrol in time, the run ends as LOST. Whose answer was lost repeats it with the same claim_id.
 	ClaimRun(ctx context.Context, in *ClaimRunRequest, opts ...grpc.CallOption) (*ClaimRunResponse, error)
 }
 
@@ -115,7 +115,7 @@ type ComputeServiceServer interface {
 	// DeleteCompute removes a target that no run waits for or runs on.
 	DeleteCompute(context.Context, *DeleteComputeRequest) (*emptypb.Empty, error)
 	// ClaimRun waits for a run that is queued for a self-hosted target and gives what its agent needs to enrol. A run is given to
-	// one claimer only; if its agent does not enrol in time, the run ends as LOST.
+	// one claimer only; if its agent does not enrol in time, the run ends as LOST. Whose answer was lost repeats it with the same claim_id.
 	ClaimRun(context.Context, *ClaimRunRequest) (*ClaimRunResponse, error)
 	mustEmbedUnimplementedComputeServiceServer()
 }

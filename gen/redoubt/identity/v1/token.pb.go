@@ -467,9 +467,11 @@ func (x *RevokeTokenRequest) GetToken() string {
 }
 
 type RevokeRunRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RunUid        string                 `protobuf:"bytes,1,opt,name=run_uid,json=runUid,proto3" json:"run_uid,omitempty"`
-	WorkspaceUid  string                 `protobuf:"bytes,2,opt,name=workspace_uid,json=workspaceUid,proto3" json:"workspace_uid,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	RunUid       string                 `protobuf:"bytes,1,opt,name=run_uid,json=runUid,proto3" json:"run_uid,omitempty"`
+	WorkspaceUid string                 `protobuf:"bytes,2,opt,name=workspace_uid,json=workspaceUid,proto3" json:"workspace_uid,omitempty"`
+	// Until when the agent may deliver; absent, past or malformed is not at all. It is cut to ten minutes from now.
+	DeliverUntil  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=deliver_until,json=deliverUntil,proto3" json:"deliver_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -516,6 +518,13 @@ func (x *RevokeRunRequest) GetWorkspaceUid() string {
 		return x.WorkspaceUid
 	}
 	return ""
+}
+
+func (x *RevokeRunRequest) GetDeliverUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeliverUntil
+	}
+	return nil
 }
 
 type WatchSecurityRequest struct {
@@ -666,7 +675,10 @@ type Revocation struct {
 	// From then on all that it names has expired, and it can be forgotten.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Every token that this key has signed.
-	KeyId         string `protobuf:"bytes,7,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyId string `protobuf:"bytes,7,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// With run_uid: until then the run's tokens open the methods with deliver in their rule, with the proof of their key, and no others.
+	// Absent is not at all. Of two for one run the earlier counts.
+	DeliverUntil  *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=deliver_until,json=deliverUntil,proto3" json:"deliver_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -748,6 +760,13 @@ func (x *Revocation) GetKeyId() string {
 		return x.KeyId
 	}
 	return ""
+}
+
+func (x *Revocation) GetDeliverUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeliverUntil
+	}
+	return nil
 }
 
 // GroupMembers is the full membership of one group. A group without members was emptied or deleted.
@@ -1276,11 +1295,12 @@ const file_redoubt_identity_v1_token_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01(\xac\x02R\x06runUid\x12.\n" +
 	"\rworkspace_uid\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid\":\n" +
 	"\x12RevokeTokenRequest\x12$\n" +
-	"\x05token\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80@\xb0\xe1\x18\x01R\x05token\"g\n" +
+	"\x05token\x18\x01 \x01(\tB\x0e\xbaH\ar\x05\x10\x01(\x80@\xb0\xe1\x18\x01R\x05token\"\xa8\x01\n" +
 	"\x10RevokeRunRequest\x12#\n" +
 	"\arun_uid\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\xac\x02R\x06runUid\x12.\n" +
-	"\rworkspace_uid\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid\"\x16\n" +
+	"\rworkspace_uid\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01(@R\fworkspaceUid\x12?\n" +
+	"\rdeliver_until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\fdeliverUntil\"\x16\n" +
 	"\x14WatchSecurityRequest\"\x9a\x02\n" +
 	"\x15WatchSecurityResponse\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
@@ -1289,7 +1309,7 @@ const file_redoubt_identity_v1_token_proto_rawDesc = "" +
 	"\x06groups\x18\x04 \x03(\v2!.redoubt.identity.v1.GroupMembersR\x06groups\x12\x1c\n" +
 	"\theartbeat\x18\x05 \x01(\bR\theartbeat\x12\x14\n" +
 	"\x05reset\x18\x06 \x01(\bR\x05reset\x12!\n" +
-	"\fkeys_changed\x18\a \x01(\bR\vkeysChanged\"\xf6\x01\n" +
+	"\fkeys_changed\x18\a \x01(\bR\vkeysChanged\"\xb7\x02\n" +
 	"\n" +
 	"Revocation\x12\x10\n" +
 	"\x03jti\x18\x01 \x01(\tR\x03jti\x12\x10\n" +
@@ -1299,7 +1319,8 @@ const file_redoubt_identity_v1_token_proto_rawDesc = "" +
 	"\fissued_until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vissuedUntil\x12;\n" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x15\n" +
-	"\x06key_id\x18\a \x01(\tR\x05keyId\"L\n" +
+	"\x06key_id\x18\a \x01(\tR\x05keyId\x12?\n" +
+	"\rdeliver_until\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\fdeliverUntil\"L\n" +
 	"\fGroupMembers\x12\x1b\n" +
 	"\tgroup_uid\x18\x01 \x01(\tR\bgroupUid\x12\x1f\n" +
 	"\vmember_uids\x18\x02 \x03(\tR\n" +
@@ -1394,41 +1415,43 @@ var file_redoubt_identity_v1_token_proto_goTypes = []any{
 var file_redoubt_identity_v1_token_proto_depIdxs = []int32{
 	21, // 0: redoubt.identity.v1.TokenResponse.expire_time:type_name -> google.protobuf.Timestamp
 	22, // 1: redoubt.identity.v1.TokenResponse.expires_in:type_name -> google.protobuf.Duration
-	11, // 2: redoubt.identity.v1.WatchSecurityResponse.revocations:type_name -> redoubt.identity.v1.Revocation
-	12, // 3: redoubt.identity.v1.WatchSecurityResponse.groups:type_name -> redoubt.identity.v1.GroupMembers
-	21, // 4: redoubt.identity.v1.Revocation.issued_until:type_name -> google.protobuf.Timestamp
-	21, // 5: redoubt.identity.v1.Revocation.expire_time:type_name -> google.protobuf.Timestamp
-	20, // 6: redoubt.identity.v1.ResolvePrincipalsResponse.principals:type_name -> redoubt.identity.v1.Principal
-	23, // 7: redoubt.identity.v1.Principal.type:type_name -> redoubt.identity.v1.PrincipalType
-	0,  // 8: redoubt.identity.v1.TokenService.IssueToken:input_type -> redoubt.identity.v1.IssueTokenRequest
-	2,  // 9: redoubt.identity.v1.TokenService.GetDiscovery:input_type -> redoubt.identity.v1.GetDiscoveryRequest
-	3,  // 10: redoubt.identity.v1.TokenService.GetKeys:input_type -> redoubt.identity.v1.GetKeysRequest
-	5,  // 11: redoubt.identity.v1.TokenService.ExchangeToken:input_type -> redoubt.identity.v1.ExchangeTokenRequest
-	6,  // 12: redoubt.identity.v1.TokenService.ActAs:input_type -> redoubt.identity.v1.ActAsRequest
-	7,  // 13: redoubt.identity.v1.TokenService.RevokeToken:input_type -> redoubt.identity.v1.RevokeTokenRequest
-	8,  // 14: redoubt.identity.v1.TokenService.RevokeRun:input_type -> redoubt.identity.v1.RevokeRunRequest
-	9,  // 15: redoubt.identity.v1.TokenService.WatchSecurity:input_type -> redoubt.identity.v1.WatchSecurityRequest
-	15, // 16: redoubt.identity.v1.PrincipalService.CreateManagedIdentity:input_type -> redoubt.identity.v1.CreateManagedIdentityRequest
-	17, // 17: redoubt.identity.v1.PrincipalService.DeleteManagedIdentity:input_type -> redoubt.identity.v1.DeleteManagedIdentityRequest
-	13, // 18: redoubt.identity.v1.PrincipalService.KeepAdministrator:input_type -> redoubt.identity.v1.KeepAdministratorRequest
-	18, // 19: redoubt.identity.v1.PrincipalService.ResolvePrincipals:input_type -> redoubt.identity.v1.ResolvePrincipalsRequest
-	1,  // 20: redoubt.identity.v1.TokenService.IssueToken:output_type -> redoubt.identity.v1.TokenResponse
-	4,  // 21: redoubt.identity.v1.TokenService.GetDiscovery:output_type -> redoubt.identity.v1.Document
-	4,  // 22: redoubt.identity.v1.TokenService.GetKeys:output_type -> redoubt.identity.v1.Document
-	1,  // 23: redoubt.identity.v1.TokenService.ExchangeToken:output_type -> redoubt.identity.v1.TokenResponse
-	1,  // 24: redoubt.identity.v1.TokenService.ActAs:output_type -> redoubt.identity.v1.TokenResponse
-	24, // 25: redoubt.identity.v1.TokenService.RevokeToken:output_type -> google.protobuf.Empty
-	24, // 26: redoubt.identity.v1.TokenService.RevokeRun:output_type -> google.protobuf.Empty
-	10, // 27: redoubt.identity.v1.TokenService.WatchSecurity:output_type -> redoubt.identity.v1.WatchSecurityResponse
-	16, // 28: redoubt.identity.v1.PrincipalService.CreateManagedIdentity:output_type -> redoubt.identity.v1.ManagedIdentity
-	24, // 29: redoubt.identity.v1.PrincipalService.DeleteManagedIdentity:output_type -> google.protobuf.Empty
-	14, // 30: redoubt.identity.v1.PrincipalService.KeepAdministrator:output_type -> redoubt.identity.v1.KeepAdministratorResponse
-	19, // 31: redoubt.identity.v1.PrincipalService.ResolvePrincipals:output_type -> redoubt.identity.v1.ResolvePrincipalsResponse
-	20, // [20:32] is the sub-list for method output_type
-	8,  // [8:20] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	21, // 2: redoubt.identity.v1.RevokeRunRequest.deliver_until:type_name -> google.protobuf.Timestamp
+	11, // 3: redoubt.identity.v1.WatchSecurityResponse.revocations:type_name -> redoubt.identity.v1.Revocation
+	12, // 4: redoubt.identity.v1.WatchSecurityResponse.groups:type_name -> redoubt.identity.v1.GroupMembers
+	21, // 5: redoubt.identity.v1.Revocation.issued_until:type_name -> google.protobuf.Timestamp
+	21, // 6: redoubt.identity.v1.Revocation.expire_time:type_name -> google.protobuf.Timestamp
+	21, // 7: redoubt.identity.v1.Revocation.deliver_until:type_name -> google.protobuf.Timestamp
+	20, // 8: redoubt.identity.v1.ResolvePrincipalsResponse.principals:type_name -> redoubt.identity.v1.Principal
+	23, // 9: redoubt.identity.v1.Principal.type:type_name -> redoubt.identity.v1.PrincipalType
+	0,  // 10: redoubt.identity.v1.TokenService.IssueToken:input_type -> redoubt.identity.v1.IssueTokenRequest
+	2,  // 11: redoubt.identity.v1.TokenService.GetDiscovery:input_type -> redoubt.identity.v1.GetDiscoveryRequest
+	3,  // 12: redoubt.identity.v1.TokenService.GetKeys:input_type -> redoubt.identity.v1.GetKeysRequest
+	5,  // 13: redoubt.identity.v1.TokenService.ExchangeToken:input_type -> redoubt.identity.v1.ExchangeTokenRequest
+	6,  // 14: redoubt.identity.v1.TokenService.ActAs:input_type -> redoubt.identity.v1.ActAsRequest
+	7,  // 15: redoubt.identity.v1.TokenService.RevokeToken:input_type -> redoubt.identity.v1.RevokeTokenRequest
+	8,  // 16: redoubt.identity.v1.TokenService.RevokeRun:input_type -> redoubt.identity.v1.RevokeRunRequest
+	9,  // 17: redoubt.identity.v1.TokenService.WatchSecurity:input_type -> redoubt.identity.v1.WatchSecurityRequest
+	15, // 18: redoubt.identity.v1.PrincipalService.CreateManagedIdentity:input_type -> redoubt.identity.v1.CreateManagedIdentityRequest
+	17, // 19: redoubt.identity.v1.PrincipalService.DeleteManagedIdentity:input_type -> redoubt.identity.v1.DeleteManagedIdentityRequest
+	13, // 20: redoubt.identity.v1.PrincipalService.KeepAdministrator:input_type -> redoubt.identity.v1.KeepAdministratorRequest
+	18, // 21: redoubt.identity.v1.PrincipalService.ResolvePrincipals:input_type -> redoubt.identity.v1.ResolvePrincipalsRequest
+	1,  // 22: redoubt.identity.v1.TokenService.IssueToken:output_type -> redoubt.identity.v1.TokenResponse
+	4,  // 23: redoubt.identity.v1.TokenService.GetDiscovery:output_type -> redoubt.identity.v1.Document
+	4,  // 24: redoubt.identity.v1.TokenService.GetKeys:output_type -> redoubt.identity.v1.Document
+	1,  // 25: redoubt.identity.v1.TokenService.ExchangeToken:output_type -> redoubt.identity.v1.TokenResponse
+	1,  // 26: redoubt.identity.v1.TokenService.ActAs:output_type -> redoubt.identity.v1.TokenResponse
+	24, // 27: redoubt.identity.v1.TokenService.RevokeToken:output_type -> google.protobuf.Empty
+	24, // 28: redoubt.identity.v1.TokenService.RevokeRun:output_type -> google.protobuf.Empty
+	10, // 29: redoubt.identity.v1.TokenService.WatchSecurity:output_type -> redoubt.identity.v1.WatchSecurityResponse
+	16, // 30: redoubt.identity.v1.PrincipalService.CreateManagedIdentity:output_type -> redoubt.identity.v1.ManagedIdentity
+	24, // 31: redoubt.identity.v1.PrincipalService.DeleteManagedIdentity:output_type -> google.protobuf.Empty
+	14, // 32: redoubt.identity.v1.PrincipalService.KeepAdministrator:output_type -> redoubt.identity.v1.KeepAdministratorResponse
+	19, // 33: redoubt.identity.v1.PrincipalService.ResolvePrincipals:output_type -> redoubt.identity.v1.ResolvePrincipalsResponse
+	22, // [22:34] is the sub-list for method output_type
+	10, // [10:22] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_identity_v1_token_proto_init() }

@@ -52,7 +52,8 @@ type TokenServiceClient interface {
 	// RevokeToken kills a token and whatever descends from it, in every service. A caller revokes his own; another's needs the
 	// action identity/tokens/revoke at the installation.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// RevokeRun kills every token of a run.
+	// RevokeRun kills every token of a run. With deliver_until they open what delivers until then (deliver in a method's rule), and nothing
+	// else. What was said of a run before is only ever narrowed.
 	RevokeRun(ctx context.Context, in *RevokeRunRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// WatchSecurity streams what services need to refuse what is no longer valid: all revocations that still matter and all group
 	// memberships first, then each change, and a heartbeat at least every two seconds.
@@ -178,7 +179,8 @@ type TokenServiceServer interface {
 	// RevokeToken kills a token and whatever descends from it, in every service. A caller revokes his own; another's needs the
 	// action identity/tokens/revoke at the installation.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*emptypb.Empty, error)
-	// RevokeRun kills every token of a run.
+	// RevokeRun kills every token of a run. With deliver_until they open what delivers until then (deliver in a method's rule), and nothing
+	// else. What was said of a run before is only ever narrowed.
 	RevokeRun(context.Context, *RevokeRunRequest) (*emptypb.Empty, error)
 	// WatchSecurity streams what services need to refuse what is no longer valid: all revocations that still matter and all group
 	// memberships first, then each change, and a heartbeat at least every two seconds.

@@ -120,7 +120,10 @@ type Rule struct {
 	// With step_up: service principals and managed identities, who cannot be asked, may call it. Without this they are refused.
 	StepUpPrograms bool `protobuf:"varint,15,opt,name=step_up_programs,json=stepUpPrograms,proto3" json:"step_up_programs,omitempty"`
 	// With step_up: the kinds of scope at which it asks, by name ("root", "subscription"). None means all.
-	StepUpAt      []string `protobuf:"bytes,16,rep,name=step_up_at,json=stepUpAt,proto3" json:"step_up_at,omitempty"`
+	StepUpAt []string `protobuf:"bytes,16,rep,name=step_up_at,json=stepUpAt,proto3" json:"step_up_at,omitempty"`
+	// With run and an action at a run: the method delivers what a run has, and so the run's token opens it also after the run has ended, or was
+	// cancelled, for as long as its agent may still deliver. A run's token opens nothing else then.
+	Deliver       bool `protobuf:"varint,17,opt,name=deliver,proto3" json:"deliver,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -267,6 +270,13 @@ func (x *Rule) GetStepUpAt() []string {
 	return nil
 }
 
+func (x *Rule) GetDeliver() bool {
+	if x != nil {
+		return x.Deliver
+	}
+	return false
+}
+
 // Use is a further resource of a request and the action that the caller needs on it. A field that is empty is not checked; a
 // repeated field is all or nothing.
 type Use struct {
@@ -384,7 +394,7 @@ var File_redoubt_rule_v1_rule_proto protoreflect.FileDescriptor
 
 const file_redoubt_rule_v1_rule_proto_rawDesc = "" +
 	"\n" +
-	"\x1aredoubt/rule/v1/rule.proto\x12\x0fredoubt.rule.v1\x1a google/protobuf/descriptor.proto\"\xdf\x03\n" +
+	"\x1aredoubt/rule/v1/rule.proto\x12\x0fredoubt.rule.v1\x1a google/protobuf/descriptor.proto\"\xf9\x03\n" +
 	"\x04Rule\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x14\n" +
 	"\x05scope\x18\x02 \x01(\tR\x05scope\x12(\n" +
@@ -404,7 +414,8 @@ const file_redoubt_rule_v1_rule_proto_rawDesc = "" +
 	"\astep_up\x18\x0e \x01(\rR\x06stepUp\x12(\n" +
 	"\x10step_up_programs\x18\x0f \x01(\bR\x0estepUpPrograms\x12\x1c\n" +
 	"\n" +
-	"step_up_at\x18\x10 \x03(\tR\bstepUpAt\"G\n" +
+	"step_up_at\x18\x10 \x03(\tR\bstepUpAt\x12\x18\n" +
+	"\adeliver\x18\x11 \x01(\bR\adeliver\"G\n" +
 	"\x03Use\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x12\n" +

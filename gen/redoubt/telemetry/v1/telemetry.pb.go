@@ -1675,11 +1675,11 @@ const file_redoubt_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\rIngestService\x12c\n" +
 	"\x06Ingest\x12#.redoubt.telemetry.v1.IngestRequest\x1a$.redoubt.telemetry.v1.IngestResponse\"\x0e\xb2\xe1\x18\n" +
 	"\"\x01*(\x02X\x80\x80\x80\x02\x12h\n" +
-	"\x0ePurgeWorkspace\x12+.redoubt.telemetry.v1.PurgeWorkspaceRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x012\x96\f\n" +
-	"\rMetricService\x12\x8f\x01\n" +
+	"\x0ePurgeWorkspace\x12+.redoubt.telemetry.v1.PurgeWorkspaceRequest\x1a\x16.google.protobuf.Empty\"\x11\xb2\xe1\x18\r\"\tworkspace(\x012\x99\f\n" +
+	"\rMetricService\x12\x92\x01\n" +
 	"\n" +
-	"LogRunData\x12'.redoubt.telemetry.v1.LogRunDataRequest\x1a(.redoubt.telemetry.v1.LogRunDataResponse\"*\xb2\xe1\x18&\n" +
-	"\x17telemetry/metrics/write\x12\x03run(\x038\x01@\x01h\x01(\x010\x01\x12\xc1\x02\n" +
+	"LogRunData\x12'.redoubt.telemetry.v1.LogRunDataRequest\x1a(.redoubt.telemetry.v1.LogRunDataResponse\"-\xb2\xe1\x18)\n" +
+	"\x17telemetry/metrics/write\x12\x03run(\x038\x01@\x01h\x01\x88\x01\x01(\x010\x01\x12\xc1\x02\n" +
 	"\x11ListMetricHistory\x12..redoubt.telemetry.v1.ListMetricHistoryRequest\x1a/.redoubt.telemetry.v1.ListMetricHistoryResponse\"\xca\x01\xb2\xe1\x18\x1f\n" +
 	"\x16telemetry/metrics/read\x12\x03run(\x02\x82\xd3\xe4\x93\x02\xa0\x01ZP\x12N/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/metrics:history\x12L/v1/{run=subscriptions/*/resourceGroups/*/workspaces/*/runs/*}/metrics/{key}\x12\xc4\x01\n" +
 	"\n" +

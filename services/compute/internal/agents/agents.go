@@ -4,7 +4,7 @@
 // assignment carries it. What it sends of user code is data.
 //
 // Invariants: a log has no gap and no overlap, whichever instance takes its pieces. A run ends when its log, its outputs and the report
-// are committed.
+// are committed. Of the agent of a run that was given up as lost what it delivers is taken for a while, and one report; the run stays LOST.
 //
 // Failure: what was not acknowledged is sent again, and taken once.
 package agents
@@ -13,8 +13,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -86,7 +88,7 @@ func (h *Service) meant(ctx context.Context, name string) (*store.Run, error) {
 	if call.Claims == nil || call.Claims.Run != r.UID || call.Claims.Confirmation == "" {
 		return nil, fault.New(codes.PermissionDenied, faultv1.Reason_AUTHZ_OUTSIDE_RUN, "only the agent that carries a run may do this, with its own token")
 	}
-	if r.HasEnded() {
+	if r.HasEnded() && !r.Delivers(h.cfg.Now()) {
 		return nil, runEnded()
 	}
 	if r.AgentKey != "" && r.AgentKey != call.Claims.Confirmation {
@@ -146,6 +148,9 @@ func (h *Service) Heartbeat(ctx context.Context, req *computev1.HeartbeatRequest
 	if err != nil {
 		return nil, err
 	}
+	if r.HasEnded() { // it comes back too late to go on, and may deliver
+		return &computev1.HeartbeatResponse{Cancel: true}, nil
+	}
 	if err := h.cfg.Store.Touch(ctx, r.UID, h.cfg.Now()); err != nil {
 		return nil, err
 	}
@@ -179,7 +184,8 @@ func (h *Service) AppendLogs(stream grpc.BidiStreamingServer[computev1.AppendLog
 	}
 }
 
-// ReportRun implements computev1.AgentRunServiceServer: the run ends in the transaction of this report.
+// ReportRun implements computev1.AgentRunServiceServer: the run ends in the transaction of this report. One that was given up as lost has
+// ended, and stays so: whoever has seen that may have acted on it.
 func (h *Service) ReportRun(ctx context.Context, req *computev1.ReportRunRequest) (*computev1.Run, error) {
 	switch req.GetState() {
 	case computev1.Run_STATE_COMPLETED, computev1.Run_STATE_FAILED, computev1.Run_STATE_CANCELED:
@@ -192,7 +198,7 @@ func (h *Service) ReportRun(ctx context.Context, req *computev1.ReportRunRequest
 	}
 	now := h.cfg.Now()
 	r, err = h.cfg.Store.Update(ctx, r.UID, func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
-		if r.HasEnded() {
+		if r.HasEnded() && !r.Delivers(now) {
 			return runEnded()
 		}
 		if r.LogBytes < req.GetLogBytes() && r.LogBytes < h.logLimit(r) {
@@ -204,6 +210,10 @@ func (h *Service) ReportRun(ctx context.Context, req *computev1.ReportRunRequest
 		}
 		if outputs != int64(req.GetOutputs()) {
 			return fault.FailedPrecondition("%d outputs are stored, of %d; send the rest first", outputs, req.GetOutputs())
+		}
+		if r.HasEnded() {
+			late(r, req, now)
+			return nil
 		}
 		state, message, reason := req.GetState(), req.GetMessage(), faultv1.Reason(faultv1.Reason_value[req.GetReason()])
 		if r.Cancel && state != computev1.Run_STATE_COMPLETED && r.Outcome.GetReason() == faultv1.Reason_DEADLINE_PASSED.String() {
@@ -223,6 +233,17 @@ func (h *Service) ReportRun(ctx context.Context, req *computev1.ReportRunRequest
 		return nil, pending(err)
 	}
 	return view.Message(r), nil
+}
+
+// late notes the report of a run that was given up as lost. Nothing more is taken of its agent.
+func late(r *store.Run, req *computev1.ReportRunRequest, now time.Time) {
+	r.Reported, r.ReportedAt, r.DeliverUntil = req.GetState(), now, time.Time{}
+	r.Outcome.ExitCode = req.GetExitCode()
+	r.Outcome.Message += fmt.Sprintf("; it came back after %v and delivered: %s, exit code %d",
+		now.Sub(r.Ended).Round(time.Second), strings.TrimPrefix(req.GetState().String(), "STATE_"), req.GetExitCode())
+	if req.GetMessage() != "" {
+		r.Outcome.Message += ": " + req.GetMessage()
+	}
 }
 
 // pending says that a run has ended, and that its tokens are not known to be refused everywhere yet.

@@ -57,10 +57,11 @@ func (o *Outputs) Take(ctx context.Context, r *store.Run, f store.Output, first 
 	if err != nil {
 		return f, err
 	}
-	f.Blob, f.Created = r.Workspace+"/"+key.BlobName("output", r.UID+"/"+resource.NewUID("out")), o.cfg.Now()
+	f.Blob = r.Workspace + "/" + key.BlobName("output", r.UID+"/"+resource.NewUID("out"))
 	if err := o.storeBlob(ctx, key, outputAAD(r, f.Blob), &f, first, next); err != nil {
 		return f, err
 	}
+	f.Created = o.cfg.Now() // when it is there: by then the run may take no more
 	replaced, err := o.cfg.Store.PutOutput(ctx, r, f, o.cfg.Most, o.cfg.MaxBytes, record)
 	if err != nil {
 		_ = o.cfg.Blobs.Delete(context.WithoutCancel(ctx), f.Blob)

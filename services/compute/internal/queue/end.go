@@ -23,7 +23,7 @@ import (
 
 // Finish puts a run into one of its last states.
 func Finish(r *store.Run, state computev1.Run_State, message string, reason faultv1.Reason, now time.Time) {
-	r.State, r.Ended = state, now
+	r.State, r.Ended, r.DeliverUntil = state, now, time.Time{}
 	r.Outcome.State, r.Outcome.Message = state, message
 	if reason != faultv1.Reason_REASON_UNSPECIFIED {
 		r.Outcome.Reason = reason.String()
@@ -32,11 +32,11 @@ func Finish(r *store.Run, state computev1.Run_State, message string, reason faul
 
 // End ends a run in the platform's own name, and what is left of its agent. A run that has ended meanwhile stays as it is.
 func (q *Queue) End(ctx context.Context, uid string, state computev1.Run_State, message string, reason faultv1.Reason) {
-	q.endIf(ctx, uid, func(*store.Run) bool { return true }, state, message, reason)
+	q.endIf(ctx, uid, func(*store.Run) bool { return true }, 0, state, message, reason)
 }
 
-// endIf is End for a run of which still holds, asked in the transaction that ends it.
-func (q *Queue) endIf(ctx context.Context, uid string, still func(r *store.Run) bool, state computev1.Run_State, message string, reason faultv1.Reason) {
+// endIf is End for a run of which still holds, asked in the transaction that ends it. Its agent, if it has one, may deliver for as long as grace.
+func (q *Queue) endIf(ctx context.Context, uid string, still func(r *store.Run) bool, grace time.Duration, state computev1.Run_State, message string, reason faultv1.Reason) {
 	errOver := errors.New("ended, or not to be ended")
 	r, err := q.cfg.Store.Update(context.WithoutCancel(ctx), uid, func(ctx context.Context, tx *sqldb.Tx, r *store.Run) error {
 		if r.HasEnded() || !still(r) {
@@ -46,8 +46,14 @@ func (q *Queue) endIf(ctx context.Context, uid string, still func(r *store.Run) 
 		if state == computev1.Run_STATE_LOST && q.over(r.Submitter, r.Created) { // its agent was refused since, and has given up
 			state, message, reason = computev1.Run_STATE_FAILED, accountOver, faultv1.Reason_RUN_SUBMITTER_DENIED
 		}
-		Finish(r, state, message, reason, q.cfg.Now())
-		r.Stopped = true
+		now, before := q.cfg.Now(), r.DeliverUntil
+		Finish(r, state, message, reason, now)
+		if state == computev1.Run_STATE_LOST && grace > 0 && r.AgentKey != "" {
+			if r.DeliverUntil = now.Add(grace); r.Cancel && before.Before(r.DeliverUntil) {
+				r.DeliverUntil = before // it was asked to stop, and gets no more time by being silent
+			}
+		}
+		r.Stopped = !r.Delivers(now)
 		return q.Event(ctx, tx, r, "end")
 	}, nil)
 	if err != nil {
@@ -55,6 +61,9 @@ func (q *Queue) endIf(ctx context.Context, uid string, still func(r *store.Run) 
 			q.cfg.Logger.Error("a run could not be ended", "run_uid", uid, "error", err)
 		}
 		return
+	}
+	if !r.Stopped {
+		return // its agent may come back, and is seen to by Tend
 	}
 	// Not before: what was refused a leader of yesterday kills nothing. Agents of other machines are seen to there.
 	q.cfg.Driver.Kill(r.UID)
@@ -89,9 +98,9 @@ func (q *Queue) EndOfAccounts(ctx context.Context) error {
 // Ended cleans up after a run that has ended, if its agent was of this machine.
 func (q *Queue) Ended(r *store.Run) { q.cfg.Driver.Clean(r.UID) }
 
-// RevokeEnded kills the tokens of runs that have ended, until identity has said that it is done.
+// RevokeEnded kills the tokens of runs that have ended, and limits those of runs that may only deliver, until identity has said that it is done.
 func (q *Queue) RevokeEnded(ctx context.Context) error {
-	list, err := q.cfg.Store.NotRevoked(ctx)
+	list, err := q.cfg.Store.NotRevoked(ctx, q.cfg.Now())
 	if err != nil {
 		return err
 	}
@@ -106,9 +115,14 @@ func (q *Queue) RevokeEnded(ctx context.Context) error {
 // noteTime bounds a change of one row.
 const noteTime = 5 * time.Second
 
-// Revoke kills the tokens of a run that has ended.
+// Revoke kills the tokens of a run that has ended. Those of one whose agent may still deliver open nothing else from then on, and are killed
+// when that time is over.
 func (q *Queue) Revoke(ctx context.Context, r *store.Run) error {
-	if _, err := q.cfg.Tokens.RevokeRun(ctx, &identityv1.RevokeRunRequest{RunUid: r.UID, WorkspaceUid: r.Workspace}); err != nil {
+	req, deliver := &identityv1.RevokeRunRequest{RunUid: r.UID, WorkspaceUid: r.Workspace}, r.MayDeliver(q.cfg.Now())
+	if deliver {
+		req.DeliverUntil = timestamppb.New(r.DeliverUntil)
+	}
+	if _, err := q.cfg.Tokens.RevokeRun(ctx, req); err != nil {
 		return fault.FromStatus(err)
 	}
 	noting := ctx
@@ -119,7 +133,8 @@ func (q *Queue) Revoke(ctx context.Context, r *store.Run) error {
 		defer cancel()
 	}
 	_, err := q.cfg.Store.Update(noting, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
-		r.Revoked = true
+		r.Narrowed = true
+		r.Revoked = r.Revoked || !deliver && r.HasEnded()
 		return nil
 	}, nil)
 	return err
@@ -137,7 +152,7 @@ func (q *Queue) Cancel(ctx context.Context, uid string, details ...string) (*sto
 		case r.State == computev1.Run_STATE_QUEUED:
 			Finish(r, computev1.Run_STATE_CANCELED, "cancelled before it started", faultv1.Reason_REASON_UNSPECIFIED, q.cfg.Now())
 		default:
-			r.Cancel, r.CanceledAt = true, q.cfg.Now()
+			q.stop(r)
 		}
 		return nil
 	}, view.Record(details...))
@@ -148,6 +163,12 @@ func (q *Queue) Cancel(ctx context.Context, uid string, details ...string) (*sto
 		return nil, err
 	}
 	return r, nil
+}
+
+// stop notes that a run is to end. From then on its agent has the time to deliver, and no other right.
+func (q *Queue) stop(r *store.Run) {
+	now := q.cfg.Now()
+	r.Cancel, r.CanceledAt, r.DeliverUntil = true, now, now.Add(q.cfg.CancelGrace)
 }
 
 // Event records what the platform does with a run, in the submitter's name, in the transaction of the change.

@@ -43,8 +43,8 @@ type Config struct {
 	// Instance is this instance's name, and Leader elects one of all; nil where Run is not called.
 	Instance string
 	Leader   Elector
-	// Heartbeat, Silence, StartWait, StartGrace and CancelGrace are as in compute.Config.
-	Heartbeat, Silence, StartWait, StartGrace, CancelGrace time.Duration
+	// Heartbeat, Silence, StartWait, StartGrace, CancelGrace and LostGrace are as in compute.Config.
+	Heartbeat, Silence, StartWait, StartGrace, CancelGrace, LostGrace time.Duration
 
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -212,7 +212,7 @@ func (q *Queue) startOn(ctx context.Context, uid string) error {
 
 // startLocal hands a run to the driver.
 func (q *Queue) startLocal(ctx context.Context, r *store.Run, room int) error {
-	started, join, err := q.startable(ctx, r, room, q.cfg.Instance)
+	started, join, err := q.startable(ctx, r, room, q.cfg.Instance, nil)
 	if err != nil || started == nil {
 		return err
 	}

@@ -37,8 +37,9 @@ func denied(err error) bool {
 
 // startable takes a run out of the queue, once: its submitter's rights are looked at anew, then the run is STARTING in a committed
 // change, if its target has room, and then there is a join token for its agent. instance is the one that starts the agent on its own
-// machine, if one does. It gives nil where the run is not to be started now; an error is one of ours, and the run stays as it is.
-func (q *Queue) startable(ctx context.Context, r *store.Run, room int, instance string) (*store.Run, *identityv1.AgentJoin, error) {
+// machine, if one does; claim is what it is claimed by, if it is. It gives nil where the run is not to be started now; an error is one of ours, and
+// the run stays as it is.
+func (q *Queue) startable(ctx context.Context, r *store.Run, room int, instance string, claim []byte) (*store.Run, *identityv1.AgentJoin, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	if err := q.mayStart(ctx, r); err != nil {
@@ -76,11 +77,15 @@ func (q *Queue) startable(ctx context.Context, r *store.Run, room int, instance 
 		}
 		r.Outcome.Message = "" // why it waited
 		r.State, r.Heartbeat, r.Generation, r.Instance = computev1.Run_STATE_STARTING, now, r.Generation+1, instance
+		r.Claim = claim
 		return q.Event(ctx, tx, r, "start")
 	})
 	release() // what follows rests on no right of the submitter's, or ends his run
 	if errors.Is(err, errMoved) || fault.Is(err, codes.Aborted) {
 		return nil, nil, nil
+	}
+	if claim != nil && fault.Is(err, codes.AlreadyExists) {
+		return nil, nil, fault.Aborted("another call with this claim has a run; repeat it")
 	}
 	if errors.Is(err, errMayNot) { // since
 		q.deny(ctx, r.UID, err)
@@ -89,15 +94,39 @@ func (q *Queue) startable(ctx context.Context, r *store.Run, room int, instance 
 	if err != nil {
 		return nil, nil, err
 	}
-	// Outside a caller's own call: the join is the platform's, whoever claims it.
-	join, err := q.cfg.Agents.CreateAgentJoin(ctx, &identityv1.CreateAgentJoinRequest{
-		RunUid: started.UID, WorkspaceUid: started.Workspace, Submitter: started.Submitter, Actions: Actions(started), Ttl: durationpb.New(q.cfg.StartGrace),
-	})
+	join, err := q.join(ctx, started)
+	if err != nil && claim != nil && passing(err) {
+		return nil, nil, err // whoever claims it comes again, with the same claim
+	}
 	if err != nil {
-		q.End(ctx, r.UID, computev1.Run_STATE_FAILED, "identity gave no join token for the agent: "+fault.Describe(fault.FromStatus(err)).Message(), fault.ReasonOf(err))
+		q.End(ctx, r.UID, computev1.Run_STATE_FAILED, "identity gave no join token for the agent: "+fault.Describe(err).Message(), fault.ReasonOf(err))
 		return nil, nil, nil
 	}
 	return started, join, nil
+}
+
+// join has identity make the token with which the agent of a run enrols, in place of one that none has come with. It is outside a caller's own
+// call: the join is the platform's, whoever claims it.
+func (q *Queue) join(ctx context.Context, r *store.Run) (*identityv1.AgentJoin, error) {
+	j, err := q.cfg.Agents.CreateAgentJoin(ctx, &identityv1.CreateAgentJoinRequest{
+		RunUid: r.UID, WorkspaceUid: r.Workspace, Submitter: r.Submitter, Actions: Actions(r), Ttl: durationpb.New(q.cfg.StartGrace),
+	})
+	return j, fault.FromStatus(err)
+}
+
+// passing reports whether an error says nothing of what was asked: it may be asked again.
+func passing(err error) bool {
+	switch fault.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Aborted:
+		return true
+	}
+	return false
+}
+
+// claimUsed refuses a claim whose run is not to be had any more.
+func claimUsed() error {
+	return fault.New(codes.AlreadyExists, faultv1.Reason_REQUEST_ID_REUSED, "the run that was given for this claim has its agent, or has ended: make a new claim_id for another run").
+		Field("claim_id", "is used")
 }
 
 // refused has a run wait whose start is kept up by a token of ours that is refused, for a while: where clocks are apart, they may be set.
@@ -206,8 +235,41 @@ func (q *Queue) deny(ctx context.Context, uid string, why error) {
 	q.End(ctx, uid, computev1.Run_STATE_FAILED, "the submitter may not run this any more: "+fault.Describe(why).Message(), faultv1.Reason_RUN_SUBMITTER_DENIED)
 }
 
-// Claim takes the oldest run that waits for a target and that may start.
-func (q *Queue) Claim(ctx context.Context, c store.Compute) (*computev1.AgentBootstrap, error) {
+// Reclaim gives the run of a claim again, for as long as no agent has come with it; then the claim is used up. NOT_FOUND says that it has none yet.
+// It is asked once, when a call begins: a call whose caller has gone, and that still waits, would take the join token from the one after it.
+func (q *Queue) Reclaim(ctx context.Context, c store.Compute, claim []byte) (*computev1.AgentBootstrap, error) {
+	r, err := q.cfg.Store.Claimed(ctx, c.UID, claim)
+	if err != nil {
+		return nil, err
+	}
+	// Its agent has as long to come as if it were given for the first time.
+	r, err = q.cfg.Store.Update(ctx, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
+		if !isStarting(r) || r.AgentKey != "" || r.Cancel {
+			return claimUsed()
+		}
+		r.Heartbeat = q.cfg.Now()
+		return nil
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	join, err := q.join(ctx, r)
+	if fault.Is(err, codes.AlreadyExists) { // it has enrolled, and not asked for its assignment yet
+		return nil, claimUsed()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return bootstrap(r, join), nil
+}
+
+func bootstrap(r *store.Run, join *identityv1.AgentJoin) *computev1.AgentBootstrap {
+	return &computev1.AgentBootstrap{Run: r.Name(), RunUid: r.UID, JoinToken: join.GetJoinToken(), ExpireTime: join.GetExpireTime()}
+}
+
+// Claim takes the oldest run that waits for a target and that may start. claim, made by store.ClaimMAC, may be nil. Where another call with the
+// same claim was first it is ABORTED.
+func (q *Queue) Claim(ctx context.Context, c store.Compute, claim []byte) (*computev1.AgentBootstrap, error) {
 	queued, err := q.cfg.Store.QueuedOn(ctx, c.UID, c.MaxRuns)
 	if err != nil {
 		return nil, err
@@ -220,14 +282,14 @@ func (q *Queue) Claim(ctx context.Context, c store.Compute) (*computev1.AgentBoo
 		if active >= int64(c.MaxRuns) {
 			return nil, nil //nolint:nilnil // no run, no error: the claimer waits
 		}
-		started, join, err := q.startable(ctx, r, c.MaxRuns, "")
+		started, join, err := q.startable(ctx, r, c.MaxRuns, "", claim)
 		if err != nil {
 			return nil, err
 		}
 		if started == nil {
 			continue
 		}
-		return &computev1.AgentBootstrap{Run: started.Name(), RunUid: started.UID, JoinToken: join.GetJoinToken(), ExpireTime: join.GetExpireTime()}, nil
+		return bootstrap(started, join), nil
 	}
 	return nil, nil //nolint:nilnil // no run, no error: the claimer waits
 }

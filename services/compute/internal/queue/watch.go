@@ -24,7 +24,7 @@ func (q *Queue) Recover(ctx context.Context) error {
 	left := q.cfg.Driver.Left()
 	for _, uid := range starting {
 		if !slices.Contains(left, uid) {
-			q.endIf(ctx, uid, isStarting, computev1.Run_STATE_LOST, "the compute service ended before it had started the agent", faultv1.Reason_SERVICE_UNAVAILABLE)
+			q.endIf(ctx, uid, isStarting, 0, computev1.Run_STATE_LOST, "the compute service ended before it had started the agent", faultv1.Reason_SERVICE_UNAVAILABLE)
 		}
 	}
 	return nil
@@ -61,13 +61,16 @@ func (q *Queue) Tend(ctx context.Context) error {
 		case err != nil:
 			failed = append(failed, err)
 		case run.HasEnded():
-			if run.Stopped {
+			switch late := !run.DeliverUntil.IsZero(); {
+			case late && q.cfg.Now().Before(run.DeliverUntil) && !q.cfg.Driver.Gone(uid):
+				continue // it was silent for too long, and may come back with what it has
+			case late, run.Stopped:
 				q.cfg.Driver.Kill(uid)
 			}
 			q.cfg.Driver.Clean(uid)
 		case !q.cfg.Driver.Gone(uid):
 		case run.State == computev1.Run_STATE_STARTING:
-			q.endIf(ctx, uid, isStarting, computev1.Run_STATE_LOST, "the agent ended before it asked for the run", faultv1.Reason_SERVICE_UNAVAILABLE)
+			q.endIf(ctx, uid, isStarting, 0, computev1.Run_STATE_LOST, "the agent ended before it asked for the run", faultv1.Reason_SERVICE_UNAVAILABLE)
 		default: // a report that came before it ended has ended the run
 			q.End(ctx, uid, computev1.Run_STATE_LOST, "the agent ended before it had reported the end of the run", faultv1.Reason_SERVICE_UNAVAILABLE)
 		}
@@ -103,9 +106,9 @@ func (q *Queue) WatchActive(ctx context.Context) error {
 			}
 			q.End(ctx, r.UID, computev1.Run_STATE_CANCELED, "cancelled; the agent did not report in time and was stopped", faultv1.Reason_REASON_UNSPECIFIED)
 		case silent(r) && isStarting(r):
-			q.endIf(ctx, r.UID, silent, computev1.Run_STATE_LOST, "no agent asked for the run in time", faultv1.Reason_SERVICE_UNAVAILABLE)
+			q.endIf(ctx, r.UID, silent, 0, computev1.Run_STATE_LOST, "no agent asked for the run in time", faultv1.Reason_SERVICE_UNAVAILABLE)
 		case silent(r):
-			q.endIf(ctx, r.UID, silent, computev1.Run_STATE_LOST, "the agent went silent: it, its machine or the way from there is gone", faultv1.Reason_SERVICE_UNAVAILABLE)
+			q.endIf(ctx, r.UID, silent, q.cfg.LostGrace, computev1.Run_STATE_LOST, "the agent went silent: it, its machine or the way from there is gone", faultv1.Reason_SERVICE_UNAVAILABLE)
 		case timeout > 0 && !r.Cancel && !r.Started.IsZero() && now.Sub(r.Started) > timeout:
 			q.TimeOut(ctx, r.UID, timeout)
 		}
@@ -120,7 +123,7 @@ func (q *Queue) TimeOut(ctx context.Context, uid string, timeout time.Duration) 
 		if r.HasEnded() || r.Cancel {
 			return errOver
 		}
-		r.Cancel, r.CanceledAt = true, q.cfg.Now()
+		q.stop(r)
 		r.Outcome.Message, r.Outcome.Reason = "the run took longer than its timeout of "+timeout.String(), faultv1.Reason_DEADLINE_PASSED.String()
 		return nil
 	}, nil)

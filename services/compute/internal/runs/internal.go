@@ -2,6 +2,7 @@ package runs
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -55,6 +56,7 @@ func (h *Internal) PurgeWorkspace(ctx context.Context, req *computev1.PurgeWorks
 			return nil, fault.Unavailable("a run of the workspace could not be ended; repeat the call")
 		}
 		if r.Generation > 0 && !r.Revoked {
+			r.DeliverUntil = time.Time{} // there is nothing any more that an agent could deliver to
 			if err := h.cfg.Queue.Revoke(ctx, r); err != nil {
 				return nil, err
 			}

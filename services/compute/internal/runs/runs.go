@@ -129,7 +129,23 @@ func (h *Service) CancelRun(ctx context.Context, req *computev1.CancelRunRequest
 	if r, err = h.cfg.Queue.Cancel(ctx, r.UID); err != nil {
 		return nil, view.Absent(err, req.GetName())
 	}
+	// Its agent hears of it by its next heartbeat; that its token opens nothing but what delivers is so everywhere before the answer. The queue
+	// sees to it where identity does not answer.
+	if r.AgentKey != "" && r.Cancel && !r.Narrowed && !r.HasEnded() {
+		if err := h.cfg.Queue.Revoke(ctx, r); err != nil {
+			return nil, notNarrowed(err)
+		}
+	}
 	return view.Run(ctx, h.cfg.Store, r)
+}
+
+// notNarrowed says that a run is asked to stop, and that its token may open more than what delivers, somewhere.
+func notNarrowed(err error) error {
+	if fault.ReasonOf(err) == faultv1.Reason_CHANGE_PENDING {
+		return err
+	}
+	return fault.Wrap(err, codes.DeadlineExceeded, faultv1.Reason_CHANGE_PENDING,
+		"the run is asked to stop, but it is not known yet that its token is limited everywhere: identity does not answer, and is asked until it does")
 }
 
 // StreamLogs implements computev1.RunServiceServer.

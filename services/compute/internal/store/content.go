@@ -33,7 +33,7 @@ func (s *Store) AppendLog(ctx context.Context, r *Run, start int64, data []byte,
 		if err != nil {
 			return sqldb.Fault(err)
 		}
-		if row.State >= int64(computev1.Run_STATE_COMPLETED) {
+		if closed(row, now) {
 			return fault.New(codes.FailedPrecondition, faultv1.Reason_RUN_ENDED, "the run has ended; its log is closed")
 		}
 		at := row.LogBytes
@@ -57,7 +57,7 @@ func (s *Store) AppendLog(ctx context.Context, r *Run, start int64, data []byte,
 			return sqldb.Fault(err)
 		}
 		stored = at + int64(len(piece))
-		n, err := q.SetLogBytes(ctx, db.SetLogBytesParams{UID: r.UID, LogBytes: stored, HeartbeatTime: micros(now), LogBytes_2: at, State: int64(computev1.Run_STATE_COMPLETED)})
+		n, err := q.SetLogBytes(ctx, db.SetLogBytesParams{UID: r.UID, LogBytes: stored, HeartbeatTime: micros(now), LogBytes_2: at, State: int64(computev1.Run_STATE_COMPLETED), DeliverTime: micros(now)})
 		if err != nil {
 			return sqldb.Fault(err)
 		}
@@ -138,7 +138,7 @@ func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most, mostBytes
 		if err != nil {
 			return sqldb.Fault(err)
 		}
-		if !o.Artifact && row.State >= int64(computev1.Run_STATE_COMPLETED) {
+		if !o.Artifact && closed(row, o.Created) {
 			return fault.New(codes.FailedPrecondition, faultv1.Reason_RUN_ENDED, "the run has ended; it takes no more outputs")
 		}
 		if o.Artifact && row.Deleted != int64(NotDeleted) {
@@ -177,9 +177,10 @@ func (s *Store) PutOutput(ctx context.Context, r *Run, o Output, most, mostBytes
 	return replaced, err
 }
 
-// agents reports whether an output is one that the agent of a run has left and will count when it reports.
+// agents reports whether an output is one that the agent of a run has left and will count when it reports, as it also may after the run was lost,
+// until its token is dead.
 func agents(r db.Run, o db.Output) bool {
-	return o.Artifact == 0 && r.State < int64(computev1.Run_STATE_COMPLETED)
+	return o.Artifact == 0 && (r.State < int64(computev1.Run_STATE_COMPLETED) || r.DeliverTime > 0 && r.Revoked == 0)
 }
 
 func agentsFile() error {

@@ -57,18 +57,23 @@ SELECT * FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, u
 -- name: RunsInStates :many
 SELECT * FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid;
 
+-- name: ClaimedRun :one
+SELECT * FROM runs WHERE compute_uid = $1 AND claim_mac = $2;
+
 -- name: StandingRuns :many
 SELECT uid, submitter, create_time FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid;
 
 -- name: NotRevoked :many
-SELECT * FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100;
+SELECT * FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 AND
+    ((state >= $2 AND deliver_time <= $3) OR (narrowed = 0 AND agent_key <> '' AND (state >= $2 OR cancel <> 0))) ORDER BY end_time LIMIT 100;
 
 -- name: ActiveOnCompute :one
 SELECT COUNT(*) FROM runs WHERE compute_uid = $1 AND state >= $2 AND state <= $3;
 
 -- name: UpdateRun :execrows
 UPDATE runs SET outcome = $3, state = $4, generation = $5, agent_key = $6, cancel = $7, version = version + 1,
-                start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13, instance = $14, stopped = $15
+                start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13, instance = $14, stopped = $15,
+                narrowed = $16, deliver_time = $17, report_state = $18, report_time = $19, claim_mac = $20
 WHERE uid = $1 AND version = $2;
 
 -- name: TouchRun :execrows
@@ -81,7 +86,7 @@ SELECT * FROM runs WHERE workspace_uid = $1;
 INSERT INTO log_chunks (run_uid, start, length, data) VALUES ($1, $2, $3, $4);
 
 -- name: SetLogBytes :execrows
-UPDATE runs SET log_bytes = $2, heartbeat_time = $3 WHERE uid = $1 AND log_bytes = $4 AND state < $5;
+UPDATE runs SET log_bytes = $2, heartbeat_time = $3 WHERE uid = $1 AND log_bytes = $4 AND (state < $5 OR deliver_time > $6);
 
 -- name: ReadLog :many
 SELECT run_uid, start, length, data FROM log_chunks

@@ -36,8 +36,15 @@ type Run struct {
 	Version                                        int64
 	Created, Started, Ended, Heartbeat, CanceledAt time.Time // zero where it did not happen
 	LogBytes                                       int64
-	// Revoked says that identity has killed the run's tokens.
-	Revoked bool
+	// Revoked says that identity has killed the run's tokens, Narrowed that it has limited them to what delivers.
+	Revoked, Narrowed bool
+	// DeliverUntil is until when the agent of a run that was cancelled, or given up as lost, may deliver; zero is not at all.
+	DeliverUntil time.Time
+	// Reported is what the agent of a lost run has reported since, and when.
+	Reported   computev1.Run_State
+	ReportedAt time.Time
+	// Claim finds the run that was given for a claim, made by ClaimMAC; nil where it cannot be claimed again.
+	Claim []byte
 	// Experiment is the id of the experiment that it belongs to.
 	Experiment string
 	Deleted    Deleted
@@ -62,6 +69,22 @@ func (r *Run) DisplayName() string {
 
 // HasEnded reports whether the run is in one of its last states.
 func (r *Run) HasEnded() bool { return r.State >= computev1.Run_STATE_COMPLETED }
+
+// MayDeliver reports whether all that the run's agent may do, at some time, is to deliver what it has.
+func (r *Run) MayDeliver(now time.Time) bool {
+	return (r.Cancel && !r.HasEnded() || r.State == computev1.Run_STATE_LOST) && now.Before(r.DeliverUntil)
+}
+
+// Delivers reports whether the agent of a run that has ended is still heard.
+func (r *Run) Delivers(now time.Time) bool {
+	return r.HasEnded() && r.MayDeliver(now) && r.Deleted == NotDeleted
+}
+
+// closed is what Delivers denies of a row: it has ended, and takes nothing more of its agent.
+func closed(row db.Run, now time.Time) bool {
+	late := row.State == int64(computev1.Run_STATE_LOST) && row.DeliverTime > micros(now) && row.Deleted == int64(NotDeleted)
+	return row.State >= int64(computev1.Run_STATE_COMPLETED) && !late
+}
 
 func runAAD(workspace, uid, field string) envelope.AAD {
 	return envelope.AAD{Owner: workspace, Kind: "run", ID: uid, Field: field}
@@ -165,6 +188,7 @@ func (s *Store) run(ctx context.Context, row db.Run) (*Run, error) {
 		Generation: row.Generation, AgentKey: row.AgentKey, Cancel: row.Cancel != 0, Version: row.Version, LogBytes: row.LogBytes, Revoked: row.Revoked != 0,
 		Created: instant(row.CreateTime), Started: instant(row.StartTime), Ended: instant(row.EndTime), Heartbeat: instant(row.HeartbeatTime), CanceledAt: instant(row.CancelTime),
 		Kind: computev1.Run_Kind(row.Kind), Outcome: &computev1.ReportRunRequest{}, Experiment: row.Experiment, Deleted: Deleted(row.Deleted), Instance: row.Instance, Stopped: row.Stopped != 0,
+		Narrowed: row.Narrowed != 0, DeliverUntil: instant(row.DeliverTime), Reported: computev1.Run_State(row.ReportState), ReportedAt: instant(row.ReportTime), Claim: row.ClaimMac,
 	}
 	if err := openSpec(key, r, row.Spec); err != nil {
 		return nil, err
@@ -322,9 +346,12 @@ func activeOn(ctx context.Context, from sqldb.DBTX, compute string) (int64, erro
 	return n, sqldb.Fault(err)
 }
 
-// NotRevoked gives ended runs whose tokens identity has not been told to kill; one that does not open is passed over.
-func (s *Store) NotRevoked(ctx context.Context) ([]*Run, error) {
-	rows, err := db.New(s.db.Reader()).NotRevoked(ctx, int64(computev1.Run_STATE_COMPLETED))
+// NotRevoked gives runs of whose tokens identity has to be told something: that they are to be killed, or limited to what delivers. One that
+// does not open is passed over.
+func (s *Store) NotRevoked(ctx context.Context, now time.Time) ([]*Run, error) {
+	rows, err := db.New(s.db.Reader()).NotRevoked(ctx, db.NotRevokedParams{
+		State: int64(computev1.Run_STATE_STARTING), State_2: int64(computev1.Run_STATE_COMPLETED), DeliverTime: micros(now),
+	})
 	if err != nil {
 		return nil, sqldb.Fault(err)
 	}
@@ -363,7 +390,8 @@ func (s *Store) Update(ctx context.Context, uid string, change func(ctx context.
 		n, err := q.UpdateRun(ctx, db.UpdateRunParams{
 			UID: uid, Version: row.Version, Outcome: outcome, State: int64(r.State), Generation: r.Generation, AgentKey: r.AgentKey, Cancel: flag(r.Cancel),
 			StartTime: micros(r.Started), EndTime: micros(r.Ended), HeartbeatTime: micros(r.Heartbeat), CancelTime: micros(r.CanceledAt), LogBytes: r.LogBytes, Revoked: flag(r.Revoked),
-			Instance: r.Instance, Stopped: flag(r.Stopped),
+			Instance: r.Instance, Stopped: flag(r.Stopped), Narrowed: flag(r.Narrowed), DeliverTime: micros(r.DeliverUntil), ReportState: int64(r.Reported),
+			ReportTime: micros(r.ReportedAt), ClaimMac: r.Claim,
 		})
 		if err != nil {
 			return sqldb.Fault(err)
@@ -400,6 +428,8 @@ func (s *Store) Touch(ctx context.Context, uid string, now time.Time) error {
 type Left struct {
 	State   computev1.Run_State
 	Stopped bool
+	// DeliverUntil is as in Run.
+	DeliverUntil time.Time
 }
 
 // HasEnded reports whether the run is in one of its last states.
@@ -408,7 +438,28 @@ func (l Left) HasEnded() bool { return l.State >= computev1.Run_STATE_COMPLETED 
 // Left finds out without opening anything: the key of its workspace may be gone.
 func (s *Store) Left(ctx context.Context, uid string) (Left, error) {
 	row, err := db.New(s.db.Reader()).GetRun(ctx, uid)
-	return Left{State: computev1.Run_State(row.State), Stopped: row.Stopped != 0}, sqldb.Fault(err)
+	return Left{State: computev1.Run_State(row.State), Stopped: row.Stopped != 0, DeliverUntil: instant(row.DeliverTime)}, sqldb.Fault(err)
+}
+
+// ClaimMAC is what finds the run that was given to a caller at a target for a claim of his. Nobody else's claim is found by it.
+func (s *Store) ClaimMAC(ctx context.Context, c Compute, principal, claim string) ([]byte, error) {
+	if claim == "" {
+		return nil, nil
+	}
+	key, err := s.keys.Key(ctx, c.Workspace)
+	if err != nil {
+		return nil, err
+	}
+	return key.MAC("run claim", c.UID+"/"+principal, claim), nil
+}
+
+// Claimed finds the run that was given for a claim.
+func (s *Store) Claimed(ctx context.Context, compute string, claim []byte) (*Run, error) {
+	row, err := db.New(s.db.Reader()).ClaimedRun(ctx, db.ClaimedRunParams{ComputeUID: compute, ClaimMac: claim})
+	if err != nil {
+		return nil, sqldb.Fault(err)
+	}
+	return s.run(ctx, row)
 }
 
 // StartingOn gives the uids of the runs that an instance has taken out of the queue and of whose agents nothing was heard yet.

@@ -455,7 +455,7 @@ func TestLists(t *testing.T) {
 		if must(t, err); n != 3 {
 			t.Errorf("%d active", n)
 		}
-		ended, err := l.NotRevoked(ctx)
+		ended, err := l.NotRevoked(ctx, time.Now())
 		if must(t, err); len(ended) != 4 {
 			t.Errorf("to be revoked: %s", ids(ended))
 		}

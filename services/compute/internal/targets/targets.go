@@ -2,9 +2,10 @@
 //
 // Trust boundary: the chain has decided that the caller may. A host of a self-hosted target gets a join token for one run, and no more.
 //
-// Invariants: a run is given to one claimer. A target that runs wait for, or run on, is not deleted.
+// Invariants: a run is given to one claimer, and one claim has one run. A target that runs wait for, or run on, is not deleted.
 //
-// Failure: a claim whose answer was lost has started no agent: its run is LOST when the time to start is over.
+// Failure: a claim whose answer was lost is repeated by its claimer, with the same claim id, and gives the same run. One that is not repeated
+// has started no agent: its run is LOST when the time to start is over.
 package targets
 
 import (
@@ -148,12 +149,22 @@ func (h *Service) ClaimRun(ctx context.Context, req *computev1.ClaimRunRequest) 
 	if c.Kind != computev1.Compute_KIND_SELF_HOSTED {
 		return nil, fault.FailedPrecondition("runs of this compute are started by the platform; only a self-hosted one is claimed from")
 	}
+	claim, err := h.cfg.Store.ClaimMAC(ctx, c, rpc.From(ctx).Principal, req.GetClaimId())
+	if err != nil {
+		return nil, err
+	}
 	wait, cancel := context.WithTimeout(ctx, h.cfg.claimWait(req.GetWait().AsDuration()))
 	defer cancel()
-	var b *computev1.AgentBootstrap
+	b, err := h.again(ctx, c, claim)
+	if err != nil {
+		return nil, err
+	}
+	if b != nil {
+		return given(ctx, b)
+	}
 	err = news.Each(wait, h.cfg.Store, store.ComputeTopic(c.UID), func() (bool, error) {
 		var err error
-		b, err = h.cfg.Queue.Claim(ctx, c)
+		b, err = h.cfg.Queue.Claim(ctx, c, claim)
 		return b != nil, err
 	})
 	if err != nil && wait.Err() != nil && ctx.Err() == nil && errors.Is(err, wait.Err()) {
@@ -162,6 +173,25 @@ func (h *Service) ClaimRun(ctx context.Context, req *computev1.ClaimRunRequest) 
 	if err != nil {
 		return nil, err
 	}
+	return given(ctx, b)
+}
+
+// again gives the run that was given for a claim before, nil where there is none.
+func (h *Service) again(ctx context.Context, c store.Compute, claim []byte) (*computev1.AgentBootstrap, error) {
+	if claim == nil {
+		return nil, nil //nolint:nilnil // nothing to be had again
+	}
+	b, err := h.cfg.Queue.Reclaim(ctx, c, claim)
+	if fault.Is(err, codes.NotFound) {
+		return nil, nil //nolint:nilnil // the claim is new
+	}
+	if err == nil {
+		rpc.From(ctx).Detail("repeated", "true")
+	}
+	return b, err
+}
+
+func given(ctx context.Context, b *computev1.AgentBootstrap) (*computev1.ClaimRunResponse, error) {
 	if b != nil {
 		run, err := resource.Parse(b.GetRun())
 		if err != nil {

@@ -77,6 +77,12 @@ func Message(r *store.Run) *computev1.Run {
 	if !r.Ended.IsZero() {
 		m.EndTime = timestamppb.New(r.Ended)
 	}
+	if r.State == computev1.Run_STATE_LOST && !r.DeliverUntil.IsZero() {
+		m.DeliverUntil = timestamppb.New(r.DeliverUntil)
+	}
+	if !r.ReportedAt.IsZero() {
+		m.ReportedState, m.ReportTime = r.Reported, timestamppb.New(r.ReportedAt)
+	}
 	return m
 }
 

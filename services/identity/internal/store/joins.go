@@ -104,6 +104,16 @@ func (s *Store) DropJoinsOf(ctx context.Context, tx *sqldb.Tx, runUID string) er
 	return db.New(tx).DeleteJoinTokensOfRun(ctx, runUID)
 }
 
+// DropUnusedJoinsOf makes the join tokens of a run useless with which no agent has come, and says whether one has come with another.
+func (s *Store) DropUnusedJoinsOf(ctx context.Context, tx *sqldb.Tx, runUID string) (came bool, err error) {
+	q := db.New(tx)
+	if err := q.DeleteUnusedJoinTokensOfRun(ctx, runUID); err != nil {
+		return false, err
+	}
+	n, err := q.CountJoinTokensOfRun(ctx, runUID)
+	return n > 0, err
+}
+
 // PinnedKey is the fingerprint of the key that an instance of a service proves; ok is false before it enrolled.
 func (s *Store) PinnedKey(ctx context.Context, q sqldb.DBTX, service, instance string) (fingerprint string, ok bool, err error) {
 	fingerprint, err = db.New(q).GetPinnedKey(ctx, db.GetPinnedKeyParams{Service: service, Instance: instance})

@@ -244,8 +244,9 @@ DELETE FROM application_secrets WHERE expire_time <= $1;
 DELETE FROM application_keys WHERE expire_time <= $1;
 
 -- name: PutRevocation :exec
-INSERT INTO revocations (kind, value, issued_until, expire_time) VALUES ($1, $2, $3, $4)
+INSERT INTO revocations (kind, value, issued_until, expire_time, deliver_until) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (kind, value) DO UPDATE SET
+    deliver_until = CASE WHEN excluded.deliver_until < revocations.deliver_until THEN excluded.deliver_until ELSE revocations.deliver_until END,
     issued_until = CASE WHEN excluded.issued_until > revocations.issued_until THEN excluded.issued_until ELSE revocations.issued_until END,
     expire_time  = CASE WHEN excluded.expire_time > revocations.expire_time THEN excluded.expire_time ELSE revocations.expire_time END;
 
@@ -253,7 +254,7 @@ ON CONFLICT (kind, value) DO UPDATE SET
 SELECT issued_until, expire_time FROM revocations WHERE kind = $1 AND value = $2;
 
 -- name: ListRevocations :many
-SELECT kind, value, issued_until, expire_time FROM revocations WHERE expire_time > $1 ORDER BY kind, value;
+SELECT kind, value, issued_until, expire_time, deliver_until FROM revocations WHERE expire_time > $1 ORDER BY kind, value;
 
 -- name: DeleteExpiredRevocations :execrows
 DELETE FROM revocations WHERE expire_time <= $1;
@@ -337,6 +338,12 @@ DELETE FROM join_tokens WHERE digest = $1;
 
 -- name: DeleteJoinTokensOfRun :exec
 DELETE FROM join_tokens WHERE run_uid = $1 AND kind = 'agent';
+
+-- name: DeleteUnusedJoinTokensOfRun :exec
+DELETE FROM join_tokens WHERE run_uid = $1 AND kind = 'agent' AND used_by = '';
+
+-- name: CountJoinTokensOfRun :one
+SELECT COUNT(*) FROM join_tokens WHERE run_uid = $1 AND kind = 'agent';
 
 -- name: DeleteExpiredJoinTokens :execrows
 DELETE FROM join_tokens WHERE expire_time <= $1;

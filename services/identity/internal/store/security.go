@@ -57,6 +57,7 @@ func (s *Store) change(ctx context.Context, tx *sqldb.Tx, now time.Time, m *iden
 		}
 		if err := q.PutRevocation(ctx, db.PutRevocationParams{
 			Kind: kind, Value: value, IssuedUntil: stampMicros(r.GetIssuedUntil()), ExpireTime: stampMicros(r.GetExpireTime()),
+			DeliverUntil: stampMicros(r.GetDeliverUntil()),
 		}); err != nil {
 			return err
 		}
@@ -117,6 +118,9 @@ func revocation(row db.Revocation) *identityv1.Revocation {
 		r.Sid = row.Value
 	case byRun:
 		r.RunUid = row.Value
+		if row.DeliverUntil > 0 {
+			r.DeliverUntil = timestamppb.New(fromMicros(row.DeliverUntil))
+		}
 	case byKey:
 		r.KeyId = row.Value
 	case bySubject:

@@ -72,4 +72,9 @@ type Run struct {
 	Labels        []byte
 	Instance      string
 	Stopped       int64
+	Narrowed      int64
+	DeliverTime   int64
+	ReportState   int64
+	ReportTime    int64
+	ClaimMac      []byte
 }

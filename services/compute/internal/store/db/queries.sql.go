@@ -43,6 +43,54 @@ func (q *Queries) CarriedInExperiment(ctx context.Context, arg CarriedInExperime
 	return count, err
 }
 
+const claimedRun = `-- name: ClaimedRun :one
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs WHERE compute_uid = $1 AND claim_mac = $2
+`
+
+type ClaimedRunParams struct {
+	ComputeUID string
+	ClaimMac   []byte
+}
+
+func (q *Queries) ClaimedRun(ctx context.Context, arg ClaimedRunParams) (Run, error) {
+	row := q.db.QueryRowContext(ctx, claimedRun, arg.ComputeUID, arg.ClaimMac)
+	var i Run
+	err := row.Scan(
+		&i.UID,
+		&i.WorkspaceUID,
+		&i.ComputeUID,
+		&i.IDMac,
+		&i.RequestMac,
+		&i.Spec,
+		&i.Outcome,
+		&i.Submitter,
+		&i.State,
+		&i.Generation,
+		&i.AgentKey,
+		&i.Cancel,
+		&i.Version,
+		&i.CreateTime,
+		&i.StartTime,
+		&i.EndTime,
+		&i.HeartbeatTime,
+		&i.CancelTime,
+		&i.LogBytes,
+		&i.Revoked,
+		&i.Kind,
+		&i.Experiment,
+		&i.Deleted,
+		&i.Labels,
+		&i.Instance,
+		&i.Stopped,
+		&i.Narrowed,
+		&i.DeliverTime,
+		&i.ReportState,
+		&i.ReportTime,
+		&i.ClaimMac,
+	)
+	return i, err
+}
+
 const computeRunsNotEnded = `-- name: ComputeRunsNotEnded :one
 SELECT COUNT(*) FROM runs WHERE compute_uid = $1 AND state < $2
 `
@@ -319,7 +367,7 @@ func (q *Queries) GetOutput(ctx context.Context, arg GetOutputParams) (Output, e
 }
 
 const getRun = `-- name: GetRun :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE uid = $1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs WHERE uid = $1
 `
 
 func (q *Queries) GetRun(ctx context.Context, uid string) (Run, error) {
@@ -352,12 +400,17 @@ func (q *Queries) GetRun(ctx context.Context, uid string) (Run, error) {
 		&i.Labels,
 		&i.Instance,
 		&i.Stopped,
+		&i.Narrowed,
+		&i.DeliverTime,
+		&i.ReportState,
+		&i.ReportTime,
+		&i.ClaimMac,
 	)
 	return i, err
 }
 
 const getRunByID = `-- name: GetRunByID :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE workspace_uid = $1 AND id_mac = $2
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs WHERE workspace_uid = $1 AND id_mac = $2
 `
 
 type GetRunByIDParams struct {
@@ -395,12 +448,17 @@ func (q *Queries) GetRunByID(ctx context.Context, arg GetRunByIDParams) (Run, er
 		&i.Labels,
 		&i.Instance,
 		&i.Stopped,
+		&i.Narrowed,
+		&i.DeliverTime,
+		&i.ReportState,
+		&i.ReportTime,
+		&i.ClaimMac,
 	)
 	return i, err
 }
 
 const getRunByRequest = `-- name: GetRunByRequest :one
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs WHERE workspace_uid = $1 AND request_mac = $2 AND create_time > $3 ORDER BY create_time LIMIT 1
 `
 
 type GetRunByRequestParams struct {
@@ -439,6 +497,11 @@ func (q *Queries) GetRunByRequest(ctx context.Context, arg GetRunByRequestParams
 		&i.Labels,
 		&i.Instance,
 		&i.Stopped,
+		&i.Narrowed,
+		&i.DeliverTime,
+		&i.ReportState,
+		&i.ReportTime,
+		&i.ClaimMac,
 	)
 	return i, err
 }
@@ -707,7 +770,7 @@ func (q *Queries) ListOutputs(ctx context.Context, runUid string) ([]Output, err
 }
 
 const listRuns = `-- name: ListRuns :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs
 WHERE workspace_uid = $1 AND kind <> $5 AND deleted <= $6 AND (create_time < $2 OR (create_time = $2 AND uid < $3))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($4 AS BIGINT)
 `
@@ -764,6 +827,11 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 			&i.Labels,
 			&i.Instance,
 			&i.Stopped,
+			&i.Narrowed,
+			&i.DeliverTime,
+			&i.ReportState,
+			&i.ReportTime,
+			&i.ClaimMac,
 		); err != nil {
 			return nil, err
 		}
@@ -779,7 +847,7 @@ func (q *Queries) ListRuns(ctx context.Context, arg ListRunsParams) ([]Run, erro
 }
 
 const listRunsInState = `-- name: ListRunsInState :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs
 WHERE workspace_uid = $1 AND state = $2 AND kind <> $6 AND deleted <= $7 AND (create_time < $3 OR (create_time = $3 AND uid < $4))
 ORDER BY create_time DESC, uid DESC LIMIT CAST($5 AS BIGINT)
 `
@@ -838,6 +906,11 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 			&i.Labels,
 			&i.Instance,
 			&i.Stopped,
+			&i.Narrowed,
+			&i.DeliverTime,
+			&i.ReportState,
+			&i.ReportTime,
+			&i.ClaimMac,
 		); err != nil {
 			return nil, err
 		}
@@ -891,11 +964,18 @@ func (q *Queries) NameTaken(ctx context.Context, arg NameTakenParams) (int64, er
 }
 
 const notRevoked = `-- name: NotRevoked :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 ORDER BY end_time LIMIT 100
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 AND
+    ((state >= $2 AND deliver_time <= $3) OR (narrowed = 0 AND agent_key <> '' AND (state >= $2 OR cancel <> 0))) ORDER BY end_time LIMIT 100
 `
 
-func (q *Queries) NotRevoked(ctx context.Context, state int64) ([]Run, error) {
-	rows, err := q.db.QueryContext(ctx, notRevoked, state)
+type NotRevokedParams struct {
+	State       int64
+	State_2     int64
+	DeliverTime int64
+}
+
+func (q *Queries) NotRevoked(ctx context.Context, arg NotRevokedParams) ([]Run, error) {
+	rows, err := q.db.QueryContext(ctx, notRevoked, arg.State, arg.State_2, arg.DeliverTime)
 	if err != nil {
 		return nil, err
 	}
@@ -930,6 +1010,11 @@ func (q *Queries) NotRevoked(ctx context.Context, state int64) ([]Run, error) {
 			&i.Labels,
 			&i.Instance,
 			&i.Stopped,
+			&i.Narrowed,
+			&i.DeliverTime,
+			&i.ReportState,
+			&i.ReportTime,
+			&i.ClaimMac,
 		); err != nil {
 			return nil, err
 		}
@@ -973,7 +1058,7 @@ func (q *Queries) PutOutput(ctx context.Context, arg PutOutputParams) error {
 }
 
 const queuedOnCompute = `-- name: QueuedOnCompute :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT)
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs WHERE compute_uid = $1 AND state = $2 ORDER BY create_time, uid LIMIT CAST($3 AS BIGINT)
 `
 
 type QueuedOnComputeParams struct {
@@ -1018,6 +1103,11 @@ func (q *Queries) QueuedOnCompute(ctx context.Context, arg QueuedOnComputeParams
 			&i.Labels,
 			&i.Instance,
 			&i.Stopped,
+			&i.Narrowed,
+			&i.DeliverTime,
+			&i.ReportState,
+			&i.ReportTime,
+			&i.ClaimMac,
 		); err != nil {
 			return nil, err
 		}
@@ -1072,7 +1162,7 @@ func (q *Queries) ReadLog(ctx context.Context, arg ReadLogParams) ([]LogChunk, e
 }
 
 const runsInStates = `-- name: RunsInStates :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs WHERE state >= $1 AND state <= $2 AND compute_uid <> '' ORDER BY create_time, uid
 `
 
 type RunsInStatesParams struct {
@@ -1116,6 +1206,11 @@ func (q *Queries) RunsInStates(ctx context.Context, arg RunsInStatesParams) ([]R
 			&i.Labels,
 			&i.Instance,
 			&i.Stopped,
+			&i.Narrowed,
+			&i.DeliverTime,
+			&i.ReportState,
+			&i.ReportTime,
+			&i.ClaimMac,
 		); err != nil {
 			return nil, err
 		}
@@ -1131,7 +1226,7 @@ func (q *Queries) RunsInStates(ctx context.Context, arg RunsInStatesParams) ([]R
 }
 
 const runsOfWorkspace = `-- name: RunsOfWorkspace :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs WHERE workspace_uid = $1
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs WHERE workspace_uid = $1
 `
 
 func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]Run, error) {
@@ -1170,6 +1265,11 @@ func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]R
 			&i.Labels,
 			&i.Instance,
 			&i.Stopped,
+			&i.Narrowed,
+			&i.DeliverTime,
+			&i.ReportState,
+			&i.ReportTime,
+			&i.ClaimMac,
 		); err != nil {
 			return nil, err
 		}
@@ -1185,7 +1285,7 @@ func (q *Queries) RunsOfWorkspace(ctx context.Context, workspaceUid string) ([]R
 }
 
 const scanRuns = `-- name: ScanRuns :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs
 WHERE workspace_uid = $1 AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) <= CAST($2 AS BIGINT)
   AND (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) < CAST($2 AS BIGINT) OR uid > $3) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) >= CAST($4 AS BIGINT)
   AND kind <> $5 AND deleted >= $6 AND deleted <= $7
@@ -1248,6 +1348,11 @@ func (q *Queries) ScanRuns(ctx context.Context, arg ScanRunsParams) ([]Run, erro
 			&i.Labels,
 			&i.Instance,
 			&i.Stopped,
+			&i.Narrowed,
+			&i.DeliverTime,
+			&i.ReportState,
+			&i.ReportTime,
+			&i.ClaimMac,
 		); err != nil {
 			return nil, err
 		}
@@ -1263,7 +1368,7 @@ func (q *Queries) ScanRuns(ctx context.Context, arg ScanRunsParams) ([]Run, erro
 }
 
 const scanRunsOfExperiment = `-- name: ScanRunsOfExperiment :many
-SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped FROM runs
+SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs
 WHERE workspace_uid = $1 AND experiment = $2 AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) <= CAST($3 AS BIGINT)
   AND (CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) < CAST($3 AS BIGINT) OR uid > $4) AND CAST(CASE WHEN start_time = 0 THEN create_time ELSE start_time END AS BIGINT) >= CAST($5 AS BIGINT)
   AND kind <> $6 AND deleted >= $7 AND deleted <= $8
@@ -1328,6 +1433,11 @@ func (q *Queries) ScanRunsOfExperiment(ctx context.Context, arg ScanRunsOfExperi
 			&i.Labels,
 			&i.Instance,
 			&i.Stopped,
+			&i.Narrowed,
+			&i.DeliverTime,
+			&i.ReportState,
+			&i.ReportTime,
+			&i.ClaimMac,
 		); err != nil {
 			return nil, err
 		}
@@ -1343,7 +1453,7 @@ func (q *Queries) ScanRunsOfExperiment(ctx context.Context, arg ScanRunsOfExperi
 }
 
 const setLogBytes = `-- name: SetLogBytes :execrows
-UPDATE runs SET log_bytes = $2, heartbeat_time = $3 WHERE uid = $1 AND log_bytes = $4 AND state < $5
+UPDATE runs SET log_bytes = $2, heartbeat_time = $3 WHERE uid = $1 AND log_bytes = $4 AND (state < $5 OR deliver_time > $6)
 `
 
 type SetLogBytesParams struct {
@@ -1352,6 +1462,7 @@ type SetLogBytesParams struct {
 	HeartbeatTime int64
 	LogBytes_2    int64
 	State         int64
+	DeliverTime   int64
 }
 
 func (q *Queries) SetLogBytes(ctx context.Context, arg SetLogBytesParams) (int64, error) {
@@ -1361,6 +1472,7 @@ func (q *Queries) SetLogBytes(ctx context.Context, arg SetLogBytesParams) (int64
 		arg.HeartbeatTime,
 		arg.LogBytes_2,
 		arg.State,
+		arg.DeliverTime,
 	)
 	if err != nil {
 		return 0, err
@@ -1530,7 +1642,8 @@ func (q *Queries) UpdateExperiment(ctx context.Context, arg UpdateExperimentPara
 
 const updateRun = `-- name: UpdateRun :execrows
 UPDATE runs SET outcome = $3, state = $4, generation = $5, agent_key = $6, cancel = $7, version = version + 1,
-                start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13, instance = $14, stopped = $15
+                start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13, instance = $14, stopped = $15,
+                narrowed = $16, deliver_time = $17, report_state = $18, report_time = $19, claim_mac = $20
 WHERE uid = $1 AND version = $2
 `
 
@@ -1550,6 +1663,11 @@ type UpdateRunParams struct {
 	Revoked       int64
 	Instance      string
 	Stopped       int64
+	Narrowed      int64
+	DeliverTime   int64
+	ReportState   int64
+	ReportTime    int64
+	ClaimMac      []byte
 }
 
 func (q *Queries) UpdateRun(ctx context.Context, arg UpdateRunParams) (int64, error) {
@@ -1569,6 +1687,11 @@ func (q *Queries) UpdateRun(ctx context.Context, arg UpdateRunParams) (int64, er
 		arg.Revoked,
 		arg.Instance,
 		arg.Stopped,
+		arg.Narrowed,
+		arg.DeliverTime,
+		arg.ReportState,
+		arg.ReportTime,
+		arg.ClaimMac,
 	)
 	if err != nil {
 		return 0, err

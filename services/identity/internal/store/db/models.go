@@ -220,10 +220,11 @@ type RefreshToken struct {
 }
 
 type Revocation struct {
-	Kind        string
-	Value       string
-	IssuedUntil int64
-	ExpireTime  int64
+	Kind         string
+	Value        string
+	IssuedUntil  int64
+	ExpireTime   int64
+	DeliverUntil int64
 }
 
 type SecurityChange struct {

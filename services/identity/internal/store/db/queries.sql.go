@@ -169,6 +169,17 @@ func (q *Queries) CountIssuersLike(ctx context.Context, arg CountIssuersLikePara
 	return count, err
 }
 
+const countJoinTokensOfRun = `-- name: CountJoinTokensOfRun :one
+SELECT COUNT(*) FROM join_tokens WHERE run_uid = $1 AND kind = 'agent'
+`
+
+func (q *Queries) CountJoinTokensOfRun(ctx context.Context, runUid string) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countJoinTokensOfRun, runUid)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const countLike = `-- name: CountLike :one
 SELECT COUNT(*) FROM principals WHERE kind = $1 AND (name_mac = $2 OR skeleton_mac = $3)
 `
@@ -748,6 +759,15 @@ func (q *Queries) DeleteUnprovedFactorsOf(ctx context.Context, uid string) (int6
 		return 0, err
 	}
 	return result.RowsAffected()
+}
+
+const deleteUnusedJoinTokensOfRun = `-- name: DeleteUnusedJoinTokensOfRun :exec
+DELETE FROM join_tokens WHERE run_uid = $1 AND kind = 'agent' AND used_by = ''
+`
+
+func (q *Queries) DeleteUnusedJoinTokensOfRun(ctx context.Context, runUid string) error {
+	_, err := q.db.ExecContext(ctx, deleteUnusedJoinTokensOfRun, runUid)
+	return err
 }
 
 const findApplication = `-- name: FindApplication :one
@@ -2589,7 +2609,7 @@ func (q *Queries) ListPrincipals(ctx context.Context, arg ListPrincipalsParams) 
 }
 
 const listRevocations = `-- name: ListRevocations :many
-SELECT kind, value, issued_until, expire_time FROM revocations WHERE expire_time > $1 ORDER BY kind, value
+SELECT kind, value, issued_until, expire_time, deliver_until FROM revocations WHERE expire_time > $1 ORDER BY kind, value
 `
 
 func (q *Queries) ListRevocations(ctx context.Context, expireTime int64) ([]Revocation, error) {
@@ -2606,6 +2626,7 @@ func (q *Queries) ListRevocations(ctx context.Context, expireTime int64) ([]Revo
 			&i.Value,
 			&i.IssuedUntil,
 			&i.ExpireTime,
+			&i.DeliverUntil,
 		); err != nil {
 			return nil, err
 		}
@@ -2999,17 +3020,19 @@ func (q *Queries) PutPinnedKey(ctx context.Context, arg PutPinnedKeyParams) erro
 }
 
 const putRevocation = `-- name: PutRevocation :exec
-INSERT INTO revocations (kind, value, issued_until, expire_time) VALUES ($1, $2, $3, $4)
+INSERT INTO revocations (kind, value, issued_until, expire_time, deliver_until) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (kind, value) DO UPDATE SET
+    deliver_until = CASE WHEN excluded.deliver_until < revocations.deliver_until THEN excluded.deliver_until ELSE revocations.deliver_until END,
     issued_until = CASE WHEN excluded.issued_until > revocations.issued_until THEN excluded.issued_until ELSE revocations.issued_until END,
     expire_time  = CASE WHEN excluded.expire_time > revocations.expire_time THEN excluded.expire_time ELSE revocations.expire_time END
 `
 
 type PutRevocationParams struct {
-	Kind        string
-	Value       string
-	IssuedUntil int64
-	ExpireTime  int64
+	Kind         string
+	Value        string
+	IssuedUntil  int64
+	ExpireTime   int64
+	DeliverUntil int64
 }
 
 func (q *Queries) PutRevocation(ctx context.Context, arg PutRevocationParams) error {
@@ -3018,6 +3041,7 @@ func (q *Queries) PutRevocation(ctx context.Context, arg PutRevocationParams) er
 		arg.Value,
 		arg.IssuedUntil,
 		arg.ExpireTime,
+		arg.DeliverUntil,
 	)
 	return err
 }
