@@ -253,13 +253,18 @@ func (n *Node) newIdentity(st *state) (err error) {
 			return nil
 		}
 	}
+	passwords := n.opts.Password
+	passwords.Apart = passwords.Apart && !n.cfg.Service.PasswordsInProcess
 	n.identity, err = identity.New(identity.Config{
 		DB: st.db, Outbox: st.outbox, Own: st.own, Engine: st.engine, Leader: st.leader, Fence: st.fence, Proofs: st.proofs, TrustDomain: n.cfg.Mesh.TrustDomain, Issuer: n.cfg.Mesh.PublicURL,
 		PublicHosts: n.cfg.Service.PublicHosts, EnrolAddress: enrol, ServiceRoots: elsewhere, SVIDLife: n.cfg.Mesh.LeafLife,
 		RunTokenLife: n.cfg.Service.RunLife, RootPeriod: n.cfg.Service.RootPeriod, Instance: n.cfg.Service.Instance, ConnectionLife: n.opts.Limits.ConnectionLife(),
-		KeyPeriod: n.cfg.Service.KeyPeriod, KeyAhead: n.cfg.Service.KeyAhead, TokenLife: n.cfg.Service.TokenLife, Consumers: n.cfg.Service.Consumers, Password: n.opts.Password, Now: n.opts.Now, Logger: n.log,
+		KeyPeriod: n.cfg.Service.KeyPeriod, KeyAhead: n.cfg.Service.KeyAhead, TokenLife: n.cfg.Service.TokenLife, Consumers: n.cfg.Service.Consumers, Password: passwords, Now: n.opts.Now, Logger: n.log,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return n.countPasswords()
 }
 
 // serveEnrolment opens the one listener that takes self-signed certificates.

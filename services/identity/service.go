@@ -103,6 +103,9 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Password.Logger == nil {
+		cfg.Password.Logger = cfg.Logger
+	}
 	hasher, err := password.New(cfg.Password)
 	if err != nil {
 		return nil, err
@@ -238,9 +241,13 @@ func (s *Service) purge(ctx context.Context, term *leader.Term) error {
 	}
 }
 
-// Close ends the open security streams. The database belongs to whoever opened it.
+// Passwords says how many hashes wait or are computed, and what the workers that compute them did.
+func (s *Service) Passwords() password.Stats { return s.hasher.Stats() }
+
+// Close ends the open security streams and the workers. The database belongs to whoever opened it.
 func (s *Service) Close() error {
 	s.feed.close()
+	s.hasher.Close()
 	return nil
 }
 

@@ -99,6 +99,18 @@ func (g *Guard) Succeeded(account, address string) {
 	}
 }
 
+// Withdraw takes a try back that found out nothing, since the password was not looked at: nobody is locked because the service was busy.
+func (g *Guard) Withdraw(account, address string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range []subject{{name: account}, {address: true, name: network(address)}} {
+		if t := g.seen[s]; t != nil && t.failed > 0 {
+			t.failed--
+			t.until = time.Time{}
+		}
+	}
+}
+
 func (g *Guard) count(now time.Time, s subject) {
 	t := g.seen[s]
 	switch {

@@ -144,3 +144,36 @@ func TestGuardIsBounded(t *testing.T) {
 		t.Error("a flood of other names unlocked an account")
 	}
 }
+
+// A try that was taken back leaves what was counted before, and no more room than there was.
+func TestGuardWithdraw(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := NewGuard(Limits{PerAddress: 5})
+	for range 50 {
+		if _, ok := g.Try(now, "alice", "192.0.2.1"); !ok {
+			t.Fatal("tries that found nothing out lock the account or the address")
+		}
+		g.Withdraw("alice", "192.0.2.1")
+	}
+	g.Withdraw("alice", "192.0.2.1")
+	g.Withdraw("nobody", "192.0.2.2")
+	made := 0
+	for i := range 20 {
+		if _, ok := g.Try(now, "alice", "192.0.2.1"); !ok {
+			break
+		}
+		if made++; i%2 == 0 {
+			g.Withdraw("alice", "192.0.2.1")
+			made--
+		}
+	}
+	if made != 5 {
+		t.Errorf("%d tries were made, of 5", made)
+	}
+	if _, ok := g.Try(now, "alice", "192.0.2.3"); ok {
+		t.Error("the account is open")
+	}
+	if _, ok := g.Try(now, "bob", "192.0.2.1"); ok {
+		t.Error("the address is open")
+	}
+}
