@@ -65,6 +65,7 @@ type Node struct {
 	blobs             *blob.Store  // nil where the service keeps none
 
 	identity  *identity.Service  // of the node "identity"
+	count     atomic.Int64       // of identity's instances
 	workspace *workspace.Service // of the node "workspace"
 
 	state        *state // nil in the gateway

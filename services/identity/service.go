@@ -111,7 +111,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{
-		cfg: cfg, td: td, box: box, store: store.New(box), hasher: hasher, guard: login.NewGuard(login.Limits{}),
+		cfg: cfg, td: td, box: box, store: store.New(box), hasher: hasher, guard: login.NewGuard(login.Limits{Guards: cfg.Instances}),
 	}
 	s.keys, s.policy = &tokenKeys{now: cfg.Now}, cfg.policy()
 	if err := s.openKeys(ctx); err != nil {

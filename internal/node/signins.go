@@ -1,12 +1,26 @@
 package node
 
 import (
+	"context"
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/redoubt-ml/redoubt/pkg/authn/password"
 )
+
+// instances says how many instances of this service there are.
+func (n *Node) instances() int { return int(n.count.Load()) }
+
+// countInstances keeps that number as etcd knows it. While etcd does not answer, it stays.
+func (n *Node) countInstances(m *mesh) {
+	n.background("the number of instances", func(ctx context.Context) error {
+		for all := range m.registry.Watch(ctx) {
+			n.count.Store(max(1, int64(len(all[n.name]))))
+		}
+		return nil
+	})
+}
 
 // countPasswords shows what becomes of password hashes.
 func (n *Node) countPasswords() error {
