@@ -63,7 +63,7 @@ func TestSignInWhoseWorkerIsKilled(t *testing.T) {
 	if !apart.Supported {
 		t.Skip("only Linux has workers")
 	}
-	l := newLabOf(t, func(c *Config) { c.Password = password.Config{Apart: true, MemoryKiB: 128 << 10, Passes: 10} })
+	l := newLabOf(t, func(c *Config) { c.Password = password.Config{Apart: true, MemoryKiB: 64 << 10, Passes: 4} })
 	t.Cleanup(l.s.hasher.Close)
 	l.addUser("alice")
 	result := make(chan error, 1)

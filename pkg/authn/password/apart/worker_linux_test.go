@@ -177,8 +177,9 @@ func TestSilentWorker(t *testing.T) {
 	if err := syscall.Kill(w.cmd.Process.Pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Compute(t.Context(), small("pw")); fault.Code(err) != codes.Unavailable || !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("%v", err)
+	begun := time.Now()
+	if _, err := p.Compute(t.Context(), small("pw")); fault.Code(err) != codes.Unavailable || !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begun) > 30*time.Second {
+		t.Errorf("%v after %v", err, time.Since(begun))
 	}
 	<-w.over
 }
@@ -206,6 +207,12 @@ func TestConfined(t *testing.T) {
 	dir := fmt.Sprintf("/proc/%d/", w.cmd.Process.Pid)
 	for _, name := range []string{"cmdline", "environ"} {
 		text, err := os.ReadFile(dir + name)
+		if name == "environ" && os.Geteuid() != 0 {
+			if !errors.Is(err, os.ErrPermission) {
+				t.Errorf("its own user may look into it: %v", err)
+			}
+			continue
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +224,7 @@ func TestConfined(t *testing.T) {
 		}
 	}
 	open, err := os.ReadDir(dir + "fd")
-	if err != nil {
+	if err != nil && (os.Geteuid() == 0 || !errors.Is(err, os.ErrPermission)) {
 		t.Fatal(err)
 	}
 	for _, e := range open {
