@@ -436,7 +436,7 @@ func TestMemoryIsUsedAgain(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
-	p := newPool(t, Config{})
+	p := newPool(t, Config{Patience: time.Hour}) // what ends the job is Close
 	w, end := busy(t, p)
 	p.Close()
 	if err := <-end; fault.Code(err) != codes.Unavailable {
