@@ -34,10 +34,12 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
-// serveInstallation is the server process "installation": all services, as `redoubt up` runs them; "installation-passwords" has dear passwords.
+// serveInstallation is the server process "installation": all services, as `redoubt up` runs them; "installation-passwords" has dear passwords, and
+// "installation-passwords-inside" computes their hashes itself.
 func serveInstallation(ctx context.Context, kind string) error {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
@@ -49,9 +51,10 @@ func serveInstallation(ctx context.Context, kind string) error {
 		return err
 	}
 	defer log.Close()
-	opts := node.Options{LogWriter: log}
-	if kind == "installation-passwords" {
+	opts := node.Options{LogWriter: log, Password: password.Config{Apart: true}}
+	if kind != "installation" {
 		opts.Password = passwords()
+		opts.Password.Apart = kind == "installation-passwords"
 	}
 	in, err := node.Up(ctx, node.UpConfig{Data: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", Log: node.Log{Level: "error"}, Options: opts})
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/redoubt-ml/redoubt/internal/agent"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password/apart"
 )
 
 // options of a run.
@@ -30,12 +31,14 @@ type options struct {
 	only    string
 	gogc    string
 	profile string
+	inside  bool
 	out     io.Writer
 	log     io.Writer
 }
 
 func main() {
 	sandbox.MaybeStage()
+	apart.Maybe()
 	if len(os.Args) == 2 && os.Args[1] == "agent" { // an installation's local target starts its own binary again
 		os.Exit(agent.Main(context.Background(), os.NewFile(3, "bootstrap"), os.Stderr))
 	}
@@ -45,12 +48,13 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "names of figures, with commas between; empty for all")
 	flag.StringVar(&o.gogc, "gogc", "400", "GOGC of every server; 400 is the default of ours")
 	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the chain's server here")
+	flag.BoolVar(&o.inside, "passwords-inside", false, "sign-ins: compute password hashes in the services' process, to compare")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if kind := os.Getenv(serverEnv); kind != "" {
 		do := func(ctx context.Context) error { return serve(ctx, kind) }
-		if kind == "installation" || kind == "installation-passwords" {
+		if strings.HasPrefix(kind, "installation") {
 			do = func(ctx context.Context) error { return serveInstallation(ctx, kind) }
 		}
 		if err := do(ctx); err != nil {

@@ -13,7 +13,7 @@ import (
 )
 
 func main() {
-	cli.MaybeStage()          // does not return in a process that sets a sandbox up
+	cli.Child()               // does not return in a process that sets a sandbox up, or computes password hashes
 	_ = syscall.Umask(0o077)  // whatever is made is its owner's alone
 	os.Exit(run(os.Args[1:])) // the one place that ends the process
 }

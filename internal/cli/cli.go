@@ -22,6 +22,7 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/rotate"
 	"github.com/redoubt-ml/redoubt/internal/cli/tenancy"
 	"github.com/redoubt-ml/redoubt/internal/cli/vault"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password/apart"
 )
 
 // Main runs one command. It returns when the command has ended, or soon after ctx has.
@@ -33,8 +34,12 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	return a.Run(ctx, tree(a), args)
 }
 
-// MaybeStage is the first thing in main: it does not return in a process that was started to set a run's sandbox up from inside.
-func MaybeStage() { sandbox.MaybeStage() }
+// Child is the first thing in main: it does not return in a process that was started to set a run's sandbox up from inside, or to compute password
+// hashes.
+func Child() {
+	sandbox.MaybeStage()
+	apart.Maybe()
+}
 
 // tree is all commands.
 func tree(a *app.App) *cobra.Command {

@@ -19,6 +19,7 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/pkg/authn/password"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password/apart"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
 
@@ -213,7 +214,7 @@ func (w *walk) start(ctx context.Context) (string, error) {
 	defer cancel()
 	in, err := node.Up(ctx, node.UpConfig{
 		Data: filepath.Join(w.dir, "state"), Listen: "127.0.0.1:0", AgentCommand: w.cfg.AgentCommand, Blobs: w.cfg.Blobs,
-		Options: node.Options{LogWriter: w.log, Password: password.Config{}},
+		Options: node.Options{LogWriter: w.log, Password: password.Config{Apart: apart.Supported}},
 	})
 	if err != nil {
 		return "", err

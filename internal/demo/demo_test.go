@@ -17,11 +17,13 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/agent"
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/internal/node"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password/apart"
 )
 
-// TestMain is also the sandbox's stage and the local target's agent: the demo starts this binary again as both.
+// TestMain is also the sandbox's stage, the local target's agent, and what computes password hashes: the demo starts this binary again as each.
 func TestMain(m *testing.M) {
 	sandbox.MaybeStage()
+	apart.Maybe()
 	if len(os.Args) == 2 && os.Args[1] == "agent" {
 		os.Exit(agent.Main(context.Background(), os.NewFile(3, "bootstrap"), os.Stderr))
 	}

@@ -88,6 +88,9 @@ type Service struct {
 	// certificate live, 10 s to 10 min; 0 is 10 min. Identity only.
 	RootPeriod time.Duration `koanf:"root_period" config:"visible"`
 	RunLife    time.Duration `koanf:"run_life" config:"visible"`
+	// PasswordsInProcess has password hashes computed by identity itself and not by workers, processes of their own: for where it may start none.
+	// Many sign-ins at once then slow every other call; identity only.
+	PasswordsInProcess bool `koanf:"passwords_in_process" config:"visible"`
 	// Consumers lets foreign issuers of the class consumer be entered, and their people in; identity only. Off, there are guests alone.
 	Consumers bool `koanf:"consumers" config:"visible"`
 	// SealFile is the service's seal; empty is seal.key in Dir.

@@ -45,6 +45,7 @@ func Found(ctx context.Context, cfg Config, opts Options) (*Founding, error) {
 		n.Stop()
 		return nil, err
 	}
+	n.onStop(func() { _ = n.identity.Close() })
 	return &Founding{n}, nil
 }
 

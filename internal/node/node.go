@@ -38,7 +38,7 @@ type Options struct {
 	Now func() time.Time
 	// LogWriter takes the log; nil means the standard error output.
 	LogWriter io.Writer
-	// Password is the cost of password hashes; zero is the default.
+	// Password is the cost of password hashes, and where they are computed; zero is the default, in this process.
 	Password password.Config
 	// Limits of every server; zero is the default.
 	Limits rpc.Limits
@@ -65,6 +65,7 @@ type Node struct {
 	blobs             *blob.Store  // nil where the service keeps none
 
 	identity  *identity.Service  // of the node "identity"
+	count     atomic.Int64       // of identity's instances
 	workspace *workspace.Service // of the node "workspace"
 
 	state        *state // nil in the gateway

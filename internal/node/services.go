@@ -109,6 +109,9 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if n.name == "identity" {
+		n.countInstances(m)
+	}
 	if n.name == "identity" && m.keeper != nil {
 		// Others need no etcd to enrol, and get nothing but certificates of a root that they know already.
 		if err := n.serveEnrolment(chain, m); err != nil {
@@ -253,13 +256,19 @@ func (n *Node) newIdentity(st *state) (err error) {
 			return nil
 		}
 	}
+	passwords := n.opts.Password
+	passwords.Apart = passwords.Apart && !n.cfg.Service.PasswordsInProcess
+	n.count.Store(1) // until it is known
 	n.identity, err = identity.New(identity.Config{
 		DB: st.db, Outbox: st.outbox, Own: st.own, Engine: st.engine, Leader: st.leader, Fence: st.fence, Proofs: st.proofs, TrustDomain: n.cfg.Mesh.TrustDomain, Issuer: n.cfg.Mesh.PublicURL,
 		PublicHosts: n.cfg.Service.PublicHosts, EnrolAddress: enrol, ServiceRoots: elsewhere, SVIDLife: n.cfg.Mesh.LeafLife,
-		RunTokenLife: n.cfg.Service.RunLife, RootPeriod: n.cfg.Service.RootPeriod, Instance: n.cfg.Service.Instance, ConnectionLife: n.opts.Limits.ConnectionLife(),
-		KeyPeriod: n.cfg.Service.KeyPeriod, KeyAhead: n.cfg.Service.KeyAhead, TokenLife: n.cfg.Service.TokenLife, Consumers: n.cfg.Service.Consumers, Password: n.opts.Password, Now: n.opts.Now, Logger: n.log,
+		RunTokenLife: n.cfg.Service.RunLife, RootPeriod: n.cfg.Service.RootPeriod, Instance: n.cfg.Service.Instance, Instances: n.instances, ConnectionLife: n.opts.Limits.ConnectionLife(),
+		KeyPeriod: n.cfg.Service.KeyPeriod, KeyAhead: n.cfg.Service.KeyAhead, TokenLife: n.cfg.Service.TokenLife, Consumers: n.cfg.Service.Consumers, Password: passwords, Now: n.opts.Now, Logger: n.log,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return n.countPasswords()
 }
 
 // serveEnrolment opens the one listener that takes self-signed certificates.

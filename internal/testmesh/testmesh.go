@@ -34,6 +34,7 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/agent/sandbox"
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/pkg/authn/password"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password/apart"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 )
 
@@ -234,10 +235,11 @@ func (b *buffer) tail() string {
 	return s
 }
 
-// Child does the work of a process that this test binary was started again as: a sandbox's stage, or a run's agent. Call it first in
+// Child does the work of a process that this test binary was started again as: a sandbox's stage, a run's agent, or what computes hashes. Call it first in
 // TestMain; in the test process itself it does nothing.
 func Child() {
 	sandbox.MaybeStage()
+	apart.Maybe()
 	if len(os.Args) == 2 && os.Args[1] == "agent" {
 		os.Exit(agent.Main(context.Background(), os.NewFile(3, "bootstrap"), os.Stderr))
 	}

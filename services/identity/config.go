@@ -66,6 +66,8 @@ type Config struct {
 	// RootPeriod is how long a root signs before another one follows by the clock (rotation.Clock). 0: roots change by orders alone. With it
 	// certificates of operators live for an eighth of it at most.
 	RootPeriod time.Duration
+	// Instances says how many instances of identity there are, this one too, among which sign-ins are spread. Nil says 1.
+	Instances func() int
 	// Instance tells instances of identity apart among those who hold certificates.
 	Instance string
 	// ConnectionLife is how long a connection between services stands at most. Default: that of rpc.Limits.

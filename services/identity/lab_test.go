@@ -28,6 +28,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authn/password"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password/apart"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
@@ -41,7 +42,10 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	apart.Maybe()
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	issuer        = "https://redoubt.test:7443"

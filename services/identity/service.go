@@ -103,12 +103,15 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Password.Logger == nil {
+		cfg.Password.Logger = cfg.Logger
+	}
 	hasher, err := password.New(cfg.Password)
 	if err != nil {
 		return nil, err
 	}
 	s := &Service{
-		cfg: cfg, td: td, box: box, store: store.New(box), hasher: hasher, guard: login.NewGuard(login.Limits{}),
+		cfg: cfg, td: td, box: box, store: store.New(box), hasher: hasher, guard: login.NewGuard(login.Limits{Guards: cfg.Instances}),
 	}
 	s.keys, s.policy = &tokenKeys{now: cfg.Now}, cfg.policy()
 	if err := s.openKeys(ctx); err != nil {
@@ -238,9 +241,13 @@ func (s *Service) purge(ctx context.Context, term *leader.Term) error {
 	}
 }
 
-// Close ends the open security streams. The database belongs to whoever opened it.
+// Passwords says how many hashes wait or are computed, and what the workers that compute them did.
+func (s *Service) Passwords() password.Stats { return s.hasher.Stats() }
+
+// Close ends the open security streams and the workers. The database belongs to whoever opened it.
 func (s *Service) Close() error {
 	s.feed.close()
+	s.hasher.Close()
 	return nil
 }
 

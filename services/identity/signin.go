@@ -11,6 +11,7 @@ import (
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
@@ -71,6 +72,10 @@ func (s *Service) signIn(ctx context.Context, req *identityv1.SignInRequest, pur
 	defer pw.Wipe()
 	user, checked, again, err := s.checkPassword(ctx, account, pw)
 	if err != nil {
+		// Too many waited, or what computes hashes failed: nothing was learned of the password. Who gives up by himself is not told of by this.
+		if code := fault.Code(err); code == codes.ResourceExhausted || code == codes.Unavailable {
+			s.guard.Withdraw(account, call.Address)
+		}
 		return login.Asked{}, err
 	}
 	call.Identify(user.UID, authn.User)
@@ -132,6 +137,8 @@ type hasher interface {
 	Hash(ctx context.Context, pw redact.Secret) (string, error)
 	Verify(ctx context.Context, stored string, pw redact.Secret) (ok, again bool, err error)
 	Dummy(ctx context.Context, pw redact.Secret) error
+	Stats() password.Stats
+	Close()
 }
 
 // checkPassword finds the user that the canonical id names and checks the password, in the same steps for every outcome: two look-ups

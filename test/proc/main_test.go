@@ -15,7 +15,7 @@ import (
 
 // TestMain is also the program's main: started with a command instead of flags, this binary does what the program does.
 func TestMain(m *testing.M) {
-	sandbox.MaybeStage()
+	cli.Child()
 	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
 		_ = syscall.Umask(0o077)
 		if err := cli.NoCores(); err != nil {

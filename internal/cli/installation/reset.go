@@ -23,7 +23,7 @@ func (a verbs) resetFactors(ctx context.Context, config, data, user string) (str
 		}
 		cfg.Service.Dir = filepath.Join(data, "identity")
 	}
-	r, err := node.ResetFactors(ctx, cfg, data, user, node.Options{LogWriter: a.Err})
+	r, err := node.ResetFactors(ctx, cfg, data, user, a.options())
 	if err != nil {
 		return "", err
 	}

@@ -21,6 +21,8 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/internal/node/plan"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password/apart"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/machine"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
@@ -42,6 +44,11 @@ const (
 	trimAbove = 2 << 20
 	trimEvery = 30 * time.Second
 )
+
+// options are those of every service that a command starts.
+func (a verbs) options() node.Options {
+	return node.Options{LogWriter: a.Err, Password: password.Config{Apart: apart.Supported}}
+}
 
 // dataFolder is where an installation is kept when nothing is said.
 func (a verbs) dataFolder(flag string) (string, error) {
@@ -155,7 +162,7 @@ func (a verbs) up() *cobra.Command {
 		}
 		a.tune()
 		in, err := node.Up(ctx, node.UpConfig{
-			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.Err},
+			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: a.options(),
 			ScoringURL: scoring.url, ScoringCertificateFile: scoring.cert, ScoringKeyFile: scoring.key, Blobs: blobs.Bucket,
 		})
 		if err != nil {
@@ -323,7 +330,7 @@ func (a verbs) bootstrap() *cobra.Command {
 			if f := firstChanged(cmd, "listen", "trust-domain", "log-level", "leaf-life", "scoring-url", "scoring-cert", "scoring-key"); f != "" {
 				return app.Usagef("--%s says what the plan says", f)
 			}
-			return a.carryOut(cmd.Context(), plan.Config{Plan: file, Data: data, SQLOnly: sqlOnly, Options: node.Options{LogWriter: a.Err}})
+			return a.carryOut(cmd.Context(), plan.Config{Plan: file, Data: data, SQLOnly: sqlOnly, Options: a.options()})
 		}
 		if sqlOnly {
 			return app.Usagef("--sql is of a --plan")
@@ -332,7 +339,7 @@ func (a verbs) bootstrap() *cobra.Command {
 			return err
 		}
 		b, err := node.Bootstrap(cmd.Context(), node.BootstrapConfig{
-			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: node.Options{LogWriter: a.Err},
+			Data: data, Listen: listen, TrustDomain: domain, LeafLife: leaf, Log: node.Log{Level: level}, Options: a.options(),
 			ScoringURL: scoring.url, ScoringCertificateFile: scoring.cert, ScoringKeyFile: scoring.key,
 		})
 		if err != nil {
@@ -370,7 +377,7 @@ func (a verbs) serve() *cobra.Command {
 		}
 		a.tune()
 		go trim(cmd.Context())
-		n, err := node.Start(cmd.Context(), cfg, node.Options{LogWriter: a.Err})
+		n, err := node.Start(cmd.Context(), cfg, a.options())
 		if err != nil {
 			return a.unlessAsked(cmd.Context(), err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,9 +14,15 @@ import (
 	"google.golang.org/grpc/codes"
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authn/password/apart"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
+
+func TestMain(m *testing.M) {
+	apart.Maybe()
+	os.Exit(m.Run())
+}
 
 // cheap is a cost for tests.
 var cheap = Config{Passes: 1, MemoryKiB: 64, Lanes: 1}
@@ -196,12 +203,89 @@ func TestConcurrencyIsCapped(t *testing.T) {
 	})
 }
 
+// One is only let wait for as long as is sensible, and as he has time for.
+func TestWaitIsBounded(t *testing.T) {
+	h := newHasher(t, Config{Passes: 1, MemoryKiB: 64, Concurrent: 2, LongestWait: 3 * time.Second})
+	h.took.Store(int64(100 * time.Millisecond)) // so 20 a second
+	short, cancel := context.WithTimeout(bg(), time.Second)
+	defer cancel()
+	for _, c := range []struct {
+		ctx     context.Context
+		pending int64
+		ok      bool
+	}{{bg(), 1, true}, {bg(), 62, true}, {bg(), 63, false}, {short, 12, true}, {short, 23, false}} {
+		err := h.admit(c.ctx, c.pending)
+		if (err == nil) != c.ok {
+			t.Errorf("the one with %d, himself too: %v", c.pending, err)
+		}
+		if err == nil {
+			continue
+		}
+		var f *fault.Error
+		if !errors.As(err, &f) || fault.ReasonOf(err) != faultv1.Reason_RATE_LIMITED || f.RetryAfter() < time.Second || f.RetryAfter() > 5*time.Second {
+			t.Errorf("the one with %d: %v, again in %v", c.pending, err, f.RetryAfter())
+		}
+	}
+	// Those who are turned away together come back one after the other, and none after more than a minute or so.
+	for i, sum := 0, 3*time.Second; i < 3000; i, sum = i+1, sum+50*time.Millisecond {
+		again := h.comeBack(3 * time.Second)
+		low, high := min(sum-100*time.Millisecond, latest), sum+2*time.Second
+		if low > latest-time.Second {
+			high = latest + latest/10
+		}
+		if again < low || again > high {
+			t.Fatalf("number %d is told %v", i, again)
+		}
+	}
+	// What a hash takes is measured.
+	h = newHasher(t, cheap)
+	if err := h.Dummy(bg(), redact.FromString("x")); err != nil || h.took.Load() <= 0 {
+		t.Errorf("%v, %d ns", err, h.took.Load())
+	}
+}
+
+// Hashes are the same wherever they are computed.
+func TestApart(t *testing.T) {
+	if !apart.Supported {
+		t.Skip("only Linux has workers")
+	}
+	cfg := cheap
+	cfg.Apart = true
+	inside, workers := newHasher(t, cheap), newHasher(t, cfg)
+	defer workers.Close()
+	stored, err := workers.Hash(bg(), redact.FromString("pw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*Hasher{inside, workers} {
+		if ok, _, err := h.Verify(bg(), stored, redact.FromString("pw")); !ok || err != nil {
+			t.Errorf("right: %v %v", ok, err)
+		}
+		if ok, _, err := h.Verify(bg(), stored, redact.FromString("no")); ok || err != nil {
+			t.Errorf("wrong: %v %v", ok, err)
+		}
+	}
+	if err := workers.Dummy(bg(), redact.FromString("no")); err != nil {
+		t.Error(err)
+	}
+	if s := workers.Stats(); s.Started != 1 || s.Failed != 0 || s.Pending != 0 {
+		t.Errorf("%+v", s)
+	}
+	if s := inside.Stats(); s != (Stats{}) {
+		t.Errorf("in this process: %+v", s)
+	}
+	workers.Close()
+	if ok, _, err := workers.Verify(bg(), stored, redact.FromString("pw")); ok || fault.Code(err) != codes.Unavailable {
+		t.Errorf("without workers: %v %v", ok, err)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add("$argon2id$v=19$m=64,t=1,p=1$MDEyMzQ1Njc4OWFiY2RlZg$MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY")
 	f.Add("$argon2id$v=19$m=,t=,p=$$")
 	f.Fuzz(func(t *testing.T, s string) {
 		p, err := parse(s)
-		if err == nil && (!p.ok() || len(p.key) < 16) {
+		if err == nil && (!p.OK() || len(p.key) < 16) {
 			t.Fatalf("%q was read as %+v", s, p)
 		}
 	})

@@ -8,5 +8,6 @@
 // not, so the answer to a locked name tells nothing. A try is counted before it is made, so tries at the same time do not slip
 // through together. A locked account refuses the right password too.
 //
-// Failure: when the table is full, entries with few failures make room. Counts are in memory: a restart forgets them.
+// Failure: when the table is full, entries with few failures make room. Counts are in memory: a restart forgets them. Instances do not tell each
+// other: each gives its part of the tries, which all come through the gateway in turn.
 package login

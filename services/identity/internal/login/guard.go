@@ -17,7 +17,13 @@ type Limits struct {
 	Forget time.Duration
 	// Entries bounds the table. 50,000 when 0.
 	Entries int
+	// Guards says how many guards there are now among which tries are spread, this one too: each gives its part of the tries and locks so many
+	// times as long, so that all together give what one would. Nil says 1.
+	Guards func() int
 }
+
+// part is what one of n guards gives of so many tries.
+func part(tries, n int) int { return max(1, (tries+n-1)/n) }
 
 func (l Limits) withDefaults() Limits {
 	if l.PerAccount <= 0 {
@@ -37,6 +43,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.Entries <= 0 {
 		l.Entries = 50_000
+	}
+	if l.Guards == nil {
+		l.Guards = func() int { return 1 }
 	}
 	return l
 }
@@ -99,6 +108,18 @@ func (g *Guard) Succeeded(account, address string) {
 	}
 }
 
+// Withdraw takes a try back that found out nothing, since the password was not looked at: nobody is locked because the service was busy.
+func (g *Guard) Withdraw(account, address string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range []subject{{name: account}, {address: true, name: network(address)}} {
+		if t := g.seen[s]; t != nil && t.failed > 0 {
+			t.failed--
+			t.until = time.Time{}
+		}
+	}
+}
+
 func (g *Guard) count(now time.Time, s subject) {
 	t := g.seen[s]
 	switch {
@@ -117,12 +138,13 @@ func (g *Guard) count(now time.Time, s subject) {
 	if s.address {
 		free = g.limits.PerAddress
 	}
-	if over := t.failed - free; over >= 0 {
+	guards := max(1, g.limits.Guards())
+	if over := t.failed - part(free, guards); over >= 0 {
 		lock := g.limits.MaxLock
 		if over < 20 {
 			lock = min(lock, g.limits.FirstLock<<over)
 		}
-		t.until = now.Add(lock)
+		t.until = now.Add(lock * time.Duration(guards))
 	}
 }
 

@@ -144,3 +144,71 @@ func TestGuardIsBounded(t *testing.T) {
 		t.Error("a flood of other names unlocked an account")
 	}
 }
+
+// A try that was taken back leaves what was counted before, and no more room than there was.
+func TestGuardWithdraw(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	g := NewGuard(Limits{PerAddress: 5})
+	for range 50 {
+		if _, ok := g.Try(now, "alice", "192.0.2.1"); !ok {
+			t.Fatal("tries that found nothing out lock the account or the address")
+		}
+		g.Withdraw("alice", "192.0.2.1")
+	}
+	g.Withdraw("alice", "192.0.2.1")
+	g.Withdraw("nobody", "192.0.2.2")
+	made := 0
+	for i := range 20 {
+		if _, ok := g.Try(now, "alice", "192.0.2.1"); !ok {
+			break
+		}
+		if made++; i%2 == 0 {
+			g.Withdraw("alice", "192.0.2.1")
+			made--
+		}
+	}
+	if made != 5 {
+		t.Errorf("%d tries were made, of 5", made)
+	}
+	if _, ok := g.Try(now, "alice", "192.0.2.3"); ok {
+		t.Error("the account is open")
+	}
+	if _, ok := g.Try(now, "bob", "192.0.2.1"); ok {
+		t.Error("the address is open")
+	}
+}
+
+// Several instances, asked in turn, give an account hardly more tries than one does, at first and in the long run.
+func TestGuardsShareTheTries(t *testing.T) {
+	const limit, hours = 5, 1
+	tries := func(n int) (first, all int) {
+		guards := make([]*Guard, n)
+		for i := range guards {
+			guards[i] = NewGuard(Limits{Guards: func() int { return n }})
+		}
+		begun := time.Unix(1_000_000, 0)
+		for now := begun; now.Before(begun.Add(hours * time.Hour)); now = now.Add(time.Second) {
+			for i, g := range guards {
+				for range 2 * limit {
+					if _, ok := g.Try(now, "alice", fmt.Sprint("192.0.2.", i)); ok {
+						all++
+						if now.Equal(begun) {
+							first++
+						}
+					}
+				}
+			}
+		}
+		return first, all
+	}
+	first, all := tries(1)
+	if first != limit || all < hours*60 {
+		t.Fatalf("one gives %d at once and %d in all", first, all)
+	}
+	for _, n := range []int{2, 3, 7} {
+		f, a := tries(n)
+		if f < limit || f > limit+n-1 || float64(a) > 1.25*float64(all) {
+			t.Errorf("%d give %d at once and %d in all; one gives %d and %d", n, f, a, first, all)
+		}
+	}
+}
