@@ -155,6 +155,12 @@ func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, now int64) err
 		if v.cfg.Revocations.Revoked(c.Subject, c.SessionID, c.ID, c.Run, c.Ancestors, c.IssuedAt) {
 			return &known{revoked(), c}
 		}
+		for a := c.Actor; a != nil; a = a.Actor {
+			// What a client was given in somebody's name ends with the client, and with the credential that it proved itself by.
+			if a.Client() && v.cfg.Revocations.Revoked(a.Subject, a.SessionID, "", "", nil, c.IssuedAt) {
+				return &known{revoked(), c}
+			}
+		}
 		fresh := at // so that at itself stays off the heap on a hit
 		e.stamp.Store(&fresh)
 	}
