@@ -31,6 +31,7 @@ var units = map[string]int{
 	"pkg/discovery": 2,
 	"pkg/edge":      2,
 	"pkg/mlflow":    2,
+	"pkg/oauthwire": 2,
 	"pkg/runspec":   2,
 
 	"pkg/rule":     3,

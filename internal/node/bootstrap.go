@@ -75,13 +75,14 @@ func Bootstrap(ctx context.Context, cfg BootstrapConfig) (*Bootstrapped, error) 
 }
 
 func bootstrap(ctx context.Context, cfg UpConfig) (*Bootstrapped, error) {
-	ports, url, scoring, err := choosePorts(ctx, cfg.Listen)
+	ports, urls, err := choosePorts(ctx, cfg.Listen)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.ScoringURL == "" {
-		cfg.ScoringURL = scoring
+		cfg.ScoringURL = urls["inference-scoring"]
 	}
+	url := urls["gateway"]
 	out := &Bootstrapped{URL: url, Etcd: ports["etcd"], Configs: make(map[string]string)}
 	pki, err := etcdnode.OpenPKI(filepath.Join(cfg.Data, "etcd", "pki"), cfg.Options.Now)
 	if err != nil {
@@ -89,6 +90,9 @@ func bootstrap(ctx context.Context, cfg UpConfig) (*Bootstrapped, error) {
 	}
 	mesh := Mesh{TrustDomain: cfg.TrustDomain, PublicURL: url, Etcd: []string{"https://" + ports["etcd"]}, EnrolAddress: ports["identity-enrol"], LeafLife: cfg.LeafLife}
 	in := &Installation{}
+	if cfg.WorkloadAPI == "" {
+		in.MTLSURL = urls[portMTLS]
+	}
 	ids, err := Found(ctx, in.config(cfg, mesh, "identity"), cfg.Options)
 	if err != nil {
 		return nil, err
@@ -103,6 +107,9 @@ func bootstrap(ctx context.Context, cfg UpConfig) (*Bootstrapped, error) {
 	for _, name := range Services {
 		c := in.config(cfg, mesh, name)
 		c.Service.Listen, c.Service.MeshListen = ports[name], ports["gateway-mesh"]
+		if c.Service.MTLSURL != "" {
+			c.Service.MTLSListen = ports[portMTLS]
+		}
 		if name == "inference" {
 			c.Service.ScoringListen, c.Service.ReplicaListen = ports["inference-scoring"], ports["inference-replicas"]
 		}
@@ -136,19 +143,20 @@ func newNode(ctx context.Context, cfg Config, opts Options) *Node {
 }
 
 // choosePorts fixes every address. With port 0 free ones are taken now, and hopefully still free when the processes start.
-func choosePorts(ctx context.Context, listen string) (ports map[string]string, public, scoring string, err error) {
+func choosePorts(ctx context.Context, listen string) (ports, urls map[string]string, err error) {
 	ls, err := openPorts(ctx, listen)
 	if err != nil {
-		return nil, "", "", err
+		return nil, nil, err
 	}
-	out := make(map[string]string, len(ls))
+	ports, urls = make(map[string]string, len(ls)), make(map[string]string)
 	for name, l := range ls {
-		out[name] = l.Addr().String()
+		ports[name] = l.Addr().String()
 		_ = l.Close()
 	}
-	if public, err = publicURL(listen, ls["gateway"].Addr()); err != nil {
-		return nil, "", "", err
+	for _, name := range append([]string{portMTLS}, publicPorts...) {
+		if urls[name], err = publicURL(listen, ls[name].Addr()); err != nil {
+			return nil, nil, err
+		}
 	}
-	scoring, err = publicURL(listen, ls["inference-scoring"].Addr())
-	return out, public, scoring, err
+	return ports, urls, nil
 }

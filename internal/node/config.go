@@ -61,6 +61,13 @@ type Service struct {
 	Advertise string `koanf:"advertise" config:"visible"`
 	// EnrolListen is host:port of the enrolment listener; identity only. Empty is Mesh.EnrolAddress.
 	EnrolListen string `koanf:"enrol_listen" config:"visible"`
+	// MTLSListen is host:port of the listener at which service principals prove themselves by a certificate (RFC 8705), MTLSURL its address as clients
+	// write it, https://host:port; both or neither, identity only. MTLSCertificateFile and MTLSKeyFile are what it shows in place of the mesh's
+	// certificate, as PEM, read again when they change; both or neither. Where SVIDs come from another's Workload API they are needed.
+	MTLSListen          string `koanf:"mtls_listen" config:"visible"`
+	MTLSURL             string `koanf:"mtls_url" config:"visible"`
+	MTLSCertificateFile string `koanf:"mtls_certificate_file" config:"visible"`
+	MTLSKeyFile         string `koanf:"mtls_key_file" config:"visible"`
 	// PublicHosts are names and addresses at which clients reach the gateway and the scoring listener, beside that of Mesh.PublicURL: the
 	// installation's certificate is valid for them; identity only.
 	PublicHosts []string `koanf:"public_hosts" config:"visible"`
@@ -200,6 +207,9 @@ func (c *Config) Check() error {
 		}
 	}
 	if err := c.Service.checkBlobs(bad); err != nil {
+		return err
+	}
+	if err := c.Service.checkMTLS(bad); err != nil {
 		return err
 	}
 	if err := c.Service.checkPublic(bad); err != nil {

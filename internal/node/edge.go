@@ -67,8 +67,8 @@ func (s *Service) checkPublic(bad func(field, what string) error) error {
 	if _, err := prefixes(s.ProxyProtocolFrom); err != nil {
 		return bad("service.proxy_protocol_from", err.Error())
 	}
-	if len(s.ProxyProtocolFrom) > 0 && s.Name != "gateway" && s.Name != "inference" {
-		return bad("service.proxy_protocol_from", "is for gateway and inference: nobody else is reached by strangers")
+	if len(s.ProxyProtocolFrom) > 0 && s.Name != "gateway" && s.Name != "inference" && s.MTLSListen == "" {
+		return bad("service.proxy_protocol_from", "is for gateway, inference, and identity with mtls_listen: nobody else is reached by strangers")
 	}
 	if (s.CertificateFile == "") != (s.KeyFile == "") {
 		return bad("service.key_file", "and certificate_file are set both, or neither")

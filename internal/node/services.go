@@ -146,6 +146,11 @@ func (n *Node) start(ctx context.Context) error {
 	n.standard(c, server)
 	channelz.RegisterChannelzServiceToServer(c.Registrar(server)) // not at the gateway, which decides about nobody
 	n.serve("server", server, l)
+	if n.identity != nil && n.cfg.Service.MTLSListen != "" {
+		if err := n.serveCertificates(chain, m); err != nil {
+			return err
+		}
+	}
 	if s, ok := svc.(*inference.Service); ok {
 		n.serveScoring(s, m)
 	}
@@ -261,7 +266,7 @@ func (n *Node) newIdentity(st *state) (err error) {
 	n.count.Store(1) // until it is known
 	n.identity, err = identity.New(identity.Config{
 		DB: st.db, Outbox: st.outbox, Own: st.own, Engine: st.engine, Leader: st.leader, Fence: st.fence, Proofs: st.proofs, TrustDomain: n.cfg.Mesh.TrustDomain, Issuer: n.cfg.Mesh.PublicURL,
-		PublicHosts: n.cfg.Service.PublicHosts, EnrolAddress: enrol, ServiceRoots: elsewhere, SVIDLife: n.cfg.Mesh.LeafLife,
+		PublicHosts: n.cfg.Service.PublicHosts, CertificateURL: n.cfg.Service.MTLSURL, EnrolAddress: enrol, ServiceRoots: elsewhere, SVIDLife: n.cfg.Mesh.LeafLife,
 		RunTokenLife: n.cfg.Service.RunLife, RootPeriod: n.cfg.Service.RootPeriod, Instance: n.cfg.Service.Instance, Instances: n.instances, ConnectionLife: n.opts.Limits.ConnectionLife(),
 		KeyPeriod: n.cfg.Service.KeyPeriod, KeyAhead: n.cfg.Service.KeyAhead, TokenLife: n.cfg.Service.TokenLife, Consumers: n.cfg.Service.Consumers, Password: passwords, Now: n.opts.Now, Logger: n.log,
 	})

@@ -59,8 +59,9 @@ type UpConfig struct {
 
 // Installation is a whole installation that runs in one process.
 type Installation struct {
-	// URL is the public URL, ScoringURL the one that endpoints are scored at.
-	URL, ScoringURL string
+	// URL is the public URL, ScoringURL the one that endpoints are scored at, MTLSURL the one at which service principals prove themselves by a
+	// certificate, "" where there is none.
+	URL, ScoringURL, MTLSURL string
 	// CA are the roots to believe at it, as PEM.
 	CA []byte
 	// Admin is the first administrator's name, users/{user}.
@@ -81,18 +82,22 @@ var portNames = []string{"gateway", "gateway-mesh", "identity", "identity-enrol"
 // publicPorts are those of the listeners that strangers reach: they listen where the installation was asked to.
 var publicPorts = []string{"gateway", "inference-scoring"}
 
+// portMTLS is the listener for clients with certificates, which strangers reach too. Its port comes after etcd's, so that no other has moved for it.
+const portMTLS = "identity-mtls"
+
 // Port is one of the ports that an installation listens on.
 type Port struct{ Name, Addr string }
 
-// Ports lists what `up --listen addr` listens on: the gateway's port, the ten after it, and after those etcd's client port.
+// Ports lists what `up --listen addr` listens on: the gateway's port, the ten after it, after those
+// etcd's client port, which is last of the list, and the one for clients with certificates.
 func Ports(addr string) ([]Port, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, fault.InvalidArgument("--listen is not host:port: %v", err)
 	}
 	base, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || base > 65535-uint64(len(portNames))-1 {
-		return nil, fault.InvalidArgument("--listen needs a port below %d", 65535-len(portNames)-1)
+	if err != nil || base > 65535-uint64(len(portNames))-2 {
+		return nil, fault.InvalidArgument("--listen needs a port below %d", 65535-len(portNames)-2)
 	}
 	var out []Port
 	at := func(name, host string, i uint64) {
@@ -108,6 +113,7 @@ func Ports(addr string) ([]Port, error) {
 		}
 		at(name, h, uint64(i))
 	}
+	at(portMTLS, host, uint64(len(portNames))+1)
 	at("etcd", "127.0.0.1", uint64(len(portNames)))
 	return out, nil
 }
@@ -175,6 +181,14 @@ func (in *Installation) up(ctx context.Context, cfg UpConfig) error {
 		if cfg.ScoringURL, err = publicURL(cfg.Listen, listeners["inference-scoring"].Addr()); err != nil {
 			return err
 		}
+	}
+	if cfg.WorkloadAPI == "" {
+		if in.MTLSURL, err = publicURL(cfg.Listen, listeners[portMTLS].Addr()); err != nil {
+			return err
+		}
+	} else { // the certificate of another's Workload API has no name that a client could check
+		_ = listeners[portMTLS].Close()
+		delete(listeners, portMTLS)
 	}
 	in.URL, in.ScoringURL = mesh.PublicURL, cfg.ScoringURL
 	used = true
@@ -254,6 +268,9 @@ func (in *Installation) config(cfg UpConfig, mesh Mesh, name string) Config {
 		Name: name, Instance: "a", Dir: dir, Listen: "127.0.0.1:0", MeshListen: "127.0.0.1:0", JoinTokenFile: filepath.Join(dir, "join.token"), LocalTargets: true, AgentCommand: cfg.AgentCommand, WorkloadAPI: cfg.WorkloadAPI,
 	}}
 	c.Service.bucket(cfg.Blobs)
+	if name == "identity" && in.MTLSURL != "" {
+		c.Service.MTLSListen, c.Service.MTLSURL = "127.0.0.1:0", in.MTLSURL
+	}
 	if name == "inference" {
 		c.Service.ScoringListen, c.Service.ReplicaListen = "127.0.0.1:0", "127.0.0.1:0"
 		c.Service.ScoringURL, c.Service.ScoringCertificateFile, c.Service.ScoringKeyFile = cfg.ScoringURL, cfg.ScoringCertificateFile, cfg.ScoringKeyFile

@@ -2,6 +2,7 @@ package authn
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 )
@@ -67,7 +68,7 @@ type Claims struct {
 	// Confirmation is the thumbprint of the key that the token is bound to (cnf.jkt: the base64url SHA-256 of RFC
 	// 7638), "" for a bearer token.
 	Confirmation string
-	// Actor is the service that acts for the subject, with those before it nested inside; nil if he acts himself.
+	// Actor is the service or client that acts for the subject, with those before it nested inside; nil if he acts himself.
 	Actor *Actor
 	// Ancestors are the ids of the tokens that this one descends from ("anc"), eldest first, at most MaxAncestors.
 	// Revoking any of them revokes this one.
@@ -84,10 +85,45 @@ type Claims struct {
 	HomeIssuer, HomeSubject, HomeClass string
 }
 
-// Actor is a service in the chain of delegation (RFC 8693, "act").
+// Actor is one in the chain of delegation (RFC 8693, "act"): a service of the mesh, or an OAuth client outside it. No text is both, so a client is
+// never taken for the peer that a service looks for, and no client acts after a service: what is inside the mesh stays there.
 type Actor struct {
-	Subject string // SPIFFE ID
-	Actor   *Actor // who acted before it, or nil
+	// Subject is the SPIFFE ID of a service, or the uid of a client: app_… of an application, spn_… of a service principal.
+	Subject string
+	// SessionID is the credential by which a client has proved itself, "" of a service. With it ends what the client was given by it.
+	SessionID string
+	Actor     *Actor // who acted before it, or nil
+}
+
+// schemeSPIFFE begins the name of every service; clientPrefixes begin those of clients.
+const schemeSPIFFE = "spiffe://"
+
+var clientPrefixes = []string{"app_", "spn_"}
+
+// Client reports whether the actor is an OAuth client and no service of the mesh.
+func (a *Actor) Client() bool { return !strings.HasPrefix(a.Subject, schemeSPIFFE) }
+
+// check holds one actor to its form.
+func (a *Actor) check() error {
+	if err := checkText(a.Subject); err != nil {
+		return err
+	}
+	if !a.Client() {
+		if a.SessionID != "" {
+			return cause("a service that acts has no credential")
+		}
+		return nil
+	}
+	if !slices.ContainsFunc(clientPrefixes, func(p string) bool { return strings.HasPrefix(a.Subject, p) }) {
+		return cause("an actor is neither a SPIFFE ID nor a client")
+	}
+	if a.SessionID == "" {
+		return cause("a client that acts names its credential")
+	}
+	if a.Actor != nil && !a.Actor.Client() {
+		return cause("a client acts after a service")
+	}
+	return checkText(a.SessionID)
 }
 
 // Depth is the number of actors in the chain.
@@ -137,9 +173,12 @@ func (c *Claims) check() error {
 		return cause("too many actors")
 	}
 	for a := c.Actor; a != nil; a = a.Actor {
-		if err := checkText(a.Subject); err != nil || !strings.HasPrefix(a.Subject, "spiffe://") {
-			return cause("an actor is not a SPIFFE ID")
+		if err := a.check(); err != nil {
+			return err
 		}
+	}
+	if c.Actor != nil && c.Actor.Client() && strings.HasPrefix(c.Audience[0], schemeSPIFFE) {
+		return cause("a client acts inside the mesh")
 	}
 	for _, l := range []struct {
 		items []string
@@ -163,7 +202,7 @@ func (c *Claims) check() error {
 	if run := c.Run != ""; run != (c.Workspace != "") || run != (len(c.Actions) > 0) {
 		return cause("a run token names its run, its workspace and its actions")
 	}
-	if c.Run != "" && c.Confirmation == "" && c.Actor == nil {
+	if c.Run != "" && c.Confirmation == "" && (c.Actor == nil || c.Actor.Client()) {
 		return cause("a run token is bound to a key")
 	}
 	return nil
@@ -200,15 +239,16 @@ type confirmation struct {
 }
 
 type wireActor struct {
-	Subject string     `json:"sub"`
-	Actor   *wireActor `json:"act,omitempty"`
+	Subject   string     `json:"sub"`
+	SessionID string     `json:"sid,omitempty"`
+	Actor     *wireActor `json:"act,omitempty"`
 }
 
 func wireActors(a *Actor) *wireActor {
 	if a == nil {
 		return nil
 	}
-	return &wireActor{Subject: a.Subject, Actor: wireActors(a.Actor)}
+	return &wireActor{Subject: a.Subject, SessionID: a.SessionID, Actor: wireActors(a.Actor)}
 }
 
 // encode checks c and gives the payload.
@@ -319,7 +359,11 @@ func decodeActor(raw json.RawMessage, depth int) (*Actor, error) {
 	if err != nil || !ok {
 		return nil, cause("an actor has no subject")
 	}
-	a := &Actor{Subject: sub}
+	sid, named, err := m.text("sid")
+	if err != nil || named && sid == "" {
+		return nil, cause("an actor's credential is not a text")
+	}
+	a := &Actor{Subject: sub, SessionID: sid}
 	if inner, ok := m["act"]; ok {
 		if a.Actor, err = decodeActor(inner, depth+1); err != nil {
 			return nil, err

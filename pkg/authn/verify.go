@@ -170,12 +170,17 @@ func (v *Verifier) admit(ctx context.Context, e *entry, at stamp, when time.Time
 			return invalid(cause("the signing key was replaced"))
 		}
 		c := &e.verified.Claims
-		if v.cfg.Revocations.Revoked(c.Subject, c.SessionID, c.ID, c.Run, c.Ancestors, c.IssuedAt) {
-			if !deliver || !v.delivers(c, when) {
+		ended := v.cfg.Revocations.Revoked(c.Subject, c.SessionID, c.ID, c.Run, c.Ancestors, c.IssuedAt)
+		if ended && (!deliver || !v.delivers(c, when)) {
+			return &known{revoked(), c}
+		}
+		for a := c.Actor; a != nil; a = a.Actor {
+			// What a client was given in somebody's name ends with the client, and with the credential that it proved itself by.
+			if a.Client() && v.cfg.Revocations.Revoked(a.Subject, a.SessionID, "", "", nil, c.IssuedAt) {
 				return &known{revoked(), c}
 			}
-			// It has no stamp: the clock ends it, so it is asked each time.
-		} else {
+		}
+		if !ended { // else it has no stamp: the clock ends it, so it is asked each time
 			fresh := at // so that at itself stays off the heap on a hit
 			e.stamp.Store(&fresh)
 		}

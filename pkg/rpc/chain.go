@@ -51,7 +51,7 @@ type Config struct {
 	Issuer string
 	// PublicURL is the gateway's address as clients write it; proofs of possession name it (RFC 9449 htu).
 	PublicURL string
-	// Enrolment is set on identity's enrolment listener, whose peers have no SPIFFE ID yet.
+	// Enrolment is set on identity's listeners for those who have no SPIFFE ID: who enrols, and clients with a certificate of their own.
 	Enrolment bool
 
 	Rules    *rule.Table

@@ -30,11 +30,15 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return c.CodecV2.Unmarshal(data, v)
 	}
 	if data.Len() > in.most {
-		in.err = fault.New(codes.ResourceExhausted, faultv1.Reason_MESSAGE_TOO_LARGE, "the message is larger than the %d bytes that this method takes; send less at once", in.most)
+		in.err = tooLarge(in.most)
 		return nil
 	}
 	if err := c.CodecV2.Unmarshal(data, in.msg); err != nil {
 		in.err = fault.Wrap(err, codes.InvalidArgument, faultv1.Reason_REQUEST_INVALID, "the request message cannot be decoded; is the client's contract of the same version?")
 	}
 	return nil
+}
+
+func tooLarge(most int) error {
+	return fault.New(codes.ResourceExhausted, faultv1.Reason_MESSAGE_TOO_LARGE, "the message is larger than the %d bytes that this method takes; send less at once", most)
 }

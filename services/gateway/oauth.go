@@ -10,6 +10,7 @@ import (
 
 	"github.com/redoubt-ml/redoubt/gen/openapi"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/pkg/oauthwire"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/console"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/intake"
 	"github.com/redoubt-ml/redoubt/services/gateway/internal/mlflowapi"
@@ -74,7 +75,7 @@ func (s *Service) otherRoutes(tokens identityv1.TokenServiceClient, provider ide
 	mux.HandleFunc("GET "+pathBundle, func(w http.ResponseWriter, r *http.Request) {
 		b, err := workloads.GetSPIFFEBundle(anonymous(r), &identityv1.GetSPIFFEBundleRequest{})
 		if err != nil {
-			s.oauthFault(w, err)
+			oauthwire.Refuse(w, err, s.cfg.Logger)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json") // and no cache between: the document says itself how long it is good
@@ -114,16 +115,12 @@ func hardened(next http.Handler) http.Handler {
 // document serves a JSON text of identity. These two say the same to everyone, so they may be kept for a while.
 func (s *Service) document(w http.ResponseWriter, doc *identityv1.Document, err error) {
 	if err != nil {
-		s.oauthFault(w, err)
+		oauthwire.Refuse(w, err, s.cfg.Logger)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "public, max-age=300")
 	_, _ = w.Write(doc.GetJson())
-}
-
-func oauthError(w http.ResponseWriter, status int, code, description string) {
-	answer(w, status, map[string]any{"error": code, "error_description": description})
 }
 
 func answer(w http.ResponseWriter, status int, body map[string]any) {

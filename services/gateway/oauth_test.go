@@ -10,6 +10,7 @@ import (
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/oauthwire"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 )
 
@@ -60,7 +61,7 @@ func TestCarryRefuses(t *testing.T) {
 		code   string
 		asked  bool
 	}{
-		"too long":                     {body: strings.Repeat("x", maxForm+1), status: 400, code: "invalid_request"},
+		"too long":                     {body: strings.Repeat("x", 64<<10+1), status: 400, code: "invalid_request"},
 		"a wrong secret":               {err: refuse(fault.Unauthenticated("no").With("oauth_error", "invalid_client")), status: 401, code: "invalid_client", asked: true},
 		"a wrong token":                {err: refuse(fault.Unauthenticated("no").With("oauth_error", "invalid_token")), status: 401, code: "invalid_token", asked: true},
 		"a token for less":             {err: refuse(fault.Unauthenticated("no").With("oauth_error", "insufficient_scope")), status: 403, code: "insufficient_scope", asked: true},
@@ -102,7 +103,7 @@ func TestCarryRefuses(t *testing.T) {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/oauth2/token", strings.NewReader(""))
 		ok(t, err)
 		r.Header = header
-		if x, err := exchangeOf(nil, r); err == nil {
+		if x, err := oauthwire.Read(nil, r, providerCookie); err == nil {
 			t.Errorf("%s: passed on as %v", name, x)
 		}
 	}

@@ -2,28 +2,16 @@ package gateway
 
 import (
 	"context"
-	"errors"
-	"io"
 	"net/http"
-	"strconv"
-	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
-	"github.com/redoubt-ml/redoubt/pkg/fault"
-	"github.com/redoubt-ml/redoubt/services/gateway/internal/onward"
+	"github.com/redoubt-ml/redoubt/pkg/oauthwire"
 )
 
-const (
-	// maxForm bounds the body of a request to the OpenID provider.
-	maxForm = 64 << 10
-	// maxQuery bounds its query.
-	maxQuery = 16 << 10
-	// providerCookie holds what a browser is known by at the provider. Authorization requests are navigations from other sites, so it is Lax.
-	providerCookie = "__Host-redoubt-login"
-)
+// providerCookie holds what a browser is known by at the provider. Authorization requests are navigations from other sites, so it is Lax.
+const providerCookie = "__Host-redoubt-login"
 
 // providerRoutes are the routes of the OpenID provider: each is one RPC of identity, which gets the request as it was sent and says what to
 // answer. Nothing is decided here.
@@ -88,14 +76,14 @@ func carried[R any](call func(context.Context, *R, ...grpc.CallOption) (*identit
 
 // carry passes a request to the provider and its answer back.
 func (s *Service) carry(w http.ResponseWriter, r *http.Request, call func(context.Context, *identityv1.Exchange) (*identityv1.Page, error)) {
-	x, err := exchangeOf(w, r)
+	x, err := oauthwire.Read(w, r, providerCookie)
 	if err != nil {
-		oauthError(w, http.StatusBadRequest, "invalid_request", err.Error())
+		oauthwire.Say(w, http.StatusBadRequest, "invalid_request", err.Error())
 		return
 	}
 	page, err := call(anonymous(r), x)
 	if err != nil {
-		s.oauthFault(w, err)
+		oauthwire.Refuse(w, err, s.cfg.Logger)
 		return
 	}
 	h := w.Header()
@@ -125,69 +113,4 @@ func (s *Service) carry(w http.ResponseWriter, r *http.Request, call func(contex
 	}
 	w.WriteHeader(status)
 	_, _ = w.Write(page.GetBody()) // fails when the caller is gone
-}
-
-// exchangeOf is the request as the provider gets it. A header or cookie of those that count, given twice, is a request with two meanings.
-func exchangeOf(w http.ResponseWriter, r *http.Request) (*identityv1.Exchange, error) {
-	x := &identityv1.Exchange{Method: r.Method, Query: r.URL.RawQuery}
-	if len(x.GetQuery()) > maxQuery {
-		return nil, errors.New("the URL is longer than 16 KiB")
-	}
-	if len(onward.Readable([]string{x.GetQuery()})) == 0 {
-		return nil, errors.New("the URL has bytes that have to be escaped")
-	}
-	var err error
-	if x.Body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxForm)); err != nil {
-		return nil, errors.New("the body cannot be read, or is longer than 64 KiB")
-	}
-	for name, to := range map[string]*string{
-		"Content-Type": &x.ContentType, "Authorization": &x.Authorization, "Dpop": &x.Dpop, "Origin": &x.Origin, "Sec-Fetch-Site": &x.SecFetchSite,
-	} {
-		v := r.Header.Values(name)
-		if len(v) > 1 {
-			return nil, errors.New("the header " + name + " is given twice")
-		}
-		if len(v) == 1 && len(onward.Readable(v)) == 0 {
-			return nil, errors.New("the header " + name + " is not ASCII")
-		}
-		if len(v) == 1 {
-			*to = v[0]
-		}
-	}
-	if c := r.CookiesNamed(providerCookie); len(c) > 1 {
-		return nil, errors.New("the cookie is given twice")
-	} else if len(c) == 1 && len(c[0].Value) <= 256 {
-		x.Cookie = c[0].Value
-	}
-	return x, nil
-}
-
-// oauthFault is a refusal of identity in the words of RFC 6749 section 5.2.
-func (s *Service) oauthFault(w http.ResponseWriter, err error) {
-	f := fault.Describe(err)
-	code := f.Metadata()["oauth_error"]
-	w.Header().Set("Pragma", "no-cache")
-	switch c := fault.Code(err); {
-	case c == codes.ResourceExhausted:
-		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(f.RetryAfter()/time.Second))))
-		oauthError(w, http.StatusTooManyRequests, "temporarily_unavailable", f.Message())
-	case code == "invalid_client":
-		w.Header().Set("WWW-Authenticate", `Basic realm="redoubt"`)
-		oauthError(w, http.StatusUnauthorized, code, f.Message())
-	case code == "invalid_token":
-		w.Header().Set("WWW-Authenticate", `Bearer realm="redoubt", error="invalid_token", DPoP algs="ES256"`)
-		oauthError(w, http.StatusUnauthorized, code, f.Message())
-	case code == "insufficient_scope":
-		w.Header().Set("WWW-Authenticate", `Bearer realm="redoubt", error="insufficient_scope"`)
-		oauthError(w, http.StatusForbidden, code, f.Message())
-	case code != "":
-		oauthError(w, http.StatusBadRequest, code, f.Message())
-	case c == codes.InvalidArgument:
-		oauthError(w, http.StatusBadRequest, "invalid_request", f.Message())
-	case c == codes.Unavailable || c == codes.DeadlineExceeded || c == codes.Aborted:
-		oauthError(w, http.StatusServiceUnavailable, "temporarily_unavailable", "identity does not answer; repeat the request")
-	default:
-		s.cfg.Logger.Error("the provider", "error", err.Error())
-		oauthError(w, http.StatusInternalServerError, "server_error", "internal fault")
-	}
 }

@@ -59,9 +59,12 @@ func checkApplication(a store.Application) error {
 		return fault.InvalidArgument("the display name has to be printable text").Field("display_name", "not printable")
 	}
 	for i, g := range a.GrantTypes {
-		if !slices.Contains([]string{provider.GrantCode, provider.GrantRefresh, provider.GrantDevice}, g) || slices.Contains(a.GrantTypes[:i], g) {
-			return fault.InvalidArgument("the grant types of an application are authorization_code, refresh_token and %s, each once; a program that signs in as itself is a service principal", provider.GrantDevice).
+		if !slices.Contains([]string{provider.GrantCode, provider.GrantRefresh, provider.GrantDevice, provider.GrantExchange}, g) || slices.Contains(a.GrantTypes[:i], g) {
+			return fault.InvalidArgument("the grant types of an application are authorization_code, refresh_token, %s and %s, each once; a program that signs in as itself is a service principal", provider.GrantDevice, provider.GrantExchange).
 				Field("grant_types", "unknown or twice")
+		}
+		if g == provider.GrantExchange && !a.Confidential {
+			return fault.InvalidArgument("a public application exchanges no tokens: anybody could be it").Field("grant_types", "for confidential applications alone")
 		}
 	}
 	if slices.Contains(a.GrantTypes, provider.GrantCode) != (len(a.RedirectURIs) > 0) {
@@ -159,7 +162,8 @@ func (s *Service) DeleteApplication(ctx context.Context, req *identityv1.DeleteA
 		if err != nil {
 			return err
 		}
-		var revoked []*identityv1.Revocation
+		// What it was given in somebody's name by exchange is of that person's session, and ends with the application too.
+		revoked := []*identityv1.Revocation{subjectUntil(a.UID, now, now)}
 		for _, sid := range sids {
 			revoked = append(revoked, &identityv1.Revocation{Sid: sid, ExpireTime: timestamppb.New(now.Add(revokedFor))})
 		}

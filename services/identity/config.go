@@ -46,6 +46,9 @@ type Config struct {
 	Issuer string
 	// PublicHosts are further names and addresses, beside the issuer's, at which strangers reach the gateway and the scoring listener.
 	PublicHosts []string
+	// CertificateURL is the address, https://host:port, of the listener of ServeCertificates; "" where there is none. Identity's own certificate is valid
+	// for its host then too.
+	CertificateURL string
 	// EnrolAddress is the host:port of the enrolment listener, as join tokens name it.
 	EnrolAddress string
 	// ServiceRoots are the roots that services chain to where another authority issues their SVIDs: runs and operators are told of them beside those of
@@ -106,6 +109,8 @@ func (c *Config) check() (spiffeid.TrustDomain, error) {
 		return none, fault.Internal(nil, "identity: DB, Outbox, Own and Engine are required")
 	case !validIssuer(c.Issuer):
 		return none, fault.InvalidArgument("the issuer must be an https URL without query, fragment or a slash at its end: set public_url")
+	case c.CertificateURL != "" && (!validIssuer(c.CertificateURL) || c.CertificateURL[:6] != "https:"):
+		return none, fault.InvalidArgument("the address for clients with certificates must be an https URL without query, fragment or a slash at its end: set service.mtls_url")
 	}
 	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
 	if err != nil {

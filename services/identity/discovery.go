@@ -7,7 +7,8 @@ import (
 	"github.com/redoubt-ml/redoubt/services/identity/internal/provider"
 )
 
-// discovery is the provider's metadata: OpenID Connect Discovery 1.0 section 3, RFC 8414 section 2, RFC 9207 section 3, RFC 9449 section 5.1.
+// discovery is the provider's metadata: OpenID Connect Discovery 1.0 section 3, RFC 8414 section 2, RFC 8705 section 5, RFC 9207 section 3, RFC 9449
+// section 5.1.
 type discovery struct {
 	Issuer                 string   `json:"issuer"`
 	AuthorizationEndpoint  string   `json:"authorization_endpoint"`
@@ -37,6 +38,12 @@ type discovery struct {
 	RequestParameter       bool     `json:"request_parameter_supported"`
 	RequestURIParameter    bool     `json:"request_uri_parameter_supported"`
 	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
+	// MTLS are the endpoints for clients with certificates (RFC 8705 section 5); left out where there is no listener for them.
+	MTLS *mtlsEndpoints `json:"mtls_endpoint_aliases,omitempty"`
+}
+
+type mtlsEndpoints struct {
+	Token string `json:"token_endpoint"`
 }
 
 // pathKeys is where the gateway serves the key set, below the issuer.
@@ -46,6 +53,11 @@ const pathKeys = "/oauth2/keys"
 func (s *Service) GetDiscovery(ctx context.Context, _ *identityv1.GetDiscoveryRequest) (*identityv1.Document, error) {
 	at := func(path string) string { return s.cfg.Issuer + path }
 	es256, proved := []string{"ES256"}, []string{"client_secret_basic", "client_secret_post", "private_key_jwt"}
+	atToken := append([]string{"none"}, proved...)
+	var mtls *mtlsEndpoints
+	if s.cfg.CertificateURL != "" {
+		atToken, mtls = append(atToken, provider.AuthCertificate), &mtlsEndpoints{Token: s.cfg.CertificateURL + provider.PathToken}
+	}
 	return s.document(ctx, discovery{
 		Issuer: s.cfg.Issuer, AuthorizationEndpoint: at(provider.PathAuthorize), TokenEndpoint: at(provider.PathToken), JWKSURI: at(pathKeys),
 		UserInfoEndpoint: at(provider.PathUserInfo), EndSessionEndpoint: at(provider.PathEnd), IntrospectionEndpoint: at(provider.PathIntro),
@@ -53,11 +65,11 @@ func (s *Service) GetDiscovery(ctx context.Context, _ *identityv1.GetDiscoveryRe
 		Scopes:        []string{"openid", "profile", "offline_access", "redoubt"},
 		ResponseTypes: []string{"code"}, ResponseModes: []string{"query"}, GrantTypes: provider.Grants, SubjectTypes: []string{"public"},
 		IDTokenSigningAlgs: es256, ChallengeMethods: []string{"S256"},
-		TokenEndpointAuth: append([]string{"none"}, proved...), TokenEndpointAuthAlgs: es256, IntrospectionAuth: proved, RevocationAuth: append([]string{"none"}, proved...),
+		TokenEndpointAuth: atToken, TokenEndpointAuthAlgs: es256, IntrospectionAuth: proved, RevocationAuth: append([]string{"none"}, proved...),
 		DPoPSigningAlgs: es256,
 		Claims: []string{
 			"iss", "sub", "aud", "exp", "iat", "jti", "auth_time", "nonce", "at_hash", "azp", "amr", "acr", "sid", "client_id", "preferred_username", "name",
 		},
-		Prompts: []string{"none", "login", "consent", "select_account"}, IssuerParameter: true,
+		Prompts: []string{"none", "login", "consent", "select_account"}, IssuerParameter: true, MTLS: mtls,
 	})
 }

@@ -216,12 +216,19 @@ func (s *Service) IssueOperatorCertificate(ctx context.Context, req *identityv1.
 
 // sign issues a service's SVID. Beside the SPIFFE ID it says the name <service>.<trust domain>, for clients that can only check names,
 // such as grpcurl; and those of the services that strangers reach, the gateway's and inference's, say how: by the host of the issuer
-// URL and, where that is this machine, by its other loopback names.
+// URL and, where that is this machine, by its other loopback names. Identity's says the host of its own listener for strangers, if it has one.
 func (s *Service) sign(ctx context.Context, key crypto.PublicKey, id spiffeid.ID, service, instance string) ([][]byte, *authority, error) {
 	names := []string{service + "." + s.td.Name()}
 	var ips []net.IP
-	if slices.Contains(publicServices, service) {
-		u, err := url.Parse(s.cfg.Issuer)
+	at := ""
+	switch {
+	case slices.Contains(publicServices, service):
+		at = s.cfg.Issuer
+	case service == Name:
+		at = s.cfg.CertificateURL
+	}
+	if at != "" {
+		u, err := url.Parse(at)
 		if err != nil {
 			return nil, nil, err
 		}

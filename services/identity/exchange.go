@@ -2,7 +2,6 @@ package identity
 
 import (
 	"context"
-	"slices"
 
 	"google.golang.org/grpc/codes"
 
@@ -34,17 +33,8 @@ func (s *Service) ExchangeToken(ctx context.Context, req *identityv1.ExchangeTok
 	if _, ok, err := s.store.Principal(ctx, q, subject.Subject); err != nil || !ok {
 		return nil, orElse(err, fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_REVOKED, "the account that the token is for was deleted"))
 	}
-	c := authn.Claims{
-		// It counts as issued when its parent was: what revokes all of a subject's tokens up to a moment takes this one with its parent.
-		IssuedAt: subject.IssuedAt,
-		Audience: []string{audience}, Subject: subject.Subject, PrincipalType: subject.PrincipalType, ClientID: subject.ClientID,
-		SessionID: subject.SessionID, Scope: subject.Scope, Expiry: subject.Expiry, AuthTime: subject.AuthTime, AMR: subject.AMR,
-		ACR: subject.ACR, Run: subject.Run, Workspace: subject.Workspace, Actions: subject.Actions,
-		Actor:     &authn.Actor{Subject: call.Peer, Actor: subject.Actor},
-		Ancestors: append(slices.Clone(subject.Ancestors), subject.ID),
-	}
-	if c.Actor.Depth() > authn.MaxActorDepth || len(c.Ancestors) > authn.MaxAncestors {
-		// Nothing is cut off: a token that does not know all of its ancestors would outlive their revocation.
+	c, err := subject.Descendant(audience, authn.Actor{Subject: call.Peer})
+	if err != nil {
 		return nil, fault.FailedPrecondition("the call went through too many services: at most %d may act for someone", authn.MaxActorDepth)
 	}
 	token, claims, err := s.mint(ctx, q, c, exchangedLife)

@@ -170,6 +170,9 @@ func (s *Service) checkPassword(ctx context.Context, account string, pw redact.S
 // SignOut implements SignInService.
 func (s *Service) SignOut(ctx context.Context, req *identityv1.SignOutRequest) (*emptypb.Empty, error) {
 	call := rpc.From(ctx)
+	if call.Claims.Actor != nil {
+		return nil, fault.PermissionDenied("who acts for somebody does not sign him out; a client revokes its own token at the revocation endpoint")
+	}
 	if req.GetBrowser() { // an application asks for that in the browser itself
 		if _, err := s.ownSession(ctx, false); err != nil {
 			return nil, err

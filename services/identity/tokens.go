@@ -114,6 +114,9 @@ func (s *Service) RevokeToken(ctx context.Context, req *identityv1.RevokeTokenRe
 		return nil, fault.InvalidArgument("this is not an access token of this installation").Field("token", "not a token of ours")
 	}
 	const action = "identity/tokens/revoke"
+	if c := call.Claims; c.Actor != nil && v.ID != c.ID && !slices.Contains(v.Ancestors, c.ID) {
+		return nil, fault.PermissionDenied("who acts for somebody revokes the token that he does it with, and what came of it, and no other")
+	}
 	if v.Subject != call.Principal && !call.May(action, false, resource.RootName()) {
 		return nil, fault.New(codes.PermissionDenied, faultv1.Reason_AUTHZ_ACTION_MISSING, "the action %s is missing at /; without it you can revoke your own tokens only", action).
 			With("action", action).With("scope", resource.Root)

@@ -338,7 +338,7 @@ func (in *Installation) Access() Access {
 }
 
 // portsOfOne is how many ports an installation takes.
-const portsOfOne = 12
+const portsOfOne = 13
 
 // freePorts finds as many free ports in a row as an installation takes, below the range that the system hands out.
 func freePorts(t testing.TB) string {

@@ -3,6 +3,7 @@ package account
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"os"
 	"os/exec"
 	"runtime"
@@ -29,12 +30,19 @@ type way struct {
 	device bool
 	client string
 	secret bool // on standard input
+	// certificate and key are files, as PEM.
+	certificate, key string
 }
+
+// program reports whether a service principal signs in, and is complete.
+func (w way) program() bool { return w.secret || w.certificate != "" || w.key != "" }
 
 func (w *way) flags(c *cobra.Command) {
 	c.Flags().BoolVar(&w.device, "device", false, "sign in by a browser elsewhere: show a code that is typed there")
 	c.Flags().StringVar(&w.client, "client-id", "", "sign in as a service principal, by its client id, spn_…")
 	c.Flags().BoolVar(&w.secret, "client-secret-stdin", false, "read the service principal's secret from standard input")
+	c.Flags().StringVar(&w.certificate, "client-certificate", "", "prove the service principal by this certificate (PEM), which was registered for it")
+	c.Flags().StringVar(&w.key, "client-key", "", "the private key of the certificate (PEM)")
 }
 
 func (w way) given() bool { return w != way{} }
@@ -45,9 +53,11 @@ func (a verbs) byProvider(ctx context.Context, chosen settings.Context, w way, u
 	switch {
 	case password:
 		return app.Usagef("a password is one way to sign in, --device and --client-id are others; give one")
-	case (w.client != "") != w.secret:
-		return app.Usagef("a service principal signs in with both --client-id and --client-secret-stdin")
-	case w.secret && (w.device || user != ""):
+	case (w.client != "") != w.program() || w.secret && (w.certificate != "" || w.key != ""):
+		return app.Usagef("a service principal signs in with --client-id and either --client-secret-stdin or --client-certificate and --client-key")
+	case (w.certificate != "") != (w.key != ""):
+		return app.Usagef("--client-certificate and --client-key belong together")
+	case w.program() && (w.device || user != ""):
 		return app.Usagef("--client-id says who signs in; leave --user and --device out")
 	}
 	last, ok := strings.CutPrefix(chosen.User, "users/")
@@ -73,6 +83,14 @@ func (a verbs) byProvider(ctx context.Context, chosen settings.Context, w way, u
 		defer secret.Wipe()
 		s.Token, err = p.Program(ctx, w.client, secret)
 		if err != nil {
+			return err
+		}
+	case w.certificate != "":
+		pair, err := tls.LoadX509KeyPair(w.certificate, w.key)
+		if err != nil {
+			return app.Usagef("the certificate and its key cannot be used: %v", err)
+		}
+		if s.Token, err = p.Certified(ctx, w.client, pair); err != nil {
 			return err
 		}
 	case w.device || !a.display():

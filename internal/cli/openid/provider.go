@@ -3,6 +3,7 @@ package openid
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -50,6 +51,10 @@ type metadata struct {
 	Device        string   `json:"device_authorization_endpoint"`
 	Challenges    []string `json:"code_challenge_methods_supported"`
 	Proofs        []string `json:"dpop_signing_alg_values_supported"`
+	// MTLS is where programs prove themselves by a certificate (RFC 8705 section 5).
+	MTLS struct {
+		Token string `json:"token_endpoint"`
+	} `json:"mtls_endpoint_aliases"`
 }
 
 // Provider is an installation's provider, and the key with which one is its client. It is safe for concurrent use.
@@ -58,6 +63,7 @@ type Provider struct {
 	meta   metadata
 	key    redact.Secret // PKCS #8
 	prover *authn.Prover
+	roots  *x509.CertPool
 	web    *http.Client
 	now    func() time.Time
 }
@@ -69,7 +75,7 @@ func Find(ctx context.Context, c client.Context, key redact.Secret, now func() t
 	if err != nil {
 		return nil, err
 	}
-	p := &Provider{server: strings.TrimSuffix(c.Server, "/"), key: key, now: now}
+	p := &Provider{server: strings.TrimSuffix(c.Server, "/"), key: key, roots: roots, now: now}
 	if u, err := url.Parse(p.server); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Path != "" || u.RawQuery != "" {
 		return nil, fault.InvalidArgument("%q is no address of an installation: write https://host:port", c.Server)
 	}
@@ -86,16 +92,21 @@ func Find(ctx context.Context, c client.Context, key redact.Secret, now func() t
 		return nil, err
 	}
 	// One TLS connection for a command, in HTTP/1.1, by which the gateway tells what is no gRPC.
-	base := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}, Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 10 * time.Second}
-	p.web = &http.Client{
-		Timeout: httpLimit, Transport: &proving{next: base, prover: p.prover},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	p.web = p.client()
 	if err := p.discover(ctx); err != nil {
 		p.Close()
 		return nil, err
 	}
 	return p, nil
+}
+
+// client is an HTTP client that proves our key, and shows the certificates if there are any.
+func (p *Provider) client(certificates ...tls.Certificate) *http.Client {
+	base := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: p.roots, Certificates: certificates}, Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 10 * time.Second}
+	return &http.Client{
+		Timeout: httpLimit, Transport: &proving{next: base, prover: p.prover},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 func proverOf(key redact.Secret, now func() time.Time) (*authn.Prover, error) {

@@ -16,13 +16,27 @@ import (
 // offsets is the port table: how far above an instance's first port its listeners are.
 var offsets = map[string]int{
 	"gateway": 0, "gateway-mesh": 1, "identity": 2, "identity-enrol": 3, "workspace": 4, "keyvault": 5, "telemetry": 6, "compute": 7,
-	"inference": 8, "inference-scoring": 9, "inference-replicas": lastOffset,
+	"inference": 8, "inference-scoring": 9, "inference-replicas": 10,
+	// 11 is etcd's, where it is in the same process.
+	portMTLS: lastOffset,
 }
 
 // listeners are the ports of each service's process.
 var listeners = map[string][]string{
 	"identity": {"identity", "identity-enrol"}, "workspace": {"workspace"}, "keyvault": {"keyvault"}, "telemetry": {"telemetry"},
 	"compute": {"compute"}, "inference": {"inference", "inference-scoring", "inference-replicas"}, "gateway": {"gateway", "gateway-mesh"},
+}
+
+// portMTLS is identity's listener for clients with certificates.
+const portMTLS = "identity-mtls"
+
+// listeners are the ports of a service's process in this plan.
+func (p *Plan) listeners(service string) []string {
+	all := listeners[service]
+	if service == "identity" && p.MTLSURL != "" {
+		return append(slices.Clone(all), portMTLS)
+	}
+	return all
 }
 
 // files of a folder.
@@ -136,6 +150,9 @@ func (p *Plan) config(in Instance, dir, pin, admin string) node.Config {
 	switch in.Service {
 	case "identity":
 		s.EnrolListen, s.PublicHosts = in.listen("identity-enrol"), p.publicHosts()
+		if p.MTLSURL != "" {
+			s.MTLSListen, s.MTLSURL = in.listen(portMTLS), p.MTLSURL
+		}
 	case rpc.Gateway:
 		s.MeshListen, s.Advertise = in.listen("gateway-mesh"), in.dialled("gateway-mesh")
 	case "workspace":

@@ -28,6 +28,8 @@ type Plan struct {
 	// PublicURL is the gateway as clients and agents write it, ScoringURL the scoring listener: https://host:port.
 	PublicURL  string `koanf:"public_url" config:"visible"`
 	ScoringURL string `koanf:"scoring_url" config:"visible"`
+	// MTLSURL is the listener of identity's instances for clients with certificates (RFC 8705), https://host:port; empty is none.
+	MTLSURL string `koanf:"mtls_url" config:"visible"`
 	// PublicHosts are further names and addresses at which these two are reached: the installation's certificate is valid for them, for
 	// the hosts of both URLs, and for those of the gateway's and inference's instances.
 	PublicHosts []string `koanf:"public_hosts" config:"visible"`
@@ -141,7 +143,7 @@ func bad(field, what string) error {
 }
 
 // lastOffset is how far the port table reaches above its first port.
-const lastOffset = 10
+const lastOffset = 12
 
 func (p *Plan) check() error {
 	if _, err := spiffeid.TrustDomainFromString(p.TrustDomain); err != nil {
@@ -151,6 +153,9 @@ func (p *Plan) check() error {
 		if !isURL(u) {
 			return bad(field, "is not of the form https://host:port: it is the address that clients write")
 		}
+	}
+	if p.MTLSURL != "" && !isURL(p.MTLSURL) {
+		return bad("mtls_url", "is not of the form https://host:port: it is the address that clients write")
 	}
 	for _, h := range p.PublicHosts {
 		if err := checkHost("public_hosts", h, ""); err != nil {
@@ -257,7 +262,7 @@ func (p *Plan) checkInstances(used map[string]string) error {
 		if in.BasePort < 1 || in.BasePort > 65535-lastOffset {
 			return bad(at+".base_port", fmt.Sprintf("is not from 1 to %d", 65535-lastOffset))
 		}
-		for _, listener := range listeners[in.Service] {
+		for _, listener := range p.listeners(in.Service) {
 			if err := take(used, at, in.Host, in.port(listener)); err != nil {
 				return err
 			}

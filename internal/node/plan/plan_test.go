@@ -99,12 +99,12 @@ func digests(t *testing.T, data string) map[string][32]byte {
 // D10: every folder holds all that its process needs, and nothing of another's.
 func TestFolders(t *testing.T) {
 	data := t.TempDir()
-	m := made(t, data, "state: /var/lib/redoubt\nlocal_targets: false\ntrace_endpoint: 127.0.0.1:4317\n"+good)
+	m := made(t, data, "state: /var/lib/redoubt\nmtls_url: https://gateway.test:8455\nlocal_targets: false\ntrace_endpoint: 127.0.0.1:4317\n"+good)
 	if len(m.Added) != 10 || len(m.Processes) != 10 || m.Admin.Password.Empty() || len(m.CA) == 0 {
 		t.Errorf("%d made, %d processes: %+v", len(m.Added), len(m.Processes), m)
 	}
 	want := map[string]node.Service{
-		"identity":  {Listen: ":8445", Advertise: "identity-a:8445", EnrolListen: ":8446", PublicHosts: []string{"gateway", "inference", "score.test"}},
+		"identity":  {Listen: ":8445", Advertise: "identity-a:8445", EnrolListen: ":8446", MTLSListen: ":8455", MTLSURL: "https://gateway.test:8455", PublicHosts: []string{"gateway", "inference", "score.test"}},
 		"workspace": {Listen: "192.0.2.12:8447", Advertise: "192.0.2.12:8447", Admin: m.Admin.UID},
 		"keyvault":  {Listen: ":8448", Advertise: "keyvault:8448"},
 		"telemetry": {Listen: ":8449", Advertise: "telemetry:8449"},

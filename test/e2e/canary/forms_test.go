@@ -232,6 +232,11 @@ func (w *walk) secrets() {
 	note("refresh token", str(got, "refresh_token"))
 	again := post("/oauth2/token", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {str(got, "refresh_token")}, "client_id": {app.GetUid()}, "client_secret": {secret.GetSecret()}}, proof("proof of a refresh"))
 	note("next refresh token", str(again, "refresh_token"))
+	exchanged := post("/oauth2/token", url.Values{
+		"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "subject_token": {str(again, "access_token")}, "subject_token_type": {"urn:ietf:params:oauth:token-type:access_token"},
+		"client_id": {key.GetClientId()}, "client_secret": {key.GetSecret()},
+	}, proof("proof of an exchange"))
+	w.token("token that a client exchanged", str(exchanged, "access_token"))
 	device := post("/oauth2/device_authorization", url.Values{"client_id": {app.GetUid()}, "client_secret": {secret.GetSecret()}, "scope": {"openid"}}, nil)
 	note("device code", str(device, "device_code"))
 	typed := note("user code", str(device, "user_code"))

@@ -24,6 +24,8 @@ const (
 	GrantRefresh = "refresh_token"
 	GrantClient  = "client_credentials"
 	GrantDevice  = "urn:ietf:params:oauth:grant-type:device_code"
+	// GrantExchange is token exchange (RFC 8693).
+	GrantExchange = "urn:ietf:params:oauth:grant-type:token-exchange" //nolint:gosec // the name of a grant
 )
 
 // Scopes.
@@ -94,7 +96,7 @@ func (p *Provider) find(ctx context.Context, q sqldb.DBTX, id string) (client, b
 		if err != nil || !ok || sp.Disabled || sp.Kind != store.ServicePrincipal {
 			return client{}, false, err
 		}
-		return client{id: id, name: sp.Name(), confidential: true, grants: []string{GrantClient}, principal: &sp}, true, nil
+		return client{id: id, name: sp.Name(), confidential: true, grants: []string{GrantClient, GrantExchange}, principal: &sp}, true, nil
 	}
 	a, ok, err := p.cfg.Store.Application(ctx, q, id)
 	if err != nil || !ok {
@@ -109,6 +111,9 @@ func (c client) may(grant string) bool { return slices.Contains(c.grants, grant)
 
 // authenticate finds out which client asks a program's endpoint. A client uses one way to prove itself, once (RFC 6749 section 2.3).
 func (p *Provider) authenticate(ctx context.Context, x *identityv1.Exchange, q params) (client, error) {
+	if shown, ok := proven(ctx); ok {
+		return p.byCertificate(ctx, x, q, shown)
+	}
 	ways := 0
 	for _, given := range []bool{x.GetAuthorization() != "", q["client_secret"] != "", q["client_assertion"] != "" || q["client_assertion_type"] != ""} {
 		if given {
@@ -270,12 +275,12 @@ func (c client) scopes() []string {
 
 func has(scope, one string) bool { return slices.Contains(strings.Fields(scope), one) }
 
-// proof reads the DPoP proof of a request to one of a program's endpoints, if it has one, and gives the thumbprint of its key.
-func (p *Provider) proof(x *identityv1.Exchange, path string) (jkt string, err error) {
+// proof reads the DPoP proof of a request to one of a program's endpoints, at url, if it has one, and gives the thumbprint of its key.
+func (p *Provider) proof(x *identityv1.Exchange, url string) (jkt string, err error) {
 	if x.GetDpop() == "" {
 		return "", nil
 	}
-	jkt, err = p.proofs.Bind(x.GetDpop(), x.GetMethod(), p.cfg.Issuer+path)
+	jkt, err = p.proofs.Bind(x.GetDpop(), x.GetMethod(), url)
 	if err != nil {
 		return "", fault.Describe(err).With(oauthError, errProof)
 	}

@@ -80,7 +80,7 @@ func (p *Provider) requestDevice(ctx context.Context, x *identityv1.Exchange) (*
 	if err != nil {
 		return nil, err
 	}
-	jkt, err := p.proof(x, PathDeviceReq)
+	jkt, err := p.proof(x, p.cfg.Issuer+PathDeviceReq)
 	if err != nil {
 		return nil, err
 	}

@@ -57,9 +57,12 @@ type Box interface {
 // SignInOver is the metadata key of a refusal of Continue after which a sign-in begins anew.
 const SignInOver = "sign_in_over"
 
-// Config of a Provider. Everything but Proofs is required.
+// Config of a Provider. Everything but CertificateURL and Proofs is required.
 type Config struct {
-	Issuer   string
+	Issuer string
+	// CertificateURL is the address of the listener at which clients prove themselves by a certificate, "" where there is none.
+	CertificateURL string
+
 	DB       *sqldb.DB
 	Store    *store.Store
 	Box      Box
@@ -109,7 +112,7 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Issuer == "" || cfg.DB == nil || cfg.Store == nil || cfg.Box == nil || cfg.Verifier == nil || cfg.Keys == nil || cfg.Signer == nil ||
 		cfg.Mint == nil || cfg.Secure == nil || cfg.SignIn == nil || cfg.Continue == nil || cfg.AskKey == nil || cfg.BeginKey == nil || cfg.AddKey == nil ||
 		cfg.May == nil || cfg.Homes == nil || cfg.Relying == nil || cfg.Arrive == nil || cfg.TokenLife <= 0 || cfg.Now == nil {
-		return nil, errors.New("provider: every field of Config but Proofs is required")
+		return nil, errors.New("provider: every field of Config but CertificateURL and Proofs is required")
 	}
 	u, err := url.Parse(cfg.Issuer)
 	if err != nil {

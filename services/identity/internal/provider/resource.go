@@ -137,6 +137,9 @@ func (p *Provider) introspect(ctx context.Context, x *identityv1.Exchange) (*ide
 			out[name] = value
 		}
 	}
+	if v.Actor != nil {
+		out["act"] = actorOf(v.Actor)
+	}
 	if v.Bound() {
 		out["token_type"], out["cnf"] = "DPoP", map[string]string{"jkt": v.Confirmation}
 	}

@@ -30,6 +30,8 @@ type tokens struct {
 	RefreshToken string `json:"refresh_token,omitempty"`
 	IDToken      string `json:"id_token,omitempty"`
 	Scope        string `json:"scope,omitempty"`
+	// IssuedType is of an exchange alone (RFC 8693 section 2.2.1).
+	IssuedType string `json:"issued_token_type,omitempty"`
 }
 
 // token is the token endpoint.
@@ -40,7 +42,7 @@ func (p *Provider) token(ctx context.Context, x *identityv1.Exchange) (*identity
 	}
 	grant := q["grant_type"]
 	switch grant {
-	case GrantCode, GrantRefresh, GrantClient, GrantDevice:
+	case GrantCode, GrantRefresh, GrantClient, GrantDevice, GrantExchange:
 	case "":
 		return nil, refuse(errRequest, "grant_type is missing")
 	default:
@@ -55,13 +57,13 @@ func (p *Provider) token(ctx context.Context, x *identityv1.Exchange) (*identity
 	if !c.may(grant) {
 		return nil, refuse(errUnauthorzd, "this client does not use the grant %s", grant)
 	}
-	if t := q["resource"]; t != "" && t != p.cfg.Issuer {
+	if t := q["resource"]; t != "" && t != p.cfg.Issuer && grant != GrantExchange {
 		return nil, refuse(errTarget, "tokens are for %s; leave the resource out", p.cfg.Issuer)
 	}
-	if t := q["audience"]; t != "" && t != p.cfg.Issuer {
+	if t := q["audience"]; t != "" && t != p.cfg.Issuer && grant != GrantExchange {
 		return nil, refuse(errTarget, "tokens are for %s; leave the audience out", p.cfg.Issuer)
 	}
-	jkt, err := p.proof(x, PathToken)
+	jkt, err := p.proof(x, p.tokenURL(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +78,8 @@ func (p *Provider) token(ctx context.Context, x *identityv1.Exchange) (*identity
 		out, err = p.byRefresh(ctx, call, c, q, jkt)
 	case GrantClient:
 		out, err = p.byClient(ctx, call, c, q, jkt)
+	case GrantExchange:
+		out, err = p.byExchange(ctx, call, c, q, jkt)
 	default:
 		out, err = p.byDevice(ctx, call, c, q, jkt)
 	}
@@ -86,7 +90,7 @@ func (p *Provider) token(ctx context.Context, x *identityv1.Exchange) (*identity
 }
 
 // Grants are the grant types of the token endpoint.
-var Grants = []string{GrantCode, GrantRefresh, GrantClient, GrantDevice}
+var Grants = []string{GrantCode, GrantRefresh, GrantClient, GrantDevice, GrantExchange}
 
 // byCode is the code grant (RFC 6749 section 4.1.3 with RFC 7636).
 func (p *Provider) byCode(ctx context.Context, call *rpc.Call, c client, q params, jkt string) (*tokens, error) {
