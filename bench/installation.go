@@ -61,6 +61,11 @@ func serveInstallation(ctx context.Context, kind string) error {
 		return err
 	}
 	defer in.Stop()
+	stop, err := profiled()
+	if err != nil {
+		return err
+	}
+	defer stop()
 	anyone, err := client.Dial(client.Context{Name: "bench", Server: in.URL, CAPEM: in.CA}, redact.Secret{})
 	if err != nil {
 		return err

@@ -47,7 +47,7 @@ func main() {
 	flag.DurationVar(&o.each, "each", 2*time.Second, "length of a round")
 	flag.StringVar(&o.only, "only", "", "names of figures, with commas between; empty for all")
 	flag.StringVar(&o.gogc, "gogc", "400", "GOGC of every server; 400 is the default of ours")
-	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the chain's server here")
+	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the chain's or the installation's server here")
 	flag.BoolVar(&o.inside, "passwords-inside", false, "sign-ins: compute password hashes in the services' process, to compare")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

@@ -101,16 +101,12 @@ func serve(ctx context.Context, kind string) error {
 		}
 		defer stop()
 	}
-	if p := os.Getenv(profileEnv); p != "" && kind == "chain" {
-		f, err := os.Create(filepath.Clean(p))
+	if kind == "chain" {
+		stop, err := profiled()
 		if err != nil {
 			return err
 		}
-		defer f.Close()
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
+		defer stop()
 	}
 	if err := json.NewEncoder(os.Stdout).Encode(h); err != nil {
 		return err
@@ -166,6 +162,22 @@ func (w *world) gateway(ctx context.Context, h *hello) (func(), error) {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(ctx, l) }()
 	return func() { cancel(); <-done; _ = conn.Close() }, nil
+}
+
+// profiled writes the CPU profile that was asked for until stop, of this process.
+func profiled() (stop func(), err error) {
+	p := os.Getenv(profileEnv)
+	if p == "" {
+		return func() {}, nil
+	}
+	f, err := os.Create(filepath.Clean(p))
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { pprof.StopCPUProfile(); _ = f.Close() }, nil
 }
 
 // process is a server in a process of its own.

@@ -8,7 +8,10 @@
 // # Invariants
 //
 //   - The event of a change is written in the transaction of the change (Append): both become durable, or neither does. The record
-//     of a refusal or of a read that must not go unrecorded has a transaction of its own (Record) and is durable when it returns.
+//     of a refusal or of a read that must not go unrecorded has a transaction beside it, shared by those that are recorded at the same
+//     time (Record), and is durable when it returns.
+//   - A record may rest on a state in the same database (RecordOn): it is written only if what it tells is still so in its own transaction, so
+//     that it stands before or after every change of that state, and never beside one.
 //   - Events of a service are numbered 1, 2, 3 … without a gap, in the order in which they were committed: the number is taken from
 //     one locked row. The order of the log is this number, never a clock.
 //   - An event leaves the outbox only after its receiver said that everything up to its number is stored. So it is delivered at

@@ -11,14 +11,12 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/leader"
-	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 )
 
@@ -66,6 +64,7 @@ type Outbox struct {
 	box    *box
 	counts counts
 	joins  joins
+	queue  queue
 	wake   chan struct{}
 	// given is the highest number that was handed out; it may be rolled back.
 	given atomic.Int64
@@ -121,18 +120,8 @@ func (o *Outbox) insert(ctx context.Context, tx *sqldb.Tx, ev *Event) error {
 	if err := tx.QueryRowContext(ctx, "UPDATE outbox_head SET seq = seq + 1 WHERE id = 1 RETURNING seq").Scan(&seq); err != nil {
 		return err
 	}
-	now := o.cfg.Now()
-	whole := proto.CloneOf(ev)
-	whole.Service, whole.Seq = o.cfg.Service, seq
-	if whole.GetUid() == "" {
-		whole.Uid = resource.NewUID("evt")
-	}
-	if whole.GetTime() == nil {
-		whole.Time = timestamppb.New(now)
-	}
-	if whole.GetCount() < 1 {
-		whole.Count = 1
-	}
+	whole := o.whole(ev)
+	whole.Seq = seq
 	plain, err := encode(whole)
 	if err != nil {
 		return err
@@ -142,15 +131,11 @@ func (o *Outbox) insert(ctx context.Context, tx *sqldb.Tx, ev *Event) error {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, "INSERT INTO outbox (seq, event_uid, sealed, create_time) VALUES ($1, $2, $3, $4)",
-		seq, whole.GetUid(), sealed, now.UnixMicro()); err != nil {
+		seq, whole.GetUid(), sealed, o.cfg.Now().UnixMicro()); err != nil {
 		return err
 	}
-	for {
-		given := o.given.Load()
-		if seq <= given || o.given.CompareAndSwap(given, seq) {
-			return nil
-		}
-	}
+	o.gave(seq)
+	return nil
 }
 
 // encode marshals an event and holds it to MaxEventBytes: a record without its details is better than none.
@@ -166,17 +151,6 @@ func encode(ev *Event) ([]byte, error) {
 		return nil, fault.Internal(nil, "an event of %d bytes is larger than the %d that are kept", len(plain), MaxEventBytes)
 	}
 	return plain, nil
-}
-
-// Record writes ev in a transaction of its own, shared with others that are recorded at the same time, and returns when it is
-// durable. It does not end with ctx: what happened is recorded although its caller is gone.
-//
-// Errors: AUDIT_UNAVAILABLE, at the latest after Deadline; then what is recorded must not have an effect or an answer.
-func (o *Outbox) Record(ctx context.Context, ev *Event) error {
-	if ev == nil {
-		return fault.Internal(nil, "a record without an event")
-	}
-	return o.write(ctx, func(ctx context.Context, tx *sqldb.Tx) error { return o.insert(ctx, tx, ev) })
 }
 
 // write runs fn in a group transaction and gives up after Deadline, even where the storage does not come back.

@@ -242,3 +242,33 @@ func TestAuditOutsideACall(t *testing.T) {
 		t.Error("a context without a call may do something")
 	}
 }
+
+// TestRestOn holds that a call whose ground is gone fails with what its ground says, and is recorded as failed; and that a ground which nothing
+// asks about lets nobody through.
+func TestRestOn(t *testing.T) {
+	basis := audit.NewBasis(nil)
+	l := newLab(t)
+	var says error
+	l.h.unary = func(ctx context.Context) error {
+		From(ctx).RestOn(audit.Ground{On: basis, Still: func(context.Context, *sqldb.Tx) error { return says }})
+		return nil
+	}
+	if _, err := access(bearer(t, l.token(owner)), l.gateway()); err != nil {
+		t.Errorf("on its ground: %v", err)
+	}
+	says = fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "gone")
+	v, err := access(bearer(t, l.token(owner)), l.gateway())
+	refusedAs(t, err, codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED)
+	if ev := l.rec.last(t); v != nil || ev.GetResult() != telemetryv1.ActivityEvent_RESULT_DENIED || ev.GetReason() != "ACCOUNT_DISABLED" {
+		t.Errorf("answered %q, recorded %v", v, ev)
+	}
+	// A method whose successes leave no record.
+	c := &Call{Context: t.Context(), m: &method{chain: &Chain{cfg: Config{Recorder: l.rec}}}, ground: audit.Ground{On: basis}}
+	if err := c.settle(nil); fault.Code(err) != codes.Internal {
+		t.Errorf("a ground and no record: %v", err)
+	}
+	c.m.chain.cfg.Recorder = nil
+	if err := c.settle(nil); fault.Code(err) != codes.Internal {
+		t.Errorf("a ground and no recorder: %v", err)
+	}
+}

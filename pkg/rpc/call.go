@@ -61,9 +61,10 @@ type Call struct {
 	details []string
 	denied  bool // refused by the engine, though it reads as absence
 	audited bool
-	entered bool   // counted among the principal's open calls
-	answer  error  // set by Refuse
-	who     string // set by Identify
+	entered bool         // counted among the principal's open calls
+	ground  audit.Ground // set by RestOn
+	answer  error        // set by Refuse
+	who     string       // set by Identify
 	whoType string
 	tried   string // set by Tried
 	triedAs string
@@ -115,6 +116,11 @@ func (c *Call) Tried(principal, principalType string) { c.tried, c.triedAs = pri
 // Refuse tells the chain that the answer of this call is a refusal, though it is an answer: a page that a person reads. The call is recorded
 // and logged as if it had failed with err.
 func (c *Call) Refuse(err error) { c.answer = err }
+
+// RestOn has the call succeed only if what it was decided on is so in the transaction of its record: as an effect passes the fence, and against
+// the database itself, so that nothing is read but in that transaction. If it is not, its error is the call's. The method must be one that is
+// always recorded.
+func (c *Call) RestOn(g audit.Ground) { c.ground = g }
 
 // Audit writes the record of this call inside the transaction of its change: both are stored, or neither. The details come in
 // pairs of key and value.

@@ -27,6 +27,7 @@ import (
 type Recorder interface {
 	Append(ctx context.Context, tx *sqldb.Tx, ev *audit.Event) error
 	Record(ctx context.Context, ev *audit.Event) error
+	RecordOn(ctx context.Context, ev *audit.Event, g audit.Ground) error
 	Aggregate(ev *audit.Event)
 	Summarize(ctx context.Context, ev *audit.Event) error
 }

@@ -78,9 +78,16 @@ func (c *Call) finish(err error) error {
 func (c *Call) settle(err error) error {
 	r := c.m.chain.cfg.Recorder
 	if r == nil || c.m.foreign {
+		if err == nil && c.ground.On != nil {
+			return fault.Internal(nil, "a call rests on a state, and nobody records it")
+		}
 		return nil
 	}
 	refused := c.refused(err)
+	rests := err == nil && c.ground.On != nil
+	if rests && (c.audited || !c.m.always) {
+		return fault.Internal(nil, "a call rests on a state, and has no record to be decided with")
+	}
 	switch {
 	case err == nil && c.audited:
 		return nil // in the transaction of the change
@@ -113,7 +120,15 @@ func (c *Call) settle(err error) error {
 	if err == nil && c.m.joined {
 		record = r.Summarize
 	}
-	if e := record(ctx, ev); e != nil {
+	if rests {
+		record = func(ctx context.Context, ev *audit.Event) error { return r.RecordOn(ctx, ev, c.ground) }
+	}
+	e := record(ctx, ev)
+	var gone *audit.Withdrawn
+	if errors.As(e, &gone) {
+		return cmp.Or(c.settle(gone.Err), gone.Err)
+	}
+	if e != nil {
 		return fault.Wrap(errors.Join(e, err), codes.Unavailable, faultv1.Reason_AUDIT_UNAVAILABLE, "the record of this call could not be stored, so it has no answer; repeat it when the storage of %s is well again", c.m.chain.cfg.Service)
 	}
 	return nil

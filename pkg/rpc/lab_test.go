@@ -172,6 +172,14 @@ func (r *recorder) Append(_ context.Context, _ *sqldb.Tx, ev *audit.Event) error
 	return r.take(&r.appended, ev)
 }
 func (r *recorder) Record(_ context.Context, ev *audit.Event) error { return r.take(&r.recorded, ev) }
+func (r *recorder) RecordOn(ctx context.Context, ev *audit.Event, g audit.Ground) error {
+	if g.On != nil {
+		if err := g.Still(ctx, nil); err != nil {
+			return &audit.Withdrawn{Err: err}
+		}
+	}
+	return r.take(&r.recorded, ev)
+}
 func (r *recorder) Summarize(_ context.Context, ev *audit.Event) error {
 	return r.take(&r.summarized, ev)
 }

@@ -26,6 +26,15 @@ func (p *Prepared) statement(ctx context.Context, query string) (*sql.Stmt, erro
 	return s, err
 }
 
+// ExecContext implements DBTX.
+func (p *Prepared) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	s, err := p.statement(ctx, query) //nolint:sqlclosecheck // closed by the end of the transaction
+	if err != nil {
+		return nil, err
+	}
+	return s.ExecContext(ctx, args...)
+}
+
 // QueryContext implements DBTX.
 func (p *Prepared) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	s, err := p.statement(ctx, query) //nolint:sqlclosecheck // closed by the end of the transaction

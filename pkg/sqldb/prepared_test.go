@@ -54,8 +54,8 @@ func TestPrepared(t *testing.T) {
 					t.Errorf("%s: %d rows, %v", id, n, err)
 				}
 			}
-			if counts.n != 2 {
-				t.Errorf("%d statements were prepared, want 2", counts.n)
+			if counts.n != 3 {
+				t.Errorf("%d statements were prepared, want 3", counts.n)
 			}
 			return nil
 		})

@@ -18,6 +18,7 @@
 //   - A wrong password, an unknown user and a locked name cannot be told apart by the answer; one argon2id hash is computed for each
 //     try that is let through.
 //   - A join token lets in one key. A certificate is issued only for a key that its holder has just proved.
+//   - A token that is minted from memory is given only if what is remembered is so in the transaction of its record.
 //   - No secret is stored that could be shown again: passwords as argon2id, client secrets and join tokens as digests.
 //
 // Failure: closed. Without its database nothing is issued. Without its seal key or with a damaged one it does not start, and

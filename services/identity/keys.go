@@ -232,13 +232,25 @@ func (s *Service) mint(ctx context.Context, q sqldb.DBTX, c authn.Claims, life t
 			c.HomeIssuer, c.HomeSubject, c.HomeClass = h.URL, h.Subject, homeClasses[h.Class]
 		}
 	}
+	if c, err = s.dating(c, until, life); err != nil {
+		return "", c, err
+	}
+	token, err := signer.Mint(c)
+	if err != nil {
+		return "", c, fault.Internal(err, "the token could not be made")
+	}
+	return token, c, s.unended(ctx, q, c.Subject, until)
+}
+
+// dating sets the issuer, the id and the times of a token, for a subject whose tokens up to until are revoked.
+func (s *Service) dating(c authn.Claims, until time.Time, life time.Duration) (authn.Claims, error) {
 	now := s.cfg.Now().Truncate(time.Second)
 	issued, life := now, min(life, s.policy.Life) // a key is kept for so long after it has signed
 	if !until.Before(issued) {
 		// Tokens know whole seconds: one of the second in which the subject's were revoked would be dead at birth.
 		issued = until.Truncate(time.Second).Add(time.Second)
 		if issued.Sub(now) > authn.MaxLeeway/2 {
-			return "", c, fault.Unavailable("identity's clock is behind an earlier change of this account; check it")
+			return c, fault.Unavailable("identity's clock is behind an earlier change of this account; check it")
 		}
 	}
 	if c.IssuedAt.IsZero() {
@@ -249,13 +261,9 @@ func (s *Service) mint(ctx context.Context, q sqldb.DBTX, c authn.Claims, life t
 		c.Expiry = end
 	}
 	if !c.Expiry.After(issued) {
-		return "", c, fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_EXPIRED, "the token is about to expire: refresh it or sign in again")
+		return c, fault.New(codes.Unauthenticated, faultv1.Reason_TOKEN_EXPIRED, "the token is about to expire: refresh it or sign in again")
 	}
-	token, err := signer.Mint(c)
-	if err != nil {
-		return "", c, fault.Internal(err, "the token could not be made")
-	}
-	return token, c, s.unended(ctx, q, c.Subject, until)
+	return c, nil
 }
 
 // unended reports whether an account is what it was when a token for it was dated, after the moment until which its tokens are revoked. What

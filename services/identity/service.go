@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/authn/password"
 	"github.com/redoubt-ml/redoubt/pkg/authz"
@@ -20,6 +21,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/leader"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/clients"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/factor"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/federation"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/login"
@@ -64,6 +66,8 @@ type Service struct {
 	authority atomic.Pointer[authority]
 	turned    turn // when it is another one
 	feed      *feed
+	clients   *clients.Cache
+	basis     *audit.Basis // identity's security state
 	provider  *provider.Provider
 	webauthn  *factor.Keys // nil where the issuer's address has no name
 }
@@ -111,8 +115,9 @@ func New(cfg Config) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{
-		cfg: cfg, td: td, box: box, store: store.New(box), hasher: hasher, guard: login.NewGuard(login.Limits{Guards: cfg.Instances}),
+		cfg: cfg, td: td, box: box, store: store.New(box), hasher: hasher, guard: login.NewGuard(login.Limits{Guards: cfg.Instances}), clients: clients.New(0),
 	}
+	s.basis = audit.NewBasis(s.store.Number)
 	s.keys, s.policy = &tokenKeys{now: cfg.Now}, cfg.policy()
 	if err := s.openKeys(ctx); err != nil {
 		return nil, err
@@ -126,6 +131,7 @@ func New(cfg Config) (*Service, error) {
 	}
 	s.provider, err = provider.New(provider.Config{
 		Issuer: cfg.Issuer, CertificateURL: cfg.CertificateURL, DB: cfg.DB, Store: s.store, Box: box, Verifier: s.verifier, Keys: s.keys, Signer: s.keys.signer, Mint: s.mint,
+		BySecret: s.clientBySecret, ByKey: s.clientByKey, ByCertificate: s.clientByCertificate, MintFor: s.mintFor,
 		Secure: s.secure, May: s.may, Homes: s.homes, Arrive: s.arrive, Relying: federation.New(cfg.Now), TokenLife: cfg.TokenLife, Proofs: cfg.Proofs, Now: cfg.Now,
 		SignIn: func(ctx context.Context, req *identityv1.SignInRequest, finish login.Finish) (login.Asked, error) {
 			return s.signIn(ctx, req, forPages, finish)

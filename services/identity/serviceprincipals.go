@@ -87,9 +87,9 @@ func (s *Service) GetServicePrincipal(ctx context.Context, req *identityv1.GetSe
 // SetServicePrincipalDisabled implements DirectoryService.
 func (s *Service) SetServicePrincipalDisabled(ctx context.Context, req *identityv1.SetServicePrincipalDisabledRequest) (*identityv1.ServicePrincipal, error) {
 	call := rpc.From(ctx)
-	now := s.cfg.Now()
 	var p store.Principal
 	err := s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) (err error) {
+		now := s.cfg.Now() // here: every token whose record is committed is dated by now
 		if p, err = s.find(ctx, tx, req.GetName(), resource.KindServicePrincipal); err != nil {
 			return err
 		}

@@ -55,34 +55,42 @@ func (s *Service) IssueToken(ctx context.Context, req *identityv1.IssueTokenRequ
 	}
 	secret := redact.FromString(req.GetClientSecret())
 	defer secret.Wipe()
-	q := s.cfg.DB.Reader()
-	// The secret has 256 random bits and is found by its digest, so the time of the look-up tells nothing of it.
-	c, ok, err := s.store.FindClientSecret(ctx, q, secret)
-	if err != nil {
-		return nil, err
-	}
-	if !ok || c.UID != req.GetClientId() || !s.cfg.Now().Before(c.ExpireTime) {
-		return nil, invalidClient()
-	}
-	p, ok, err := s.store.Principal(ctx, q, c.UID)
+	f, ok, err := s.clientBySecret(ctx, req.GetClientId(), secret, true)
 	if err != nil {
 		return nil, err
 	}
 	if !ok {
-		return nil, invalidClient()
+		return nil, s.refusedClient(ctx, call, req.GetClientId(), secret)
 	}
-	call.Identify(p.UID, authn.ServicePrincipal)
-	if p.Disabled {
-		return nil, fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "the account is disabled; ask an administrator to enable it").With(oauthError, "invalid_client")
-	}
-	token, claims, err := s.mint(ctx, q, authn.Claims{
-		Audience: []string{s.cfg.Issuer}, Subject: p.UID, PrincipalType: authn.ServicePrincipal, ClientID: p.UID, SessionID: c.ID,
-	}, s.cfg.TokenLife)
+	call.Identify(f.UID, authn.ServicePrincipal)
+	token, claims, err := s.mintFor(call, f, authn.Claims{Audience: []string{s.cfg.Issuer}}, s.cfg.TokenLife)
 	if err != nil {
 		return nil, err
 	}
-	call.Detail("secret_id", c.ID)
+	call.Detail("secret_id", f.Credential)
 	return s.tokenResponse(token, claims), nil
+}
+
+// refusedClient says why: only to who has a secret that is good, of an account that is disabled.
+func (s *Service) refusedClient(ctx context.Context, call *rpc.Call, uid string, secret redact.Secret) error {
+	q := s.cfg.DB.Reader()
+	// The secret has 256 random bits and is found by its digest, so the time of the look-up tells nothing of it.
+	c, ok, err := s.store.FindClientSecret(ctx, q, secret)
+	if err != nil {
+		return err
+	}
+	if !ok || c.UID != uid || !s.cfg.Now().Before(c.ExpireTime) {
+		return invalidClient()
+	}
+	p, ok, err := s.store.Principal(ctx, q, c.UID)
+	if err != nil {
+		return err
+	}
+	if !ok || !p.Disabled {
+		return invalidClient()
+	}
+	call.Identify(p.UID, authn.ServicePrincipal)
+	return fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "the account is disabled; ask an administrator to enable it").With(oauthError, "invalid_client")
 }
 
 func (s *Service) tokenResponse(token string, c authn.Claims) *identityv1.TokenResponse {

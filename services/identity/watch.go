@@ -175,6 +175,7 @@ func (f *feed) give(batch []*identityv1.WatchSecurityResponse) error {
 		if err := f.s.cfg.Engine.ApplySecurity(m); err != nil {
 			return err
 		}
+		f.s.clients.Apply(m)
 		f.seq = m.GetSeq()
 	}
 	return nil

@@ -51,7 +51,7 @@ func main() {
 		tried, caught, broken int
 		free                  = make(chan struct{}, runtime.GOMAXPROCS(0))
 	)
-	for i, m := range slices.Concat(mutants, leaders, factors, securityKeys, programs) {
+	for i, m := range slices.Concat(mutants, leaders, factors, securityKeys, programs, minters) {
 		if i%parts != number || !pattern.MatchString(m.what) {
 			continue
 		}

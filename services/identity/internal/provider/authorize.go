@@ -36,7 +36,7 @@ func (p *Provider) authorize(ctx context.Context, x *identityv1.Exchange) (*iden
 	}
 	// Until here, and in the next two cases, it is not known where an error may be sent: a person reads it.
 	switch {
-	case !known || c.principal != nil:
+	case !known || c.program:
 		return p.broken(ctx, "There is no application of this name (client_id).")
 	case !matches(c.redirects, q["redirect_uri"]):
 		return p.broken(ctx, "The application did not register the address to which the answer should go (redirect_uri).")

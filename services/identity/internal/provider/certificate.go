@@ -2,13 +2,12 @@ package provider
 
 import (
 	"context"
-	"crypto/subtle"
 	"crypto/x509"
+	"strings"
 
 	"google.golang.org/grpc/peer"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
-	"github.com/redoubt-ml/redoubt/services/identity/internal/store"
 )
 
 // AuthCertificate is the name of client authentication by a certificate that the client itself has signed, and that was registered for it (RFC 8705
@@ -41,9 +40,9 @@ func (p *Provider) tokenURL(ctx context.Context) string {
 }
 
 // byCertificate is client authentication by certificate: a service principal's, which is the very one that was registered for it, byte for byte. Who
-// signed it says nothing, and neither does the key: another certificate of the same key was not registered. It is looked up for each request, so
-// one that was removed is nothing any more, on a connection that stands too. Where a client connects with a certificate it has no other way.
-func (p *Provider) byCertificate(ctx context.Context, x *identityv1.Exchange, q params, shown *x509.Certificate) (client, error) {
+// signed it says nothing, and neither does the key: another certificate of the same key was not registered. It is looked up for each request, and
+// what memory says is decided again with the token's record, so one that was removed is nothing any more, on a connection that stands too. Where a client connects with a certificate it has no other way.
+func (p *Provider) byCertificate(ctx context.Context, x *identityv1.Exchange, q params, shown *x509.Certificate, remembered bool) (client, error) {
 	if shown == nil || x.GetAuthorization() != "" || q["client_secret"] != "" || q["client_assertion"] != "" || q["client_assertion_type"] != "" {
 		return client{}, badClient()
 	}
@@ -51,25 +50,18 @@ func (p *Provider) byCertificate(ctx context.Context, x *identityv1.Exchange, q 
 	if now.Before(shown.NotBefore) || !now.Before(shown.NotAfter) || isSVID(shown) {
 		return client{}, badClient()
 	}
-	db := p.cfg.DB.Reader()
-	c, known, err := p.find(ctx, db, q["client_id"])
-	if err != nil {
-		return client{}, err
-	}
-	if !known || c.principal == nil {
+	id := q["client_id"]
+	if !strings.HasPrefix(id, "spn_") || len(id) > 256 {
 		return client{}, badClient()
 	}
-	keys, err := p.cfg.Store.ClientKeys(ctx, db, c.id, now)
+	f, ok, err := p.cfg.ByCertificate(ctx, id, shown.Raw, remembered)
 	if err != nil {
 		return client{}, err
 	}
-	for _, k := range keys {
-		if k.Kind == store.Certificate && subtle.ConstantTimeCompare(k.DER, shown.Raw) == 1 {
-			c.credential = k.ID
-			return c, nil
-		}
+	if !ok {
+		return client{}, badClient()
 	}
-	return client{}, badClient()
+	return program(f), nil
 }
 
 // isSVID reports whether a certificate names a workload. What the mesh's authority gave a service or a run is for the mesh, whoever registered it here.

@@ -15,6 +15,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/clients"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/store"
 )
 
@@ -78,8 +79,9 @@ type client struct {
 	redirects, logout []string
 	grants            []string
 	api               bool
-	principal         *store.Principal // of a service principal
-	credential        string           // by which it has proved itself
+	program           bool           // a service principal
+	known             *clients.Facts // of a service principal that has proved itself
+	credential        string         // by which it has proved itself
 }
 
 // find finds a client, whatever it is. ok is false where there is none, and for a service principal that is disabled.
@@ -96,7 +98,7 @@ func (p *Provider) find(ctx context.Context, q sqldb.DBTX, id string) (client, b
 		if err != nil || !ok || sp.Disabled || sp.Kind != store.ServicePrincipal {
 			return client{}, false, err
 		}
-		return client{id: id, name: sp.Name(), confidential: true, grants: []string{GrantClient, GrantExchange}, principal: &sp}, true, nil
+		return client{id: id, name: sp.Name(), confidential: true, grants: programGrants, program: true}, true, nil
 	}
 	a, ok, err := p.cfg.Store.Application(ctx, q, id)
 	if err != nil || !ok {
@@ -109,10 +111,11 @@ func (p *Provider) find(ctx context.Context, q sqldb.DBTX, id string) (client, b
 
 func (c client) may(grant string) bool { return slices.Contains(c.grants, grant) }
 
-// authenticate finds out which client asks a program's endpoint. A client uses one way to prove itself, once (RFC 6749 section 2.3).
-func (p *Provider) authenticate(ctx context.Context, x *identityv1.Exchange, q params) (client, error) {
+// authenticate finds out which client asks a program's endpoint. A client uses one way to prove itself, once (RFC 6749 section 2.3). What is
+// remembered of a service principal is good for MintFor alone.
+func (p *Provider) authenticate(ctx context.Context, x *identityv1.Exchange, q params, remembered bool) (client, error) {
 	if shown, ok := proven(ctx); ok {
-		return p.byCertificate(ctx, x, q, shown)
+		return p.byCertificate(ctx, x, q, shown, remembered)
 	}
 	ways := 0
 	for _, given := range []bool{x.GetAuthorization() != "", q["client_secret"] != "", q["client_assertion"] != "" || q["client_assertion_type"] != ""} {
@@ -130,7 +133,10 @@ func (p *Provider) authenticate(ctx context.Context, x *identityv1.Exchange, q p
 			return client{}, badClient()
 		}
 	case q["client_assertion"] != "" || q["client_assertion_type"] != "":
-		return p.byAssertion(ctx, q)
+		return p.byAssertion(ctx, q, remembered)
+	}
+	if secret != "" && strings.HasPrefix(id, "spn_") {
+		return p.bySecret(ctx, id, secret, remembered)
 	}
 	db := p.cfg.DB.Reader()
 	c, known, err := p.find(ctx, db, id)
@@ -146,11 +152,7 @@ func (p *Provider) authenticate(ctx context.Context, x *identityv1.Exchange, q p
 	// A secret has 256 random bits and is found by its digest, so the time of the look-up tells nothing of it.
 	s := redact.FromString(secret)
 	defer s.Wipe()
-	look := p.cfg.Store.FindApplicationSecret
-	if strings.HasPrefix(id, "spn_") {
-		look = p.cfg.Store.FindClientSecret
-	}
-	have, ok, err := look(ctx, db, s)
+	have, ok, err := p.cfg.Store.FindApplicationSecret(ctx, db, s)
 	if err != nil {
 		return client{}, err
 	}
@@ -159,6 +161,31 @@ func (p *Provider) authenticate(ctx context.Context, x *identityv1.Exchange, q p
 	}
 	c.credential = have.ID
 	return c, nil
+}
+
+// bySecret is a service principal's secret.
+func (p *Provider) bySecret(ctx context.Context, id, secret string, remembered bool) (client, error) {
+	if len(id) > 256 {
+		return client{}, badClient()
+	}
+	s := redact.FromString(secret)
+	defer s.Wipe()
+	f, ok, err := p.cfg.BySecret(ctx, id, s, remembered)
+	if err != nil {
+		return client{}, err
+	}
+	if !ok {
+		return client{}, badClient()
+	}
+	return program(f), nil
+}
+
+// programGrants are those of a service principal.
+var programGrants = []string{GrantClient, GrantExchange}
+
+// program is a service principal that has proved itself.
+func program(f clients.Facts) client {
+	return client{id: f.UID, name: f.Name, confidential: true, grants: programGrants, program: true, known: &f, credential: f.Credential}
 }
 
 // basic reads client credentials from the Authorization header: both parts are form encoded first (RFC 6749 section 2.3.1).
@@ -185,7 +212,7 @@ func basic(h string) (id, secret string, ok bool) {
 }
 
 // byAssertion is private_key_jwt (RFC 7523 section 3).
-func (p *Provider) byAssertion(ctx context.Context, q params) (client, error) {
+func (p *Provider) byAssertion(ctx context.Context, q params, remembered bool) (client, error) {
 	if q["client_assertion_type"] != assertionType || q["client_assertion"] == "" {
 		return client{}, badClient()
 	}
@@ -193,14 +220,23 @@ func (p *Provider) byAssertion(ctx context.Context, q params) (client, error) {
 	var c client
 	var failed error // of ours
 	a, err := authn.ReadAssertion(q["client_assertion"], now, []string{p.cfg.Issuer, p.cfg.Issuer + PathToken}, func(id, kid string) (*ecdsa.PublicKey, error) {
+		if strings.HasPrefix(id, "spn_") && len(id) <= 256 {
+			f, ok, err := p.cfg.ByKey(ctx, id, kid, remembered)
+			if failed = err; err != nil || !ok {
+				return nil, errors.New("no such client, or key")
+			}
+			c = program(f)
+			return f.Public, nil
+		}
 		var known bool
 		if c, known, failed = p.find(ctx, db, id); failed != nil || !known || !c.confidential {
 			return nil, errors.New("no such client")
 		}
 		var spki []byte
-		if spki, c.credential, failed = p.key(ctx, db, c, kid, now); failed != nil || spki == nil {
+		if spki, failed = p.key(ctx, db, c, kid, now); failed != nil || spki == nil {
 			return nil, errors.New("no such key")
 		}
+		c.credential = kid
 		return authn.ParsePublicKey(spki)
 	})
 	switch {
@@ -223,22 +259,13 @@ func (p *Provider) byAssertion(ctx context.Context, q params) (client, error) {
 	return c, nil
 }
 
-// key finds a public key of a client by its thumbprint; nil for none.
-func (p *Provider) key(ctx context.Context, db sqldb.DBTX, c client, kid string, now time.Time) (spki []byte, credential string, err error) {
-	if c.principal == nil {
-		spki, ok, err := p.cfg.Store.ApplicationKey(ctx, db, c.id, kid, now)
-		if !ok {
-			spki = nil
-		}
-		return spki, kid, err
+// key finds a public key of an application by its thumbprint; nil for none.
+func (p *Provider) key(ctx context.Context, db sqldb.DBTX, c client, kid string, now time.Time) (spki []byte, err error) {
+	spki, ok, err := p.cfg.Store.ApplicationKey(ctx, db, c.id, kid, now)
+	if !ok {
+		spki = nil
 	}
-	keys, err := p.cfg.Store.ClientKeys(ctx, db, c.id, now)
-	for _, k := range keys {
-		if k.Kind == store.PublicKey && k.Thumbprint == kid {
-			return k.DER, k.ID, nil
-		}
-	}
-	return nil, "", err
+	return spki, err
 }
 
 // scope checks what a client asks for and gives it in one spelling. "" means openid.

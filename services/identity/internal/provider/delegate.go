@@ -34,7 +34,7 @@ func (p *Provider) byExchange(ctx context.Context, call *rpc.Call, c client, q p
 	if !c.confidential || c.credential == "" {
 		return nil, refuse(errUnauthorzd, "only a client that proves itself exchanges tokens")
 	}
-	if c.principal != nil {
+	if c.program {
 		call.Identify(c.id, authn.ServicePrincipal) // until the subject is known
 	}
 	call.Detail("credential", c.credential)
@@ -62,7 +62,7 @@ func (p *Provider) byExchange(ctx context.Context, call *rpc.Call, c client, q p
 		return nil, err
 	}
 	claims, err := subject.Descendant(audience, authn.Actor{Subject: c.id, SessionID: c.credential})
-	if err != nil || clients(claims.Actor) > maxClients {
+	if err != nil || actingClients(claims.Actor) > maxClients {
 		return nil, refuse(errRequest, "too many act for the subject already: at most %d clients do", maxClients)
 	}
 	claims.ClientID, claims.Scope, claims.Confirmation = c.id, scope, jkt
@@ -106,7 +106,7 @@ func (p *Provider) exchangeable(ctx context.Context, c client, subject *authn.Ve
 		return refuse(errRequest, "the token of a run is not exchanged: its agent alone uses it")
 	case subject.PrincipalType != authn.User && subject.PrincipalType != authn.ServicePrincipal:
 		return refuse(errRequest, "tokens of users and service principals are exchanged, and no others")
-	case subject.Actor != nil && clients(subject.Actor) != subject.Actor.Depth():
+	case subject.Actor != nil && actingClients(subject.Actor) != subject.Actor.Depth():
 		return refuse(errRequest, "the token of a service is not exchanged")
 	case subject.Bound() && jkt != subject.Confirmation:
 		// Whoever found the token has not found its key.
@@ -178,7 +178,7 @@ func (p *Provider) within(c client, subject *authn.Verified, q params) (scope, a
 		want = slices.DeleteFunc(slices.Clone(want), func(s string) bool { return s == scopeAPI })
 	}
 	if slices.Contains(want, scopeAPI) {
-		if c.principal == nil && !c.api {
+		if !c.program && !c.api {
 			return "", "", refuse(errScope, "this client was not registered for the API: ask for a narrower scope")
 		}
 		return strings.Join(want, " "), p.cfg.Issuer, nil
@@ -192,8 +192,8 @@ func (p *Provider) within(c client, subject *authn.Verified, q params) (scope, a
 	return strings.Join(want, " "), userInfo, nil
 }
 
-// clients is how many of a chain are clients.
-func clients(a *authn.Actor) int {
+// actingClients is how many of a chain are clients.
+func actingClients(a *authn.Actor) int {
 	n := 0
 	for ; a != nil; a = a.Actor {
 		if a.Client() {

@@ -69,7 +69,7 @@ func (p *Provider) requestDevice(ctx context.Context, x *identityv1.Exchange) (*
 	if err != nil {
 		return nil, err
 	}
-	c, err := p.authenticate(ctx, x, q)
+	c, err := p.authenticate(ctx, x, q, false)
 	if err != nil {
 		return nil, err
 	}

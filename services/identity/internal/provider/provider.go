@@ -10,7 +10,10 @@ import (
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/clients"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/federation"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/login"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/store"
@@ -71,6 +74,14 @@ type Config struct {
 	// Signer gives the key of the moment, and Mint an access token by it.
 	Signer func() (*authn.Signer, error)
 	Mint   func(ctx context.Context, q sqldb.DBTX, c authn.Claims, life time.Duration) (string, authn.Claims, error)
+	// BySecret, ByKey and ByCertificate find the service principal that a secret, the private half of a key, or that of a certificate in DER proves;
+	// remembered lets them answer from memory, which is good for MintFor alone. MintFor is Mint for it.
+	BySecret func(ctx context.Context, id string, secret redact.Secret, remembered bool) (f clients.Facts, ok bool, err error)
+	ByKey    func(ctx context.Context, id, thumbprint string, remembered bool) (f clients.Facts, ok bool, err error)
+
+	ByCertificate func(ctx context.Context, id string, der []byte, remembered bool) (f clients.Facts, ok bool, err error)
+
+	MintFor func(call *rpc.Call, f clients.Facts, c authn.Claims, life time.Duration) (string, authn.Claims, error)
 	// Secure runs a change that makes something invalid: when it returns nil, everybody honours it.
 	Secure func(ctx context.Context, fn func(ctx context.Context, tx *sqldb.Tx) error) error
 	// SignIn and Continue prove who somebody is. Continue gives the recovery codes of a user whose first factor was proved.
@@ -110,7 +121,7 @@ var _ identityv1.ProviderServiceServer = (*Provider)(nil)
 // New makes a Provider.
 func New(cfg Config) (*Provider, error) {
 	if cfg.Issuer == "" || cfg.DB == nil || cfg.Store == nil || cfg.Box == nil || cfg.Verifier == nil || cfg.Keys == nil || cfg.Signer == nil ||
-		cfg.Mint == nil || cfg.Secure == nil || cfg.SignIn == nil || cfg.Continue == nil || cfg.AskKey == nil || cfg.BeginKey == nil || cfg.AddKey == nil ||
+		cfg.Mint == nil || cfg.BySecret == nil || cfg.ByKey == nil || cfg.ByCertificate == nil || cfg.MintFor == nil || cfg.Secure == nil || cfg.SignIn == nil || cfg.Continue == nil || cfg.AskKey == nil || cfg.BeginKey == nil || cfg.AddKey == nil ||
 		cfg.May == nil || cfg.Homes == nil || cfg.Relying == nil || cfg.Arrive == nil || cfg.TokenLife <= 0 || cfg.Now == nil {
 		return nil, errors.New("provider: every field of Config but CertificateURL and Proofs is required")
 	}

@@ -90,7 +90,7 @@ func (p *Provider) introspect(ctx context.Context, x *identityv1.Exchange) (*ide
 	if err != nil {
 		return nil, err
 	}
-	c, err := p.authenticate(ctx, x, q)
+	c, err := p.authenticate(ctx, x, q, false)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func (p *Provider) introspect(ctx context.Context, x *identityv1.Exchange) (*ide
 		return nil, refuse(errRequest, "token is missing")
 	}
 	inactive := map[string]any{"active": false}
-	mayAll := c.principal != nil && p.cfg.May(c.id, ActionIntrospect)
+	mayAll := c.program && p.cfg.May(c.id, ActionIntrospect)
 	if strings.HasPrefix(q["token"], prefixRefresh) {
 		secret := redact.FromString(q["token"])
 		defer secret.Wipe()
@@ -163,7 +163,7 @@ func (p *Provider) withdraw(ctx context.Context, x *identityv1.Exchange) (*ident
 	if err != nil {
 		return nil, err
 	}
-	c, err := p.authenticate(ctx, x, q)
+	c, err := p.authenticate(ctx, x, q, false)
 	if err != nil {
 		return nil, err
 	}

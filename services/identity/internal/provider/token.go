@@ -48,7 +48,7 @@ func (p *Provider) token(ctx context.Context, x *identityv1.Exchange) (*identity
 	default:
 		return nil, refuse(errGrantType, "the grant types are %s", strings.Join(Grants, ", "))
 	}
-	c, err := p.authenticate(ctx, x, q)
+	c, err := p.authenticate(ctx, x, q, grant == GrantClient)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func (p *Provider) token(ctx context.Context, x *identityv1.Exchange) (*identity
 	case GrantRefresh:
 		out, err = p.byRefresh(ctx, call, c, q, jkt)
 	case GrantClient:
-		out, err = p.byClient(ctx, call, c, q, jkt)
+		out, err = p.byClient(call, c, q, jkt)
 	case GrantExchange:
 		out, err = p.byExchange(ctx, call, c, q, jkt)
 	default:
@@ -332,18 +332,16 @@ func (p *Provider) drop(ctx context.Context, tx *sqldb.Tx, sids []string) error 
 }
 
 // byClient is the client credentials grant (RFC 6749 section 4.4): a service principal's.
-func (p *Provider) byClient(ctx context.Context, call *rpc.Call, c client, q params, jkt string) (*tokens, error) {
-	if c.principal == nil {
+func (p *Provider) byClient(call *rpc.Call, c client, q params, jkt string) (*tokens, error) {
+	if c.known == nil {
 		return nil, refuse(errUnauthorzd, "only a service principal signs in as itself")
 	}
 	if q["scope"] != "" && q["scope"] != scopeAPI {
 		return nil, refuse(errScope, "there is no scope for programs: roles decide what they may do; leave scope out")
 	}
 	call.Identify(c.id, authn.ServicePrincipal)
-	call.Detail("credential", c.credential)
-	access, claims, err := p.cfg.Mint(ctx, p.cfg.DB.Reader(), authn.Claims{
-		Audience: []string{p.cfg.Issuer}, Subject: c.id, PrincipalType: authn.ServicePrincipal, ClientID: c.id, SessionID: c.credential, Confirmation: jkt,
-	}, p.cfg.TokenLife)
+	call.Detail("credential", c.known.Credential)
+	access, claims, err := p.cfg.MintFor(call, *c.known, authn.Claims{Audience: []string{p.cfg.Issuer}, Confirmation: jkt}, p.cfg.TokenLife)
 	if err != nil {
 		return nil, err
 	}

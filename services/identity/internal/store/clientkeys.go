@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"crypto/x509"
+	"slices"
 	"time"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
@@ -86,6 +87,16 @@ func (s *Store) ClientSecrets(ctx context.Context, q sqldb.DBTX, uid string, now
 		out = append(out, ClientSecret{ID: r.SecretID, UID: r.UID, CreateTime: fromMicros(r.CreateTime), ExpireTime: fromMicros(r.ExpireTime)})
 	}
 	return out, nil
+}
+
+// HasCredential reports whether a service principal has the secret or key with this id, and it is not over at now.
+func (s *Store) HasCredential(ctx context.Context, q sqldb.DBTX, uid, id string, now time.Time) (bool, error) {
+	secrets, err := s.ClientSecrets(ctx, q, uid, now)
+	if err != nil || slices.ContainsFunc(secrets, func(c ClientSecret) bool { return c.ID == id }) {
+		return err == nil, err
+	}
+	keys, err := s.ClientKeys(ctx, q, uid, now)
+	return err == nil && slices.ContainsFunc(keys, func(k ClientKey) bool { return k.ID == id }), err
 }
 
 // DeleteClientCredential removes one secret or key of a service principal; ok is false if it has none of this id.

@@ -14,6 +14,9 @@ import (
 	"github.com/redoubt-ml/redoubt/services/identity/internal/store/db"
 )
 
+// Digest is how a secret of 256 random bits is stored.
+func Digest(secret redact.Secret) []byte { return digest(secret) }
+
 // digest is how a secret of 256 random bits is stored.
 func digest(secret redact.Secret) []byte {
 	sum := sha256.Sum256(secret.Reveal())

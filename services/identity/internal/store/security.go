@@ -215,6 +215,18 @@ func (s *Store) IssuedUntil(ctx context.Context, q sqldb.DBTX, subject string) (
 	return fromMicros(row.IssuedUntil), nil
 }
 
+// Number is the number of the last change of the security state.
+func (s *Store) Number(ctx context.Context, tx *sqldb.Tx) (uint64, error) {
+	head, err := db.New(tx).GetInstallation(ctx)
+	return uint64(head.SecuritySeq), err
+}
+
+// KeyRevoked reports whether what a signing key has signed was revoked.
+func (s *Store) KeyRevoked(ctx context.Context, q sqldb.DBTX, kid string) (bool, error) {
+	_, err := db.New(q).GetRevocation(ctx, db.GetRevocationParams{Kind: byKey, Value: kid})
+	return found(err)
+}
+
 // RunRevoked reports whether the tokens of a run were revoked.
 func (s *Store) RunRevoked(ctx context.Context, q sqldb.DBTX, runUID string, now time.Time) (bool, error) {
 	row, err := db.New(q).GetRevocation(ctx, db.GetRevocationParams{Kind: byRun, Value: runUID})
