@@ -16,12 +16,14 @@ const providerCookie = "__Host-redoubt-login"
 // providerRoutes are the routes of the OpenID provider: each is one RPC of identity, which gets the request as it was sent and says what to
 // answer. Nothing is decided here.
 func (s *Service) providerRoutes(mux *http.ServeMux, c identityv1.ProviderServiceClient) {
-	// The answers of foreign issuers come to a path of each.
-	mux.HandleFunc("GET /oauth2/home/{issuer}", func(w http.ResponseWriter, req *http.Request) {
-		s.carry(w, req, carried(c.ReturnHome, func(x *identityv1.Exchange) *identityv1.ReturnHomeRequest {
-			return &identityv1.ReturnHomeRequest{Http: x, Issuer: req.PathValue("issuer")}
-		}))
-	})
+	// The answers of foreign issuers come to a path of each, by browsers, and so do their logout tokens, by themselves.
+	for _, pattern := range both("/oauth2/home/{issuer}") {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, req *http.Request) {
+			s.carry(w, req, carried(c.ReturnHome, func(x *identityv1.Exchange) *identityv1.ReturnHomeRequest {
+				return &identityv1.ReturnHomeRequest{Http: x, Issuer: req.PathValue("issuer")}
+			}))
+		})
+	}
 	for _, r := range []struct {
 		patterns []string
 		call     func(context.Context, *identityv1.Exchange) (*identityv1.Page, error)

@@ -113,7 +113,7 @@ func (s *Service) stepAuthorities(ctx context.Context, tx *sqldb.Tx) (done rotat
 		next, err = rotation.WithTaint(now, roots, step.Pin, true)
 	case rotation.Revoke:
 		if err = rotation.Revocable(now, roots, leaves, step.Pin, s.clock().Waits, false); err == nil {
-			err = s.store.DeleteAuthority(ctx, tx, step.Pin)
+			err = s.store.RevokeAuthority(ctx, tx, step.Pin, now)
 		}
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/federation"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/login"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/provider"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/store"
 )
 
@@ -85,6 +87,11 @@ func (s *Service) arrive(ctx context.Context, i store.Issuer, who federation.Per
 		if user.Disabled {
 			return fault.New(codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED, "the account is disabled; ask an administrator to enable it")
 		}
+		if who.Session != "" {
+			if err := s.store.PutHomeSession(ctx, tx, i.URL, who.Session, user.UID, now.Add(provider.BrowserLife)); err != nil {
+				return err
+			}
+		}
 		changed, err := s.mapGroups(ctx, tx, i, user, who.Groups)
 		if err != nil {
 			return err
@@ -119,6 +126,41 @@ func (s *Service) arrive(ctx context.Context, i store.Issuer, who federation.Per
 		return login.Asked{}, err
 	}
 	return asked, nil
+}
+
+// left ends the sessions of a person whom his issuer has signed out, all that he has here, and his sign-ins that are under way. When it returns nil,
+// everybody honours that. Nobody who is known here is nothing to end.
+func (s *Service) left(ctx context.Context, i store.Issuer, who federation.Leaver) error {
+	call := rpc.From(ctx)
+	call.Detail("home_iss", i.URL)
+	call.Detail("home_sub", who.Subject)
+	call.Detail("home_sid", who.Session)
+	return s.secure(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		now := s.cfg.Now()
+		first, err := s.store.UseAssertion(ctx, tx, "foreign-logout "+i.UID, who.TokenID, who.Until)
+		if err != nil || !first {
+			return orElse(err, fault.FailedPrecondition("the logout token was used"))
+		}
+		uid, ok, err := s.leaver(ctx, tx, i, who, now)
+		if err != nil || !ok {
+			return err
+		}
+		call.Identify(uid, authn.User)
+		ended, err := s.endHomeOf(ctx, tx, []string{uid}, now)
+		if err != nil {
+			return err
+		}
+		return call.Audit(ctx, tx, "sessions_ended", strconv.Itoa(ended))
+	})
+}
+
+// leaver finds whom a logout token is about. A session alone is one that an ID token of this issuer named here.
+func (s *Service) leaver(ctx context.Context, tx *sqldb.Tx, i store.Issuer, who federation.Leaver, now time.Time) (uid string, ok bool, err error) {
+	if who.Subject == "" {
+		return s.store.FindHomeSession(ctx, tx, i.URL, who.Session, now)
+	}
+	user, ok, err := s.store.FindHome(ctx, tx, i.URL, who.Subject)
+	return user.UID, ok, err
 }
 
 // account finds the user of a home, by issuer and subject alone, and makes him at his first sign-in.

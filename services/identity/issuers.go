@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -289,7 +290,11 @@ func (s *Service) endHome(ctx context.Context, tx *sqldb.Tx, i store.Issuer) (en
 	if err != nil {
 		return 0, err
 	}
-	now := s.cfg.Now()
+	return s.endHomeOf(ctx, tx, uids, s.cfg.Now())
+}
+
+// endHomeOf ends what users have who sign in elsewhere.
+func (s *Service) endHomeOf(ctx context.Context, tx *sqldb.Tx, uids []string, now time.Time) (ended int, err error) {
 	var all []string
 	for _, uid := range uids {
 		sids, err := s.store.EndSessions(ctx, tx, uid, now)

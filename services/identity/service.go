@@ -132,7 +132,7 @@ func New(cfg Config) (*Service, error) {
 	s.provider, err = provider.New(provider.Config{
 		Issuer: cfg.Issuer, CertificateURL: cfg.CertificateURL, DB: cfg.DB, Store: s.store, Box: box, Verifier: s.verifier, Keys: s.keys, Signer: s.keys.signer, Mint: s.mint,
 		BySecret: s.clientBySecret, ByKey: s.clientByKey, ByCertificate: s.clientByCertificate, MintFor: s.mintFor,
-		Secure: s.secure, May: s.may, Homes: s.homes, Arrive: s.arrive, Relying: federation.New(cfg.Now), TokenLife: cfg.TokenLife, Proofs: cfg.Proofs, Now: cfg.Now,
+		Secure: s.secure, May: s.may, Homes: s.homes, Arrive: s.arrive, Left: s.left, Relying: federation.New(cfg.Now), TokenLife: cfg.TokenLife, Proofs: cfg.Proofs, Now: cfg.Now,
 		SignIn: func(ctx context.Context, req *identityv1.SignInRequest, finish login.Finish) (login.Asked, error) {
 			return s.signIn(ctx, req, forPages, finish)
 		},

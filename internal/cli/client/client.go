@@ -70,6 +70,7 @@ type Client struct {
 	conn *grpc.ClientConn
 	// issuer is what a service principal's tokens come from, nil where the token is given.
 	issuer *Client
+	again  func(Context) (*Client, error)
 }
 
 // Dial makes a client that calls with the token; with an empty one only public methods answer. It does not connect: the first call
@@ -113,7 +114,14 @@ func Dial(c Context, token redact.Secret, opts ...grpc.DialOption) (*Client, err
 	if err != nil {
 		return nil, fault.InvalidArgument("%q is no address of an installation: %v", c.Server, err)
 	}
-	return &Client{ctx: c, conn: conn}, nil
+	return &Client{ctx: c, conn: conn, again: func(c Context) (*Client, error) { return Dial(c, token, opts...) }}, nil
+}
+
+// Believing is a client of the same installation with the same proof and a connection of its own, which believes other roots.
+func (c *Client) Believing(roots []byte) (*Client, error) {
+	to := c.ctx
+	to.CAPEM, to.CAFile = roots, ""
+	return c.again(to)
 }
 
 // Close ends the connection.

@@ -6,17 +6,13 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/internal/cli/app"
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
-	"github.com/redoubt-ml/redoubt/pkg/rpc"
 )
 
 func (a verbs) ca() *cobra.Command {
@@ -26,7 +22,8 @@ func (a verbs) ca() *cobra.Command {
 waits until the one before it has arrived everywhere, and says for whom. The first three can be taken back: by revoke, by activating the old
 root again, by untaint.
 
-Before revoke, give the new roots to whoever believes a file: redoubt ca show > FILE.`,
+Before revoke, give the new roots to whoever believes a file: redoubt ca show > FILE. The context of this command line takes them up by
+itself.`,
 	}
 	var forceActivate, forceRevoke bool
 	activate := &cobra.Command{
@@ -52,7 +49,7 @@ Before revoke, give the new roots to whoever believes a file: redoubt ca show > 
 			if err := a.Sure(what); err != nil {
 				return err
 			}
-			return a.roots(revoked(ctx, identityv1.NewKeyServiceClient(c.Conn()), args[0], forceRevoke))
+			return a.roots(a.revoke(ctx, c, args[0], forceRevoke))
 		}),
 	}
 	revoke.Flags().BoolVar(&forceRevoke, "force", false, "although certificates of it are in use")
@@ -134,21 +131,4 @@ func next(c *identityv1.AuthorityClock) string {
 		return "next by the clock: " + step + ", due since " + show.Clock(c.GetNextTime()) + ", waits: " + c.GetWaitsFor()
 	}
 	return "next by the clock: " + step + ", at " + show.Clock(c.GetNextTime())
-}
-
-// revoked revokes a root. By force the order may hang on a connection of that root, which is closed before its answer comes; it is repeated then,
-// which waits for those who are late too, and who is told that the root is gone has been answered.
-func revoked(ctx context.Context, keys identityv1.KeyServiceClient, pin string, force bool) (*identityv1.ListAuthoritiesResponse, error) {
-	r, err := keys.RevokeAuthority(ctx, &identityv1.RevokeAuthorityRequest{Pin: pin, Force: force})
-	for tries := 0; force && status.Code(err) == codes.Unavailable && tries < 3; tries++ {
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(rpc.RepeatFirst):
-		}
-		if r, err = keys.RevokeAuthority(ctx, &identityv1.RevokeAuthorityRequest{Pin: pin, Force: force}); status.Code(err) == codes.NotFound {
-			return keys.ListAuthorities(ctx, &identityv1.ListAuthoritiesRequest{})
-		}
-	}
-	return r, err
 }

@@ -2,16 +2,19 @@ package rotate
 
 import (
 	"context"
+	"encoding/pem"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
 // keys answers orders with one code after the other.
@@ -22,36 +25,69 @@ type keys struct {
 }
 
 func (k *keys) RevokeAuthority(context.Context, *identityv1.RevokeAuthorityRequest, ...grpc.CallOption) (*identityv1.ListAuthoritiesResponse, error) {
-	code := k.answers[k.asked]
+	code := codes.Internal // one order more than there should be
+	if k.asked < len(k.answers) {
+		code = k.answers[k.asked]
+	}
 	k.asked++
 	return &identityv1.ListAuthoritiesResponse{}, status.Error(code, code.String())
 }
 
-func (k *keys) ListAuthorities(context.Context, *identityv1.ListAuthoritiesRequest, ...grpc.CallOption) (*identityv1.ListAuthoritiesResponse, error) {
-	return &identityv1.ListAuthoritiesResponse{}, nil
-}
-
-// By force the order may end its own connection: it is repeated, and who is told then that the root is gone has been answered. Without force, and
-// the first time, that is an error.
+// By force the order may end its own connection: it is repeated by the other one. Without force that is an error.
 func TestRevokedByForce(t *testing.T) { // D10
 	for name, c := range map[string]struct {
-		force   bool
-		answers []codes.Code
-		asked   int
-		code    codes.Code
+		force         bool
+		first, second []codes.Code
+		asked         int
+		code          codes.Code
 	}{
-		"at once":              {true, []codes.Code{codes.OK}, 1, codes.OK},
-		"the answer was lost":  {true, []codes.Code{codes.Unavailable, codes.NotFound}, 2, codes.OK},
-		"the order was lost":   {true, []codes.Code{codes.Unavailable, codes.OK}, 2, codes.OK},
-		"others believe it":    {true, []codes.Code{codes.Unavailable, codes.DeadlineExceeded}, 2, codes.DeadlineExceeded},
-		"there is no such":     {true, []codes.Code{codes.NotFound}, 1, codes.NotFound},
-		"identity is away":     {true, []codes.Code{codes.Unavailable, codes.Unavailable, codes.Unavailable, codes.Unavailable, codes.OK}, 4, codes.Unavailable},
-		"without force":        {false, []codes.Code{codes.Unavailable, codes.OK}, 1, codes.Unavailable},
-		"refused for a reason": {true, []codes.Code{codes.FailedPrecondition, codes.OK}, 1, codes.FailedPrecondition},
+		"at once":              {true, []codes.Code{codes.OK}, nil, 0, codes.OK},
+		"the answer was lost":  {true, []codes.Code{codes.Unavailable}, []codes.Code{codes.OK}, 1, codes.OK},
+		"twice":                {true, []codes.Code{codes.Unavailable}, []codes.Code{codes.Unavailable, codes.OK}, 2, codes.OK},
+		"others believe it":    {true, []codes.Code{codes.Unavailable}, []codes.Code{codes.DeadlineExceeded}, 1, codes.DeadlineExceeded},
+		"there is no such":     {true, []codes.Code{codes.NotFound}, nil, 0, codes.NotFound},
+		"identity is away":     {true, []codes.Code{codes.Unavailable}, []codes.Code{codes.Unavailable, codes.Unavailable, codes.Unavailable, codes.OK}, 3, codes.Unavailable},
+		"without force":        {false, []codes.Code{codes.Unavailable}, nil, 0, codes.Unavailable},
+		"refused for a reason": {true, []codes.Code{codes.FailedPrecondition}, nil, 0, codes.FailedPrecondition},
 	} {
-		k := &keys{answers: c.answers}
-		if _, err := revoked(t.Context(), k, "pin", c.force); status.Code(err) != c.code || k.asked != c.asked {
-			t.Errorf("%s: %v after %d orders", name, err, k.asked)
+		k, again := &keys{answers: c.first}, &keys{answers: c.second}
+		if _, err := revoked(t.Context(), k, again, "pin", c.force); status.Code(err) != c.code || k.asked != 1 || again.asked != c.asked {
+			t.Errorf("%s: %v after %d and %d orders", name, err, k.asked, again.asked)
+		}
+	}
+}
+
+// Who believed the root that goes believes those that stay in its place; who did not goes on as before.
+func TestStaying(t *testing.T) { // D10
+	td := spiffeid.RequireTrustDomainFromString("redoubt.test")
+	var roots [3]*svid.Authority
+	var pems [3]string
+	all := new(identityv1.ListAuthoritiesResponse)
+	for i := range roots {
+		a, err := svid.NewAuthority(td, time.Now(), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots[i] = a
+		pems[i] = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Root().Raw}))
+		if i < 2 {
+			all.Authorities = append(all.Authorities, &identityv1.Authority{Pin: a.Pin(), Root: a.Root().Raw})
+		}
+	}
+	for name, c := range map[string]struct {
+		believed, stay string
+		believes       bool
+	}{
+		"the root alone":          {pems[0], pems[1], true},
+		"both":                    {pems[0] + pems[1], pems[1], true},
+		"with one of somebody":    {pems[2] + pems[0], pems[2] + pems[1], true},
+		"one of somebody alone":   {pems[2], pems[2], false},
+		"the one that stays":      {pems[1], pems[1], false},
+		"those of the system":     {"", "", false},
+		"what is no certificate ": {"nonsense", "nonsense", false},
+	} {
+		if stay, believes := staying([]byte(c.believed), all, roots[0].Pin()); string(stay) != c.stay || believes != c.believes {
+			t.Errorf("%s: %v, %d certificates", name, believes, strings.Count(string(stay), "BEGIN"))
 		}
 	}
 }

@@ -46,7 +46,7 @@ type ProviderServiceClient interface {
 	// SubmitSignIn takes what a person typed on a page of Authorize: a password, a further factor, or that the application may go on: POST
 	// /oauth2/sign-in.
 	SubmitSignIn(ctx context.Context, in *SubmitSignInRequest, opts ...grpc.CallOption) (*Page, error)
-	// ReturnHome takes the answer of a foreign issuer that a person was sent to from a page of Authorize: GET /oauth2/home/{issuer}.
+	// ReturnHome takes the answer of a foreign issuer that a person was sent to from a page of Authorize: GET /oauth2/home/{issuer}; and its logout token: POST.
 	ReturnHome(ctx context.Context, in *ReturnHomeRequest, opts ...grpc.CallOption) (*Page, error)
 	// RequestToken is the token endpoint (RFC 6749 section 3.2): POST /oauth2/token.
 	RequestToken(ctx context.Context, in *RequestTokenRequest, opts ...grpc.CallOption) (*Page, error)
@@ -209,7 +209,7 @@ type ProviderServiceServer interface {
 	// SubmitSignIn takes what a person typed on a page of Authorize: a password, a further factor, or that the application may go on: POST
 	// /oauth2/sign-in.
 	SubmitSignIn(context.Context, *SubmitSignInRequest) (*Page, error)
-	// ReturnHome takes the answer of a foreign issuer that a person was sent to from a page of Authorize: GET /oauth2/home/{issuer}.
+	// ReturnHome takes the answer of a foreign issuer that a person was sent to from a page of Authorize: GET /oauth2/home/{issuer}; and its logout token: POST.
 	ReturnHome(context.Context, *ReturnHomeRequest) (*Page, error)
 	// RequestToken is the token endpoint (RFC 6749 section 3.2): POST /oauth2/token.
 	RequestToken(context.Context, *RequestTokenRequest) (*Page, error)

@@ -22,10 +22,11 @@ const (
 	callTimeout = 10 * time.Second
 )
 
-// newClient makes the client for one issuer. private are hosts that may have addresses of the own network, roots is nil for those of the system.
-func newClient(private []string, roots *x509.CertPool, now func() time.Time) *http.Client {
-	open := &net.Dialer{Timeout: dialTimeout}
-	guarded := &net.Dialer{Timeout: dialTimeout, Control: guard}
+// newClient makes the client for one issuer. private are hosts that may have addresses of the own network; roots and names are nil for those of the
+// system.
+func newClient(private []string, roots *x509.CertPool, now func() time.Time, names *net.Resolver) *http.Client {
+	open := &net.Dialer{Timeout: dialTimeout, Resolver: names}
+	guarded := &net.Dialer{Timeout: dialTimeout, Resolver: names, Control: guard}
 	return &http.Client{
 		Timeout: callTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error {

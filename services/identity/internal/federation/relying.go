@@ -109,7 +109,7 @@ func (r *Relying) open(ctx context.Context, i store.Issuer) (*home, error) {
 	if err != nil {
 		return nil, err
 	}
-	h = &home{version: i.Version, until: now.Add(documentLife), client: newClient(i.PrivateHosts, roots, r.now)}
+	h = &home{version: i.Version, until: now.Add(documentLife), client: newClient(i.PrivateHosts, roots, r.now, nil)}
 	// The keys are fetched later, when nobody waits for this call any more.
 	asking := oidc.ClientContext(context.WithoutCancel(ctx), h.client)
 	if h.provider, err = oidc.NewProvider(asking, i.URL); err != nil {
@@ -192,6 +192,8 @@ func (r *Relying) Leave(ctx context.Context, i store.Issuer, w Walk, redirect, s
 // Person is who an issuer says came back.
 type Person struct {
 	Subject string
+	// Session is the one that he has there, "" if it does not say.
+	Session string
 	// DisplayName and Email are "" where there is none, or none that is verified.
 	DisplayName, Email string
 	Groups             []string
@@ -273,7 +275,7 @@ func (r *Relying) check(i store.Issuer, w Walk, t *oidc.IDToken, access string) 
 		return refused("the ID token is from the future")
 	case t.IssuedAt.Before(now.Add(-maxAge)):
 		return refused("the ID token is old")
-	case t.Subject == "" || len(t.Subject) > maxSubject || strings.ContainsFunc(t.Subject, func(r rune) bool { return r < 0x20 || r >= 0x7f }):
+	case !identifier(t.Subject, maxSubject):
 		return refused("the subject is not 1 to %d characters of printable ASCII", maxSubject)
 	}
 	if t.AccessTokenHash != "" {
@@ -291,6 +293,9 @@ func (r *Relying) person(i store.Issuer, w Walk, t *oidc.IDToken) (Person, error
 		return Person{}, refused("the ID token: %w", err)
 	}
 	p := Person{Subject: t.Subject}
+	if sid, _ := claims["sid"].(string); identifier(sid, maxSubject) {
+		p.Session = sid
+	}
 	name, _ := claims[i.NameClaim].(string)
 	p.DisplayName = plain(name, maxDisplay)
 	if verified, _ := claims["email_verified"].(bool); verified {

@@ -41,7 +41,6 @@ const (
 	requestLife = 15 * time.Minute // of a request that waits for a person
 	codeLife    = time.Minute
 	codeKept    = time.Hour          // a used code is known as one
-	browserLife = 12 * time.Hour     // of a browser that is signed in
 	grantLife   = 7 * 24 * time.Hour // of what an application was given, with all refreshing
 	refreshIdle = 3 * 24 * time.Hour // of a refresh token that is not used
 	refreshSlip = 10 * time.Second   // in which a used refresh token gives its own successor again
@@ -50,6 +49,9 @@ const (
 	deviceWait  = 5 * time.Second
 	revokedFor  = 24 * time.Hour // longer than any access token lives
 )
+
+// BrowserLife is that of a browser that is signed in, and of all that a person with a home elsewhere has from it.
+const BrowserLife = 12 * time.Hour
 
 // Box seals what is stored in forms.
 type Box interface {
@@ -96,6 +98,8 @@ type Config struct {
 	Homes   func(ctx context.Context) ([]store.Issuer, error)
 	Relying *federation.Relying
 	Arrive  func(ctx context.Context, i store.Issuer, who federation.Person, finish login.Finish) (login.Asked, error)
+	// Left ends what a person has here whom his issuer has signed out.
+	Left func(ctx context.Context, i store.Issuer, who federation.Leaver) error
 	// May reports whether a principal has an action at the installation.
 	May func(principal, action string) bool
 	// TokenLife is that of access tokens.
@@ -122,7 +126,7 @@ var _ identityv1.ProviderServiceServer = (*Provider)(nil)
 func New(cfg Config) (*Provider, error) {
 	if cfg.Issuer == "" || cfg.DB == nil || cfg.Store == nil || cfg.Box == nil || cfg.Verifier == nil || cfg.Keys == nil || cfg.Signer == nil ||
 		cfg.Mint == nil || cfg.BySecret == nil || cfg.ByKey == nil || cfg.ByCertificate == nil || cfg.MintFor == nil || cfg.Secure == nil || cfg.SignIn == nil || cfg.Continue == nil || cfg.AskKey == nil || cfg.BeginKey == nil || cfg.AddKey == nil ||
-		cfg.May == nil || cfg.Homes == nil || cfg.Relying == nil || cfg.Arrive == nil || cfg.TokenLife <= 0 || cfg.Now == nil {
+		cfg.May == nil || cfg.Homes == nil || cfg.Relying == nil || cfg.Arrive == nil || cfg.Left == nil || cfg.TokenLife <= 0 || cfg.Now == nil {
 		return nil, errors.New("provider: every field of Config but CertificateURL and Proofs is required")
 	}
 	u, err := url.Parse(cfg.Issuer)
@@ -151,6 +155,9 @@ func (p *Provider) SubmitSignIn(ctx context.Context, req *identityv1.SubmitSignI
 
 // ReturnHome implements ProviderService.
 func (p *Provider) ReturnHome(ctx context.Context, req *identityv1.ReturnHomeRequest) (*identityv1.Page, error) {
+	if req.GetHttp().GetMethod() == http.MethodPost {
+		return p.leaveHome(ctx, req.GetHttp(), req.GetIssuer())
+	}
 	return p.returnHome(ctx, req.GetHttp(), req.GetIssuer())
 }
 

@@ -177,7 +177,7 @@ func (p *Provider) finish(r request, out *given) login.Finish {
 		// The cookie is another one from here on: whoever knew the old one has nothing (session fixation).
 		now := p.cfg.Now()
 		out.next = newSecret(prefixCookie)
-		out.b = store.Browser{SID: resource.NewUID("ses"), UID: by.UID, AuthTime: by.At, AMR: by.AMR, ACR: by.ACR, Expire: now.Add(browserLife)}
+		out.b = store.Browser{SID: resource.NewUID("ses"), UID: by.UID, AuthTime: by.At, AMR: by.AMR, ACR: by.ACR, Expire: now.Add(BrowserLife)}
 		if err := p.cfg.Store.InsertBrowser(ctx, tx, out.next, out.b, now); err != nil {
 			return err
 		}

@@ -99,16 +99,26 @@ func flag(b bool) int64 {
 	return 0
 }
 
-// DeleteAuthority removes a root and its key. Who holds leaves of it stays known: he may still believe it.
-func (s *Store) DeleteAuthority(ctx context.Context, tx *sqldb.Tx, pin string) error {
-	n, err := db.New(tx).DeleteAuthority(ctx, pin)
+// RevokeAuthority removes a root and its key, and remembers that it was there. Who holds leaves of it stays known: he may still believe it.
+func (s *Store) RevokeAuthority(ctx context.Context, tx *sqldb.Tx, pin string, now time.Time) error {
+	q := db.New(tx)
+	n, err := q.DeleteAuthority(ctx, pin)
 	if err == nil && n != 1 {
 		return fault.Internal(nil, "a root that was read in this transaction is gone")
 	}
 	if err != nil {
 		return err
 	}
+	if err := q.InsertRevokedAuthority(ctx, db.InsertRevokedAuthorityParams{Pin: pin, RevokeTime: micros(now)}); err != nil {
+		return err
+	}
 	return s.nextBundle(ctx, tx, time.Time{})
+}
+
+// RevokedAuthority reports whether a root was one of this installation and is revoked.
+func (s *Store) RevokedAuthority(ctx context.Context, q sqldb.DBTX, pin string) (bool, error) {
+	n, err := db.New(q).CountRevokedAuthorities(ctx, pin)
+	return n > 0, sqldb.Fault(err)
 }
 
 // Signs reports whether a root signs.

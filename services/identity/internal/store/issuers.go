@@ -18,6 +18,7 @@ const (
 	macIssuer        = "foreign-issuer-name"
 	macIssuerURL     = "foreign-issuer-url"
 	macHome          = "home"
+	macHomeSession   = "home-session"
 )
 
 // GroupMapping puts who has a value in the groups claim into a group of ours.
@@ -235,6 +236,26 @@ func (s *Store) UsersAt(ctx context.Context, q sqldb.DBTX, url string) ([]string
 	}
 	out, err := db.New(q).ListHomesAt(ctx, mac)
 	return out, sqldb.Fault(err)
+}
+
+// PutHomeSession remembers whose a session at an issuer is.
+func (s *Store) PutHomeSession(ctx context.Context, tx *sqldb.Tx, url, sid, uid string, expire time.Time) error {
+	mac, err := s.box.MAC(ctx, macHomeSession, url, sid)
+	if err != nil {
+		return err
+	}
+	return db.New(tx).PutHomeSession(ctx, db.PutHomeSessionParams{SessionMac: mac, UID: uid, ExpireTime: micros(expire)})
+}
+
+// FindHomeSession finds whose a session at an issuer is.
+func (s *Store) FindHomeSession(ctx context.Context, q sqldb.DBTX, url, sid string, now time.Time) (uid string, ok bool, err error) {
+	mac, err := s.box.MAC(ctx, macHomeSession, url, sid)
+	if err != nil {
+		return "", false, err
+	}
+	uid, err = db.New(q).FindHomeSession(ctx, db.FindHomeSessionParams{SessionMac: mac, ExpireTime: micros(now)})
+	ok, err = found(err)
+	return uid, ok, err
 }
 
 // SetPrincipalRecord stores another display name and home of a principal. Its id stays.

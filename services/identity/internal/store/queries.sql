@@ -237,6 +237,16 @@ DELETE FROM devices WHERE expire_time <= $1;
 -- name: DeleteExpiredAssertions :execrows
 DELETE FROM used_assertions WHERE expire_time <= $1;
 
+-- name: PutHomeSession :exec
+INSERT INTO home_sessions (session_mac, uid, expire_time) VALUES ($1, $2, $3)
+ON CONFLICT (session_mac) DO UPDATE SET uid = excluded.uid, expire_time = excluded.expire_time;
+
+-- name: FindHomeSession :one
+SELECT uid FROM home_sessions WHERE session_mac = $1 AND expire_time > $2;
+
+-- name: DeleteExpiredHomeSessions :execrows
+DELETE FROM home_sessions WHERE expire_time <= $1;
+
 -- name: DeleteExpiredApplicationSecrets :execrows
 DELETE FROM application_secrets WHERE expire_time <= $1;
 
@@ -305,6 +315,12 @@ WHERE quiet_time < $1 AND pin IN (SELECT leaves.pin FROM leaves WHERE leaves.hol
 
 -- name: DeleteAuthority :execrows
 DELETE FROM authorities WHERE pin = $1;
+
+-- name: InsertRevokedAuthority :exec
+INSERT INTO revoked_authorities (pin, revoke_time) VALUES ($1, $2);
+
+-- name: CountRevokedAuthorities :one
+SELECT COUNT(*) FROM revoked_authorities WHERE pin = $1;
 
 -- name: PutLeaf :exec
 INSERT INTO leaves (holder, pin, bundle, expire_time) VALUES ($1, $2, $3, $4)

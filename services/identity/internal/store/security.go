@@ -242,7 +242,7 @@ func (s *Store) Purge(ctx context.Context, tx *sqldb.Tx, now time.Time) error {
 	for _, purge := range []func(context.Context, int64) (int64, error){
 		q.DeleteExpiredSessions, q.DeleteExpiredRevocations, q.DeleteExpiredJoinTokens, q.DeleteExpiredClientSecrets,
 		q.DeleteExpiredClientKeys, q.DeleteKeptAdministrators, q.DeleteExpiredSignInStates,
-		q.DeleteExpiredCodes, q.DeleteExpiredRefresh, q.DeleteExpiredDevices, q.DeleteExpiredAssertions, q.DeleteExpiredApplicationSecrets, q.DeleteExpiredApplicationKeys,
+		q.DeleteExpiredCodes, q.DeleteExpiredRefresh, q.DeleteExpiredDevices, q.DeleteExpiredAssertions, q.DeleteExpiredHomeSessions, q.DeleteExpiredApplicationSecrets, q.DeleteExpiredApplicationKeys,
 	} {
 		if _, err := purge(ctx, at); err != nil {
 			return err

@@ -135,6 +135,12 @@ type HomeGroup struct {
 	GroupUID string
 }
 
+type HomeSession struct {
+	SessionMac []byte
+	UID        string
+	ExpireTime int64
+}
+
 type Installation struct {
 	ID          int64
 	SecuritySeq int64
@@ -225,6 +231,11 @@ type Revocation struct {
 	IssuedUntil  int64
 	ExpireTime   int64
 	DeliverUntil int64
+}
+
+type RevokedAuthority struct {
+	Pin        string
+	RevokeTime int64
 }
 
 type SecurityChange struct {

@@ -208,6 +208,17 @@ func (q *Queries) CountRecoveryCodes(ctx context.Context, uid string) (int64, er
 	return count, err
 }
 
+const countRevokedAuthorities = `-- name: CountRevokedAuthorities :one
+SELECT COUNT(*) FROM revoked_authorities WHERE pin = $1
+`
+
+func (q *Queries) CountRevokedAuthorities(ctx context.Context, pin string) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countRevokedAuthorities, pin)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const countSessionsOf = `-- name: CountSessionsOf :one
 SELECT COUNT(*) FROM sessions WHERE uid = $1 AND expire_time > $2
 `
@@ -410,6 +421,18 @@ DELETE FROM devices WHERE expire_time <= $1
 
 func (q *Queries) DeleteExpiredDevices(ctx context.Context, expireTime int64) (int64, error) {
 	result, err := q.db.ExecContext(ctx, deleteExpiredDevices, expireTime)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteExpiredHomeSessions = `-- name: DeleteExpiredHomeSessions :execrows
+DELETE FROM home_sessions WHERE expire_time <= $1
+`
+
+func (q *Queries) DeleteExpiredHomeSessions(ctx context.Context, expireTime int64) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteExpiredHomeSessions, expireTime)
 	if err != nil {
 		return 0, err
 	}
@@ -888,6 +911,22 @@ SELECT uid FROM homes WHERE home_mac = $1
 
 func (q *Queries) FindHome(ctx context.Context, homeMac []byte) (string, error) {
 	row := q.db.QueryRowContext(ctx, findHome, homeMac)
+	var uid string
+	err := row.Scan(&uid)
+	return uid, err
+}
+
+const findHomeSession = `-- name: FindHomeSession :one
+SELECT uid FROM home_sessions WHERE session_mac = $1 AND expire_time > $2
+`
+
+type FindHomeSessionParams struct {
+	SessionMac []byte
+	ExpireTime int64
+}
+
+func (q *Queries) FindHomeSession(ctx context.Context, arg FindHomeSessionParams) (string, error) {
+	row := q.db.QueryRowContext(ctx, findHomeSession, arg.SessionMac, arg.ExpireTime)
 	var uid string
 	err := row.Scan(&uid)
 	return uid, err
@@ -1787,6 +1826,20 @@ func (q *Queries) InsertRefresh(ctx context.Context, arg InsertRefreshParams) er
 		arg.Successor,
 		arg.ExpireTime,
 	)
+	return err
+}
+
+const insertRevokedAuthority = `-- name: InsertRevokedAuthority :exec
+INSERT INTO revoked_authorities (pin, revoke_time) VALUES ($1, $2)
+`
+
+type InsertRevokedAuthorityParams struct {
+	Pin        string
+	RevokeTime int64
+}
+
+func (q *Queries) InsertRevokedAuthority(ctx context.Context, arg InsertRevokedAuthorityParams) error {
+	_, err := q.db.ExecContext(ctx, insertRevokedAuthority, arg.Pin, arg.RevokeTime)
 	return err
 }
 
@@ -2954,6 +3007,22 @@ func (q *Queries) PutApplicationKey(ctx context.Context, arg PutApplicationKeyPa
 		arg.CreateTime,
 		arg.ExpireTime,
 	)
+	return err
+}
+
+const putHomeSession = `-- name: PutHomeSession :exec
+INSERT INTO home_sessions (session_mac, uid, expire_time) VALUES ($1, $2, $3)
+ON CONFLICT (session_mac) DO UPDATE SET uid = excluded.uid, expire_time = excluded.expire_time
+`
+
+type PutHomeSessionParams struct {
+	SessionMac []byte
+	UID        string
+	ExpireTime int64
+}
+
+func (q *Queries) PutHomeSession(ctx context.Context, arg PutHomeSessionParams) error {
+	_, err := q.db.ExecContext(ctx, putHomeSession, arg.SessionMac, arg.UID, arg.ExpireTime)
 	return err
 }
 
