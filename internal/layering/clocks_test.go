@@ -20,6 +20,10 @@ var clocked = []string{
 // a certificate of the mesh.
 var systemClocks = map[string]string{
 	"pkg/svid/creds.go":             "a socket's deadline",
+
+	"pkg/authn/password/password.go":           "what a hash takes, and a context's deadline",
+	"pkg/authn/password/apart/worker_linux.go": "a socket's deadline",
+
 	"pkg/edge/conn.go":              "a socket's deadline",
 	"pkg/edge/guard.go":             "a socket's deadline",
 	"pkg/edge/listener.go":          "rates, and a socket's deadline",
