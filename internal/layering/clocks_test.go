@@ -19,7 +19,11 @@ var clocked = []string{
 // systemClocks are calls of time.Now, time.Since and time.Until there, and TLS without a clock anywhere in a service, that decide nothing about a token or
 // a certificate of the mesh.
 var systemClocks = map[string]string{
-	"pkg/svid/creds.go":             "a socket's deadline",
+	"pkg/svid/creds.go": "a socket's deadline",
+
+	"pkg/authn/password/password.go":           "what a hash takes, and a context's deadline",
+	"pkg/authn/password/apart/worker_linux.go": "a socket's deadline",
+
 	"pkg/edge/conn.go":              "a socket's deadline",
 	"pkg/edge/guard.go":             "a socket's deadline",
 	"pkg/edge/listener.go":          "rates, and a socket's deadline",
