@@ -441,7 +441,7 @@ func TestAttackTokens(t *testing.T) {
 		redeem("no secret", "invalid_client", "client_secret", ""), redeem("no client", "invalid_client", "client_id", ""), redeem("a robot's secret", "invalid_client", "client_secret", robotSecret),
 		redeem("as a robot", "unauthorized_client", "client_id", robot, "client_secret", robotSecret), redeem("for another resource", "invalid_target", "resource", "https://x.example"),
 		redeem("for a service", "invalid_target", "audience", "spiffe://redoubt.test/service/keyvault"),
-		redeem("by password", "unsupported_grant_type", "grant_type", "password"), redeem("by exchange", "unsupported_grant_type", "grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+		redeem("by password", "unsupported_grant_type", "grant_type", "password"), redeem("by exchange", "unauthorized_client", "grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
 		redeem("by jwt-bearer", "unsupported_grant_type", "grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), redeem("implicit", "unsupported_grant_type", "grant_type", "implicit"),
 		redeem("no grant", "invalid_request", "grant_type", ""), redeem("an application as itself", "unauthorized_client", "grant_type", "client_credentials"),
 		{"code: too late", func(*testing.T) string {

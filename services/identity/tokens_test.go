@@ -133,7 +133,7 @@ func TestDiscoverySaysWhatIsTrue(t *testing.T) {
 	for name, value := range map[string]string{
 		"issuer": issuer, "token_endpoint": issuer + "/oauth2/token", "jwks_uri": issuer + "/oauth2/keys",
 		"id_token_signing_alg_values_supported": "[ES256]", "subject_types_supported": "[public]", "response_types_supported": "[code]", "response_modes_supported": "[query]",
-		"grant_types_supported":                 "[authorization_code refresh_token client_credentials urn:ietf:params:oauth:grant-type:device_code]",
+		"grant_types_supported":                 "[authorization_code refresh_token client_credentials urn:ietf:params:oauth:grant-type:device_code urn:ietf:params:oauth:grant-type:token-exchange]",
 		"token_endpoint_auth_methods_supported": "[none client_secret_basic client_secret_post private_key_jwt]", "code_challenge_methods_supported": "[S256]",
 		"authorization_response_iss_parameter_supported": "true", "dpop_signing_alg_values_supported": "[ES256]", "request_uri_parameter_supported": "false",
 		"tls_client_certificate_bound_access_tokens": "false",

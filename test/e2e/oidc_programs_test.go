@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -21,6 +19,7 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	"github.com/redoubt-ml/redoubt/pkg/authn"
 )
 
 // A1: standard libraries sign a program in by a certificate, at the address that discovery names, with the CA file that every client has (RFC 8705); and a
@@ -30,7 +29,7 @@ func TestStandardPrograms(t *testing.T) {
 	dir := identityv1.NewDirectoryServiceClient(mesh.Dial(t, mesh.Admin(t)))
 	sp, err := dir.CreateServicePrincipal(t.Context(), &identityv1.CreateServicePrincipalRequest{ServicePrincipalId: "certified"})
 	ok(err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := authn.GenerateKey()
 	ok(err)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)

@@ -41,7 +41,7 @@ type Application struct {
 	PostLogoutRedirectUris []string `protobuf:"bytes,5,rep,name=post_logout_redirect_uris,json=postLogoutRedirectUris,proto3" json:"post_logout_redirect_uris,omitempty"`
 	// True of a client that can keep a secret.
 	Confidential bool `protobuf:"varint,6,opt,name=confidential,proto3" json:"confidential,omitempty"`
-	// Of authorization_code, refresh_token and urn:ietf:params:oauth:grant-type:device_code.
+	// Of authorization_code, refresh_token, urn:ietf:params:oauth:grant-type:device_code and, of a confidential one, urn:ietf:params:oauth:grant-type:token-exchange.
 	GrantTypes []string `protobuf:"bytes,7,rep,name=grant_types,json=grantTypes,proto3" json:"grant_types,omitempty"`
 	// Whether the application may ask for the scope redoubt, with which its tokens are good for this installation's API. Without it they
 	// say who somebody is and open nothing.
