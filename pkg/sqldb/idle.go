@@ -1,0 +1,8 @@
+//go:build !redoubt_break_fence
+
+package sqldb
+
+import "strconv"
+
+// idleSetting is idleInTransaction as PostgreSQL has it, in milliseconds.
+func idleSetting() string { return strconv.FormatInt(idleInTransaction.Milliseconds(), 10) }
