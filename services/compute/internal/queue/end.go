@@ -106,7 +106,7 @@ func (q *Queue) RevokeEnded(ctx context.Context) error {
 // noteTime bounds a change of one row.
 const noteTime = 5 * time.Second
 
-// Revoke kills the tokens of a run that has ended.
+// Revoke kills the tokens of a run that has ended. Its error says that they are not known to be refused everywhere.
 func (q *Queue) Revoke(ctx context.Context, r *store.Run) error {
 	if _, err := q.cfg.Tokens.RevokeRun(ctx, &identityv1.RevokeRunRequest{RunUid: r.UID, WorkspaceUid: r.Workspace}); err != nil {
 		return fault.FromStatus(err)
@@ -118,11 +118,11 @@ func (q *Queue) Revoke(ctx context.Context, r *store.Run) error {
 		noting, cancel = context.WithTimeout(context.Background(), noteTime)
 		defer cancel()
 	}
-	_, err := q.cfg.Store.Update(noting, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
-		r.Revoked = true
-		return nil
-	}, nil)
-	return err
+	if err := q.cfg.Store.MarkRevoked(noting, r.UID); err != nil {
+		// It is so all the same: identity is told once more.
+		q.cfg.Logger.Warn("that the tokens of an ended run are revoked could not be noted yet", "run_uid", r.UID, "error", err)
+	}
+	return nil
 }
 
 // Cancel asks a run to stop, or ends it if it has not started. What has ended, or was asked before, is given back as it is.

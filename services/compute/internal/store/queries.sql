@@ -71,6 +71,9 @@ UPDATE runs SET outcome = $3, state = $4, generation = $5, agent_key = $6, cance
                 start_time = $8, end_time = $9, heartbeat_time = $10, cancel_time = $11, log_bytes = $12, revoked = $13, instance = $14, stopped = $15
 WHERE uid = $1 AND version = $2;
 
+-- name: MarkRevoked :exec
+UPDATE runs SET revoked = 1, version = version + 1 WHERE uid = $1;
+
 -- name: TouchRun :execrows
 UPDATE runs SET heartbeat_time = $2 WHERE uid = $1 AND state < $3;
 

@@ -388,6 +388,11 @@ func (s *Store) Update(ctx context.Context, uid string, change func(ctx context.
 	return out, err
 }
 
+// MarkRevoked notes that identity has killed a run's tokens. It needs no key, so it waits for nobody.
+func (s *Store) MarkRevoked(ctx context.Context, uid string) error {
+	return s.w.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error { return sqldb.Fault(db.New(tx).MarkRevoked(ctx, uid)) })
+}
+
 // Touch notes a sign of life.
 func (s *Store) Touch(ctx context.Context, uid string, now time.Time) error {
 	return s.w.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {

@@ -852,6 +852,15 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 	return items, nil
 }
 
+const markRevoked = `-- name: MarkRevoked :exec
+UPDATE runs SET revoked = 1, version = version + 1 WHERE uid = $1
+`
+
+func (q *Queries) MarkRevoked(ctx context.Context, uid string) error {
+	_, err := q.db.ExecContext(ctx, markRevoked, uid)
+	return err
+}
+
 const markRunsOfExperiment = `-- name: MarkRunsOfExperiment :exec
 UPDATE runs SET deleted = $3, version = version + 1 WHERE workspace_uid = $1 AND experiment = $2 AND deleted = $4
 `
