@@ -162,6 +162,7 @@ func (db *DB) commit(ctx context.Context, sqlTx *sql.Tx, topics map[string]bool,
 		if result = db.unchanged(row); result != nil {
 			return result
 		}
+		last()
 		timer := time.AfterFunc(commitTimeout, end)
 		defer timer.Stop()
 		result = db.observe(sqlTx.Commit(), true)

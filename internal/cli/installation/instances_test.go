@@ -1,6 +1,7 @@
 package installation
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
