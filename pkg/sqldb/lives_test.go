@@ -228,6 +228,9 @@ func TestRightsOnLives(t *testing.T) {
 		}
 	}
 	// Names that a caller puts in the way are not those that the functions call.
+	if _, err := open[one].ExecContext(t.Context(), `GRANT USAGE ON SCHEMA `+one+` TO PUBLIC`); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := open[one].ExecContext(t.Context(), `CREATE FUNCTION `+one+`.always(TEXT, TEXT) RETURNS BOOLEAN LANGUAGE sql AS 'SELECT true'`); err != nil {
 		t.Fatal(err)
 	}
