@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/fence"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 )
 
@@ -104,6 +105,9 @@ type Service struct {
 	SealFile string `koanf:"seal_file" config:"visible"`
 	// PostgresFile holds a PostgreSQL DSN; empty uses SQLite in Dir.
 	PostgresFile string `koanf:"postgres_file" config:"visible"`
+	// Fence is how commits of a process that stands still are kept from landing late, on PostgreSQL: sqlfence by a row that each transaction locks
+	// (docs/adr/0043), sql by the clock alone. Empty is sqlfence where the database has it for the service's role, else sql.
+	Fence string `koanf:"fence" config:"visible"`
 	// BlobURL is the bucket for the service's blobs: s3://bucket?endpoint=https://host:port&region=…&prefix=…; empty uses blob/ in Dir; workspace,
 	// compute and inference only. BlobCredentialsFile holds its access_key_id and secret_access_key as YAML, BlobRootFile the roots that are
 	// believed at the endpoint, as PEM; without it the system's are.
@@ -197,6 +201,9 @@ func (c *Config) Check() error {
 	}
 	if f := c.Service.SealFile; f != "" && !filepath.IsAbs(f) {
 		return bad("service.seal_file", "is not an absolute path")
+	}
+	if f := c.Service.Fence; f != "" && (c.Service.PostgresFile == "" || f != string(fence.SQL) && f != string(fence.SQLFence)) {
+		return bad("service.fence", "is neither sql nor sqlfence, or stands without service.postgres_file")
 	}
 	if len(c.Mesh.Etcd) == 0 {
 		return bad("mesh.etcd", "names no endpoint")

@@ -122,6 +122,8 @@ func TestAddresses(t *testing.T) {
 		"no identity":                     {"compute", "mesh.enrol_addresses", func(c *Config) { c.Mesh.EnrolAddresses = nil }},
 		"identity anywhere":               {"compute", "mesh.enrol_addresses", func(c *Config) { c.Mesh.EnrolAddresses = []string{"identity:3", ":3"} }},
 		"no enrolment listener":           {"identity", "service.enrol_listen", func(c *Config) { c.Service.EnrolListen = "" }},
+		"rows without a server":           {"compute", "service.fence", func(c *Config) { c.Service.Fence = "sqlfence" }},
+		"a class that is none":            {"compute", "service.fence", func(c *Config) { c.Service.PostgresFile, c.Service.Fence = "/run/secrets/dsn", "embedded" }},
 		"a relative seal":                 {"compute", "service.seal_file", func(c *Config) { c.Service.SealFile = "seal.key" }},
 		"replicas anywhere":               {"compute", "service.replica_advertise", func(c *Config) { c.Service.ReplicaAdvertise = ":7" }},
 	} {
@@ -129,6 +131,12 @@ func TestAddresses(t *testing.T) {
 		x.change(&c)
 		if err := c.Check(); err == nil || !strings.Contains(err.Error(), x.field) {
 			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for _, class := range []string{"", "sql", "sqlfence"} {
+		c := good("compute")
+		if c.Service.PostgresFile, c.Service.Fence = "/run/secrets/dsn", class; c.Check() != nil {
+			t.Errorf("class %q: %v", class, c.Check())
 		}
 	}
 	old := good("compute")

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/redoubt-ml/redoubt/pkg/authz"
+	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/fence"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
@@ -105,7 +106,7 @@ func (n *Node) joinFence(st *state, m *mesh) (*fence.Fence, error) {
 		return nil, err
 	}
 	cfg := fence.Config{
-		Client: m.registry.Client(), Service: n.name, Instance: n.cfg.Service.Instance, Class: fence.SQL, Owners: []string{authz.Identity, authz.Workspace},
+		Client: m.registry.Client(), Service: n.name, Instance: n.cfg.Service.Instance, Owners: []string{authz.Identity, authz.Workspace},
 		Times: fence.Times{Idle: sqldb.IdleInTransaction}, Logger: n.log, OnLost: func(error) { lost.Inc() },
 		OnWait: func(owner string, took time.Duration, _ fence.Result, err error) {
 			outcome := "in_force"
@@ -117,12 +118,8 @@ func (n *Node) joinFence(st *state, m *mesh) (*fence.Fence, error) {
 			waits.WithLabelValues(owner, outcome).Observe(took.Seconds())
 		},
 	}
-	if st.db.Dialect() == sqldb.SQLite {
-		o, err := n.owner()
-		if err != nil {
-			return nil, err
-		}
-		cfg.Class, cfg.Place = fence.Embedded, o.Place
+	if err := n.class(st.db, &cfg); err != nil {
+		return nil, err
 	}
 	f, err := fence.New(cfg)
 	if err != nil {
@@ -131,4 +128,29 @@ func (n *Node) joinFence(st *state, m *mesh) (*fence.Fence, error) {
 	n.background("fence", f.Run)
 	st.fence.set(f)
 	return f, nil
+}
+
+// class says what the fence can expect of the service's store.
+func (n *Node) class(db *sqldb.DB, cfg *fence.Config) error {
+	if db.Dialect() == sqldb.SQLite {
+		o, err := n.owner()
+		if err != nil {
+			return err
+		}
+		cfg.Class, cfg.Place = fence.Embedded, o.Place
+		return nil
+	}
+	lives, wanted := db.Lives(), fence.Class(n.cfg.Service.Fence)
+	switch {
+	case lives != nil && wanted != fence.SQL:
+		cfg.Class, cfg.Rows = fence.SQLFence, lives
+	case wanted == fence.SQLFence:
+		return fault.FailedPrecondition("service.fence is sqlfence, and the role of %s may not use the schema %s of its database: have its administrator run postgres.sql again", n.name, sqldb.LivesSchema)
+	default:
+		cfg.Class = fence.SQL
+		if wanted == "" {
+			n.log.Warn("the database has no rows of lives for this role, so a transaction of a process that stands still is ended by the clock alone: have its administrator run postgres.sql again, or set service.fence to sql")
+		}
+	}
+	return nil
 }

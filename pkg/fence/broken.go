@@ -23,6 +23,8 @@ func broken() (o off) {
 			o.apply = true
 		case "check": // r4
 			o.check = true
+		case "row": // the row of who is gone stays
+			o.row = true
 		}
 	}
 	return o

@@ -153,11 +153,15 @@ type waiting struct {
 	left map[string]member // marks of those whose key is gone (r13)
 	r    Result
 	all  members
+
+	burying map[string]bool // marks whose rows are being deleted
+	buried  chan string     // marks of which that has ended
 }
 
 // wait waits until every key that stood has applied rev or is gone, and what is gone is done.
 func (f *Fence) wait(ctx context.Context, rev int64, m members) (Result, error) {
-	w := &waiting{f: f, rev: rev, keys: make(map[string]member), left: make(map[string]member), r: Result{Revision: rev}, all: m}
+	w := &waiting{f: f, rev: rev, keys: make(map[string]member), left: make(map[string]member), r: Result{Revision: rev}, all: m,
+		burying: make(map[string]bool), buried: make(chan string, len(m.marks))}
 	for key, in := range m.inst {
 		if in.Applied >= rev {
 			w.r.Acked++
@@ -166,8 +170,9 @@ func (f *Fence) wait(ctx context.Context, rev int64, m members) (Result, error) 
 		w.keys[key] = in
 	}
 	for mark, in := range m.marks {
-		if _, live := m.inst[f.keyOf(mark)]; !live {
+		if _, live := m.inst[f.keyOf(mark)]; !live && f.outlives(in) {
 			w.left[mark] = in
+			w.bury(ctx, mark)
 		}
 	}
 	at := m.at
@@ -182,7 +187,7 @@ func (f *Fence) wait(ctx context.Context, rev int64, m members) (Result, error) 
 			continue
 		}
 		at = again.at
-		w.relist(again)
+		w.relist(ctx, again)
 	}
 	if w.done() {
 		return w.r, nil
@@ -204,22 +209,28 @@ func (f *Fence) keyOf(mark string) string {
 	return f.instPrefix() + strings.TrimPrefix(mark, f.markPrefix())
 }
 
+// outlives says whether something may take effect of a member whose key is gone. A row that this member cannot delete it cannot wait for.
+func (f *Fence) outlives(in member) bool {
+	return in.Class != SQLFence || f.cfg.Rows != nil && in.Place == f.cfg.Place && !f.off.row
+}
+
 // gone takes a key out; its mark, where it has one, is waited for.
-func (w *waiting) gone(key string) {
+func (w *waiting) gone(ctx context.Context, key string) {
 	delete(w.keys, key)
 	mark := w.f.markOf(key)
-	if in, ok := w.all.marks[mark]; ok {
+	if in, ok := w.all.marks[mark]; ok && w.f.outlives(in) {
 		w.left[mark] = in
+		w.bury(ctx, mark)
 		return
 	}
 	w.r.Expired++
 }
 
-func (w *waiting) relist(m members) {
+func (w *waiting) relist(ctx context.Context, m members) {
 	for key := range w.keys {
 		switch in, ok := m.inst[key]; {
 		case !ok:
-			w.gone(key)
+			w.gone(ctx, key)
 		case in.Applied >= w.rev:
 			w.acked(key)
 		}
@@ -248,9 +259,9 @@ func (w *waiting) cleared(mark string) {
 const look = 500 * time.Millisecond
 
 // follow watches keys and marks from after revision at. Nil means done.
-func (w *waiting) follow(ctx context.Context, at int64) error {
+func (w *waiting) follow(whole context.Context, at int64) error {
 	f := w.f
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(whole))
 	defer cancel()
 	inst := f.cfg.Client.Watch(ctx, f.instPrefix(), clientv3.WithPrefix(), clientv3.WithRev(at+1))
 	marks := f.cfg.Client.Watch(ctx, f.markPrefix(), clientv3.WithPrefix(), clientv3.WithRev(at+1))
@@ -262,8 +273,14 @@ func (w *waiting) follow(ctx context.Context, at int64) error {
 		select {
 		case r, ok = <-inst:
 		case r, ok = <-marks:
+		case mark := <-w.buried:
+			delete(w.burying, mark)
+			continue
 		case <-tick.C:
 			w.lookCloser(ctx)
+			for mark := range w.left {
+				w.bury(whole, mark)
+			}
 			continue
 		case <-ctx.Done():
 			return ctx.Err()
@@ -283,7 +300,7 @@ func (w *waiting) follow(ctx context.Context, at int64) error {
 				continue
 			}
 			if ev.Type == clientv3.EventTypeDelete {
-				w.gone(key)
+				w.gone(whole, key)
 			} else if parse(ev.Kv).Applied >= w.rev {
 				w.acked(key)
 			}
@@ -292,8 +309,20 @@ func (w *waiting) follow(ctx context.Context, at int64) error {
 	return nil
 }
 
-// lookCloser takes away the keys and marks of processes that are seen to be dead, whose stores died with them, and the rows of lives of
-// the own service that are gone.
+// bury deletes the row that a mark is about, which waits for the transactions that hold it, and then the mark. The watch tells of that.
+func (w *waiting) bury(ctx context.Context, mark string) {
+	in := w.left[mark]
+	if in.Class != SQLFence || w.burying[mark] {
+		return
+	}
+	w.burying[mark] = true
+	go func() {
+		w.f.pay(ctx, debt{row: in.Life, mark: mark})
+		w.buried <- mark // there is room: each mark stands once in it
+	}()
+}
+
+// lookCloser takes away the keys and marks of processes that are seen to be dead, whose stores died with them.
 func (w *waiting) lookCloser(ctx context.Context) {
 	f := w.f
 	ctx, cancel := context.WithTimeout(ctx, look)
@@ -305,13 +334,8 @@ func (w *waiting) lookCloser(ctx context.Context) {
 		}
 	}
 	for mark, in := range w.left {
-		switch {
-		case in.Class == Embedded && in.Process.dead(here):
+		if in.Class == Embedded && in.Process.dead(here) {
 			_, _ = f.cfg.Client.Delete(ctx, mark)
-		case in.Class == SQLFence && in.Service == f.cfg.Service && f.cfg.Rows != nil:
-			if f.cfg.Rows.Delete(ctx, in.Life) == nil {
-				_, _ = f.cfg.Client.Delete(ctx, mark)
-			}
 		}
 	}
 }

@@ -14,6 +14,9 @@
 //	r5  each message of a stream is an effect                 r11 members are listed in the transaction of the change
 //	r6  a new lease begins with a new load                    r12 a lease is given up after the drain; r13 what outlives it has a mark
 //
+// Of class SQLFence the rules that say what a member can still do after its lease rest on no clock: each transaction locks a row of its life,
+// which whoever waits deletes before the life counts as over (Rows, docs/adr/0043-rows-of-lives.md).
+//
 // State is too large for etcd, so the log has one key an owner: the number of the last change in the owner's own ordered stream. A
 // member's revision rises when its streams have brought everything up to the numbers of that revision (Delivered).
 //

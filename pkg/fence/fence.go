@@ -28,7 +28,8 @@ const (
 	Embedded Class = "embedded"
 	// SQL is a server that ends a transaction whose client is silent for Times.Idle. Gone is done.
 	SQL Class = "sql"
-	// SQLFence is a server where every transaction locks the member's row (Rows), which is deleted before the member counts as done.
+	// SQLFence is a server where every transaction locks the member's row (Rows), which is deleted before the member counts as done. To a
+	// member that cannot delete it, since its own rows are at another place or it has none, it is SQL.
 	SQLFence Class = "sqlfence"
 )
 
@@ -78,12 +79,19 @@ func (t Times) withDefaults() (Times, error) {
 	return t, nil
 }
 
-// Rows are the rows of class SQLFence, in the service's own database.
+// Rows are those of class SQLFence, in one database; *sqldb.Lives are.
 type Rows interface {
-	// Insert adds the row of a life before it registers.
-	Insert(ctx context.Context, life string) error
-	// Delete removes it, after every transaction that has locked it is over.
+	// Place tells that database from all others.
+	Place() string
+	// Insert adds the row of a life before it registers. From then on every write transaction of this process locks it, and fails without it;
+	// gone is closed when one has.
+	Insert(ctx context.Context, life string) (gone <-chan struct{}, err error)
+	// Leave says that no life goes on, so that no transaction needs a row.
+	Leave()
+	// Delete removes the row of a life of any member at this place, after every transaction that has locked it is over.
 	Delete(ctx context.Context, life string) error
+	// Sweep removes rows that no life has needed for long, but those of lives that are named.
+	Sweep(ctx context.Context, keep []string) error
 }
 
 // Config of a Fence. Client, Service, Instance, Class and Owners are required; Rows with SQLFence, Place with Embedded.
@@ -93,7 +101,7 @@ type Config struct {
 	// Service and Instance name the member for people, and Service tells whose rows and places they are.
 	Service, Instance string
 	Class             Class
-	// Place tells one Embedded store from all others. Who holds its lock takes the marks of dead predecessors away.
+	// Place tells one Embedded store from all others. Who holds its lock takes the marks of dead predecessors away. Of SQLFence it is that of Rows.
 	Place string
 	Rows  Rows
 	// Owners are those whose state this member decides with. Each of them has to be Delivered before the member serves.
@@ -172,6 +180,9 @@ func New(cfg Config) (*Fence, error) {
 	}
 	if cfg.Prefix = strings.Trim(cfg.Prefix, "/"); cfg.Prefix == "" {
 		cfg.Prefix = DefaultPrefix
+	}
+	if cfg.Rows != nil {
+		cfg.Place = cfg.Rows.Place()
 	}
 	if cfg.Boottime == nil {
 		cfg.Boottime = Boottime
@@ -338,5 +349,5 @@ func (f *Fence) at(point string) {
 
 // off switches rules off, in tests that must then fail.
 type off struct {
-	fromSend, registerFirst, quiesce, secondLook, linger, check, sameLife, reload, term, repeat, ownKey, listInTxn, drain, mark, watchdog, resume, apply, wait bool
+	fromSend, registerFirst, quiesce, secondLook, linger, check, sameLife, reload, term, repeat, ownKey, listInTxn, drain, mark, row, watchdog, resume, apply, wait bool
 }

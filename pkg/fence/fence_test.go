@@ -186,60 +186,6 @@ func TestDeadProcess(t *testing.T) {
 	}
 }
 
-// rows are those of class SQLFence, with a lock that transactions share.
-type rows struct {
-	mu   sync.Mutex
-	lock map[string]*sync.RWMutex
-}
-
-func (r *rows) Insert(_ context.Context, life string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.lock[life] = &sync.RWMutex{}
-	return nil
-}
-
-func (r *rows) Delete(_ context.Context, life string) error {
-	r.mu.Lock()
-	l := r.lock[life]
-	r.mu.Unlock()
-	if l == nil {
-		return nil
-	}
-	if !l.TryLock() { // as a lock timeout would have it
-		return errors.New("a transaction holds it")
-	}
-	defer l.Unlock()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.lock, life)
-	return nil
-}
-
-// r13 in the strong form: a gone instance is done when its row is deleted, which waits for its open transaction.
-func TestRows(t *testing.T) {
-	t.Parallel()
-	store := &rows{lock: make(map[string]*sync.RWMutex)}
-	strong := func(f *Fence) { f.cfg.Class, f.cfg.Rows = SQLFence, store }
-	p := newProxy(t)
-	m := join(t, "m", client(t, p), strong)
-	v := m.serves()
-	open := store.lock[v.life.id]
-	open.RLock()
-	p.cut()
-	w := revoke(revoker(t, strong), 1)
-	if w.returned(6 * time.Second) {
-		t.Error("returned while a transaction was open")
-	}
-	open.RUnlock() // rolled back or committed: it is decided
-	if !w.returned(20 * time.Second) {
-		t.Errorf("%+v, %v", w.r, w.err)
-	}
-	if store.lock[v.life.id] != nil {
-		t.Error("a commit after it would find its row")
-	}
-}
-
 // Members that come, go and are cut off, and effects all the time: none is decided before a change that has returned.
 func TestRandom(t *testing.T) {
 	t.Parallel()

@@ -17,7 +17,8 @@ import (
 // life is one life of a member: one lease, one key.
 type life struct {
 	f      *Fence
-	id     string // of its row
+	id     string          // of its row
+	gone   <-chan struct{} // closed when a transaction did not find the row; nil without one
 	me     member
 	lease  clientv3.LeaseID
 	key    string
@@ -66,8 +67,9 @@ func (m member) encode() string {
 	return string(b)
 }
 
-// debt is a mark of a life that is over, which is to be taken away, and the lease that ends with it.
+// debt is what a life that is over has left, which is to be taken away in this order: its row, its mark, and the lease that ends with them.
 type debt struct {
+	row   string
 	mark  string
 	lease clientv3.LeaseID
 }
@@ -76,6 +78,7 @@ var (
 	errClosed   = errors.New("the member leaves")
 	errKeyLost  = errors.New("its key in etcd is gone or another one's")
 	errCluster  = errors.New("etcd is another cluster than before, or has lost what it knew")
+	errRowGone  = errors.New("its row in the database was taken away, as that of one who is gone")
 	errBehind   = errors.New("it could not apply what the log holds in time")
 	errWentBack = errors.New("the state of an owner went back to an earlier one")
 )
@@ -145,7 +148,11 @@ func (f *Fence) live(ctx context.Context) error {
 		defer context.AfterFunc(in.ctx, in.stop)()
 	}
 	var wg sync.WaitGroup
-	for _, part := range []func() error{func() error { return in.watch(rev) }, in.apply, in.keep} {
+	parts := []func() error{func() error { return in.watch(rev) }, in.apply, in.keep}
+	if f.cfg.Rows != nil {
+		parts = append(parts, in.row, in.tidy)
+	}
+	for _, part := range parts {
 		wg.Go(func() { in.cancel(part()) })
 	}
 	wg.Wait()
@@ -212,9 +219,16 @@ func (in *life) register() error {
 	ctx, cancel := context.WithTimeout(in.ctx, f.cfg.Times.Lease/2)
 	defer cancel()
 	if f.cfg.Rows != nil {
-		if err := f.cfg.Rows.Insert(ctx, in.id); err != nil {
+		var err error
+		if in.gone, err = f.cfg.Rows.Insert(ctx, in.id); err != nil {
 			return errors.Join(errors.New("its row could not be stored"), err)
 		}
+		f.owe(debt{row: in.id}) // until it lives
+		defer func() {
+			if in.born == 0 {
+				f.cfg.Rows.Leave()
+			}
+		}()
 	}
 	sent := f.cfg.Boottime()
 	f.at("granting")
@@ -232,7 +246,9 @@ func (in *life) register() error {
 	if f.cfg.Class != SQL {
 		mark = f.markOf(in.key)
 	}
-	f.owe(debt{mark: mark, lease: in.lease}) // until it lives: settle takes both away
+	left := in.leaves(mark)
+	f.forgive(debt{row: in.id})
+	f.owe(left) // until it lives
 	compare := clientv3.Compare(clientv3.CreateRevision(in.key), "=", 0)
 	if f.off.ownKey {
 		in.key = f.instPrefix() + f.cfg.Service + "/" + f.cfg.Instance
@@ -246,14 +262,23 @@ func (in *life) register() error {
 	if err != nil || !txn.Succeeded {
 		return errors.New("etcd did not take the registration")
 	}
-	f.forgive(mark, in.lease)
+	f.forgive(left)
 	in.born = txn.Header.Revision
 	if f.off.ownKey {
-		in.born = 0
+		in.born = -1
 	}
 	f.succeed(ctx, in)
 	f.at("registered")
 	return nil
+}
+
+// leaves is what this life leaves when it is over.
+func (in *life) leaves(mark string) debt {
+	d := debt{mark: mark, lease: in.lease}
+	if in.f.cfg.Rows != nil {
+		d.row = in.id
+	}
+	return d
 }
 
 func (f *Fence) markOf(key string) string {
@@ -317,6 +342,9 @@ func (in *life) end() {
 	if !f.off.reload {
 		in.stop()
 	}
+	if f.cfg.Rows != nil {
+		f.cfg.Rows.Leave()
+	}
 	mark := ""
 	if f.cfg.Class != SQL {
 		mark = f.markOf(in.key)
@@ -326,11 +354,11 @@ func (in *life) end() {
 		go func() {
 			for !in.drain() {
 			}
-			f.owe(debt{mark: mark, lease: in.lease})
+			f.owe(in.leaves(mark))
 		}()
 		return
 	}
-	f.owe(debt{mark: mark, lease: in.lease})
+	f.owe(in.leaves(mark))
 }
 
 // drainWithin bounds one look at whether all sections are over.
@@ -363,11 +391,11 @@ func (f *Fence) owe(d debt) {
 	f.debts = append(f.debts, d)
 }
 
-func (f *Fence) forgive(mark string, lease clientv3.LeaseID) {
+func (f *Fence) forgive(debt debt) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i, d := range f.debts {
-		if d.mark == mark && d.lease == lease {
+		if d == debt {
 			f.debts = append(f.debts[:i], f.debts[i+1:]...)
 			return
 		}
@@ -389,16 +417,26 @@ func (f *Fence) settle(ctx context.Context) {
 	f.debts = nil
 	f.mu.Unlock()
 	for _, d := range debts {
-		var err error
-		if d.mark != "" {
-			_, err = f.cfg.Client.Delete(ctx, d.mark)
+		if !f.pay(ctx, d) {
+			f.owe(d)
 		}
-		if err == nil {
-			_, _ = f.cfg.Client.Revoke(ctx, d.lease) // else it ends by itself
-			continue
-		}
-		f.owe(d)
 	}
+}
+
+// pay takes away what a life has left, and says whether it could. The mark stands while the row may be held.
+func (f *Fence) pay(ctx context.Context, d debt) bool {
+	if d.row != "" && f.cfg.Rows.Delete(ctx, d.row) != nil {
+		return false
+	}
+	if d.mark != "" {
+		if _, err := f.cfg.Client.Delete(ctx, d.mark); err != nil {
+			return false
+		}
+	}
+	if d.lease != 0 {
+		_, _ = f.cfg.Client.Revoke(ctx, d.lease) // else it ends by itself
+	}
+	return true
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -13,6 +13,8 @@ import (
 type Listed struct {
 	Service, Instance string
 	Class             Class
+	// Place is that of the member's store or rows.
+	Place string
 	// Applied is the revision that it has published, Head that of the last change.
 	Applied, Head int64
 	// Lease is how long its key still stands without a renewal, whole seconds; negative where the key is gone and only its mark is left.
@@ -38,7 +40,7 @@ func List(ctx context.Context, c *clientv3.Client, prefix string) ([]Listed, err
 	for _, kv := range txn.Responses[0].GetResponseRange().GetKvs() {
 		live[string(kv.Key)] = true
 		in := parse(kv)
-		l := Listed{Service: in.Service, Instance: in.Instance, Class: in.Class, Applied: in.Applied, Head: head, Lease: -1}
+		l := Listed{Service: in.Service, Instance: in.Instance, Class: in.Class, Place: in.Place, Applied: in.Applied, Head: head, Lease: -1}
 		if left, err := c.TimeToLive(ctx, clientv3.LeaseID(kv.Lease)); err == nil && left.TTL > 0 {
 			l.Lease = time.Duration(left.TTL) * time.Second
 		}
@@ -46,7 +48,7 @@ func List(ctx context.Context, c *clientv3.Client, prefix string) ([]Listed, err
 	}
 	for _, kv := range txn.Responses[1].GetResponseRange().GetKvs() {
 		if in := parse(kv); !live[f.keyOf(string(kv.Key))] {
-			out = append(out, Listed{Service: in.Service, Instance: in.Instance, Class: in.Class, Applied: in.Applied, Head: head, Lease: -1})
+			out = append(out, Listed{Service: in.Service, Instance: in.Instance, Class: in.Class, Place: in.Place, Applied: in.Applied, Head: head, Lease: -1})
 		}
 	}
 	slices.SortFunc(out, func(a, b Listed) int { return strings.Compare(a.Service+"/"+a.Instance, b.Service+"/"+b.Instance) })

@@ -25,6 +25,13 @@
 // commit was sent, nothing was changed. A commit of which the result was lost is reported as such: the caller must read
 // before it repeats.
 //
+// # Lives
+//
+// A process may stand still between Finish and the COMMIT. In a PostgreSQL database whose administrator has run LivesSQL, a process can say by a
+// row (Lives) that it lives: from then on each of its write transactions locks the row from its first statement on, and is refused without it.
+// Who deletes the row waits for what is open, and nothing is committed after it. The row is that of the life in which Finish let the commit pass:
+// a commit after another life has begun, or none, is refused.
+//
 // # Signals
 //
 // Instances of a service share a PostgreSQL schema. What one commits with Tx.Signal wakes those who wait on Signals in all of them:

@@ -9,7 +9,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -35,7 +34,7 @@ func (db *DB) openPostgres(ctx context.Context, c Config) error {
 	// Security state is read from the primary only: a standby can be behind, and does not say so.
 	config.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsPrimary
 	config.RuntimeParams["application_name"] = "redoubt"
-	config.RuntimeParams["idle_in_transaction_session_timeout"] = strconv.FormatInt(idleInTransaction.Milliseconds(), 10)
+	config.RuntimeParams["idle_in_transaction_session_timeout"] = idleSetting()
 	if c.Schema != "" {
 		config.RuntimeParams["search_path"] = c.Schema
 	}
@@ -68,7 +67,7 @@ func (db *DB) openPostgres(ctx context.Context, c Config) error {
 	reading := config.Copy()
 	reading.RuntimeParams["default_transaction_read_only"] = "on"
 	db.reader = connectPostgres(reading, readers())
-	return nil
+	return db.openLives(bounded, func() *sql.DB { return connectPostgres(config, livesAtATime) })
 }
 
 // notLetIn says to the operator why the server cannot be used.
@@ -144,7 +143,7 @@ func refuseUnsafe(ctx context.Context, pool *sql.DB) error {
 	if err := pool.QueryRowContext(ctx, "SELECT setting FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'").Scan(&idle); err != nil {
 		return Fault(err)
 	}
-	if idle != strconv.FormatInt(idleInTransaction.Milliseconds(), 10) { // ms
+	if idle != idleSetting() {
 		return fault.FailedPrecondition("PostgreSQL, or what stands before it, does not take idle_in_transaction_session_timeout = %v from us, so a process that stands still could commit at any time; let it pass", idleInTransaction)
 	}
 	var encoding string

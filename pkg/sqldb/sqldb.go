@@ -99,6 +99,7 @@ type DB struct {
 	reader *sql.DB // read-only by the engine
 	lock   *os.File
 	advise int64 // PostgreSQL: the advisory lock of the schema's writer
+	lives  *Lives
 
 	gate   chan struct{} // holds one token while a write transaction runs; channels are first come, first served
 	closed chan struct{}
@@ -186,10 +187,14 @@ func (db *DB) Close() error {
 	return err
 }
 
-// release closes what Open got so far, the writer last: the last connection of a SQLite file folds the WAL into it.
+// release closes what Open got so far, of SQLite the writer last: the last connection of a file folds the WAL into it.
 func (db *DB) release() error {
 	var first error
-	for _, pool := range []*sql.DB{db.reader, db.writer} {
+	pools := []*sql.DB{db.reader, db.writer}
+	if db.lives != nil {
+		pools = append(pools, db.lives.pool)
+	}
+	for _, pool := range pools {
 		if pool == nil {
 			continue
 		}

@@ -122,19 +122,20 @@ func (db *DB) transact(ctx context.Context, fn func(ctx context.Context, tx *Tx)
 		}
 	}()
 	// The transaction ends with ctx until the commit is sent, and no longer after that.
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	whole, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	keep := context.AfterFunc(ctx, end)
 
-	sqlTx, err := db.writer.BeginTx(life, nil)
+	sqlTx, err := db.writer.BeginTx(whole, nil)
 	if err != nil {
 		return db.early(ctx, err)
 	}
 	defer func() { _ = sqlTx.Rollback() }() // does nothing after a commit
 	tx := &Tx{tx: sqlTx, dialect: db.dialect, db: db}
+	var row *life
 	if db.dialect == Postgres {
 		tx.forUpdate = " FOR UPDATE"
-		if _, err := sqlTx.ExecContext(life, "SELECT pg_advisory_xact_lock($1)", db.advise); err != nil {
+		if row, err = db.lockWriter(whole, sqlTx); err != nil {
 			return db.early(ctx, err)
 		}
 	}
@@ -144,17 +145,24 @@ func (db *DB) transact(ctx context.Context, fn func(ctx context.Context, tx *Tx)
 	if !keep() { // ctx ended, and with it the transaction
 		return ctx.Err()
 	}
-	return db.commit(ctx, sqlTx, tx.topics, end)
+	if row, err = db.holdPresent(whole, sqlTx, row); err != nil {
+		return db.observe(err, false)
+	}
+	return db.commit(ctx, sqlTx, tx.topics, row, end)
 }
 
 // commit passes Finish. What Finish says is not trusted where it contradicts what happened.
-func (db *DB) commit(ctx context.Context, sqlTx *sql.Tx, topics map[string]bool, end func()) error {
+func (db *DB) commit(ctx context.Context, sqlTx *sql.Tx, topics map[string]bool, row *life, end func()) error {
 	var called atomic.Bool
 	var result error
 	err := db.finish(ctx, func() error {
 		if called.Swap(true) {
 			return fault.Internal(nil, "a transaction was committed twice")
 		}
+		if result = db.unchanged(row); result != nil {
+			return result
+		}
+		last()
 		timer := time.AfterFunc(commitTimeout, end)
 		defer timer.Stop()
 		result = db.observe(sqlTx.Commit(), true)

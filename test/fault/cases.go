@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redoubt-ml/redoubt/internal/node"
+	"github.com/redoubt-ml/redoubt/test/fault/internal/command"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/mesh"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/netns"
 )
@@ -84,7 +85,7 @@ func (s *suite) makeCases() {
 		{name: "half-open", do: halfOpen},
 		{name: "slow-reader", do: slowReader},
 	}
-	if s.o.postgres {
+	if s.o.Postgres {
 		all = append(all,
 			&faultCase{name: "s3-kill", targets: m.Of("s3"), do: kill},
 			&faultCase{name: "postgres-stop", targets: m.Of("postgres"), do: stop},
@@ -92,7 +93,7 @@ func (s *suite) makeCases() {
 			&faultCase{name: "cut-from-postgres", targets: m.Of(mesh.Replicated...), do: cut("postgres")})
 	}
 	for _, c := range all {
-		if s.o.chosen(c.name) && !(c.targets != nil && len(c.targets) == 0) {
+		if command.Chosen(s.o.cases, c.name) && !(c.targets != nil && len(c.targets) == 0) {
 			s.rand.Shuffle(len(c.targets), func(i, j int) { c.targets[i], c.targets[j] = c.targets[j], c.targets[i] })
 			s.cases = append(s.cases, c)
 		}

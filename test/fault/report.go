@@ -13,7 +13,7 @@ import (
 // report prints what was tried and what came of it.
 func (s *suite) report() error {
 	n := s.book.Counts()
-	fmt.Printf("\nfault: seed %d\n%-22s %6s %6s %6s %10s %10s %10s %8s\n", s.o.seed, "case", "tried", "failed", "late", "p50", "p90", "max", "goal")
+	fmt.Printf("\nfault: seed %d\n%-22s %6s %6s %6s %10s %10s %10s %8s\n", s.o.Seed, "case", "tried", "failed", "late", "p50", "p90", "max", "goal")
 	tried, failed, late := 0, 0, 0
 	for _, c := range s.cases {
 		if !c.used() {

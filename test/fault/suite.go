@@ -46,11 +46,11 @@ type suite struct {
 }
 
 func newSuite(ctx context.Context, o options) (_ *suite, err error) {
-	s := &suite{o: o, book: oracle.NewBook(fmt.Sprintf("f%x", o.seed)), rand: rand.New(rand.NewPCG(o.seed, 0)), ended: make(map[string]int)}
+	s := &suite{o: o, book: oracle.NewBook(fmt.Sprintf("f%x", o.Seed)), rand: rand.New(rand.NewPCG(o.Seed, 0)), ended: make(map[string]int)}
 	if s.ledger, err = ledger.Open(load.Marker(s.tag())); err != nil {
 		return nil, err
 	}
-	if s.mesh, err = mesh.Open(ctx, mesh.Config{Binary: o.binary, Postgres: o.postgres, S3: o.s3}); err != nil {
+	if s.mesh, err = mesh.Open(ctx, mesh.Config{Binary: o.Binary, Postgres: o.Postgres, S3: o.s3}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -90,7 +90,7 @@ func (s *suite) prepare(ctx context.Context) error {
 }
 
 // tag is a word for this run of the suite.
-func (s *suite) tag() string { return fmt.Sprintf("f%x", s.o.seed) }
+func (s *suite) tag() string { return fmt.Sprintf("f%x", s.o.Seed) }
 
 func (s *suite) close() error {
 	if s.started {
@@ -138,7 +138,7 @@ func (s *suite) rounds(ctx context.Context) error {
 func (s *suite) order(n int, begin time.Time) []*faultCase {
 	var out []*faultCase
 	for _, c := range s.cases {
-		if s.o.seconds > 0 && !s.over(n, begin) || s.o.seconds == 0 && n < max(s.o.rounds, len(c.targets)) {
+		if s.o.Seconds > 0 && !s.over(n, begin) || s.o.Seconds == 0 && n < max(s.o.Rounds, len(c.targets)) {
 			out = append(out, c)
 		}
 	}
@@ -148,7 +148,7 @@ func (s *suite) order(n int, begin time.Time) []*faultCase {
 
 // over reports whether time is up. The first turn is always done.
 func (s *suite) over(n int, begin time.Time) bool {
-	return s.o.seconds > 0 && n > 0 && time.Since(begin) > time.Duration(s.o.seconds)*time.Second
+	return s.o.Seconds > 0 && n > 0 && time.Since(begin) > time.Duration(s.o.Seconds)*time.Second
 }
 
 // round is one fault, from its begin until everything answers again.
@@ -260,7 +260,7 @@ func (s *suite) judge(ctx context.Context, all bool) error {
 	if err != nil {
 		return fmt.Errorf("what is there cannot be compared: %w\n%s", err, s.outputs(1500))
 	}
-	if len(found) > 0 && s.o.first {
+	if len(found) > 0 && s.o.First {
 		return fmt.Errorf("%d violations", len(found))
 	}
 	return nil

@@ -23,6 +23,7 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/settings"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
 	"github.com/redoubt-ml/redoubt/internal/node"
+	"github.com/redoubt-ml/redoubt/pkg/authz"
 	"github.com/redoubt-ml/redoubt/pkg/config"
 	"github.com/redoubt-ml/redoubt/pkg/discovery"
 	"github.com/redoubt-ml/redoubt/pkg/fence"
@@ -184,13 +185,29 @@ func aboutFence(d *diagnosis, members []fence.Listed) {
 		case m.Applied < m.Head:
 			d.unknown(what, at+", lease "+show.Duration(m.Lease), "a change is on its way; if this stays, see its log")
 		default:
-			d.ok(what, at+", lease "+show.Duration(m.Lease))
+			d.ok(what, at+", lease "+show.Duration(m.Lease)+", class "+string(m.Class))
 		}
+		aboutClass(d, what, m, members)
 		in[m.Service] = true
 	}
 	for _, name := range node.Services {
 		if name != rpc.Gateway && !in[name] {
 			d.wrong("fence: "+name, "no instance is a member", "it answers nothing until it is: see whether it runs, and its log")
+		}
+	}
+}
+
+// aboutClass says where a member on PostgreSQL is not fenced by its row (docs/adr/0043).
+func aboutClass(d *diagnosis, what string, m fence.Listed, members []fence.Listed) {
+	const instead = "a commit of it that stands still is waited for by the clock alone: "
+	if m.Class == fence.SQL {
+		d.unknown(what, instead+"it has no row in its database", "have the database's administrator run postgres.sql again; or it is as service.fence says")
+		return
+	}
+	for _, o := range members {
+		if m.Class == fence.SQLFence && o.Lease >= 0 && (o.Service == authz.Identity || o.Service == authz.Workspace) && o.Place != m.Place {
+			d.unknown(what, instead+"its row is in another database than that of "+o.Service+"-"+o.Instance+", which cannot take it away", "have all services use one database, each a schema of its own")
+			return
 		}
 	}
 }

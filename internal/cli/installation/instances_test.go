@@ -1,6 +1,7 @@
 package installation
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -88,15 +89,30 @@ func TestDoctorJudgesTheFence(t *testing.T) {
 		}
 		return all
 	}
+	strong := func(place string, which ...int) func(all []fence.Listed) []fence.Listed {
+		return func(all []fence.Listed) []fence.Listed {
+			for i := range all {
+				if len(which) == 0 || slices.Contains(which, i) {
+					all[i].Class, all[i].Place = fence.SQLFence, place
+				} else {
+					all[i].Class, all[i].Place = fence.SQLFence, "another place"
+				}
+			}
+			return all
+		}
+	}
 	for name, c := range map[string]struct {
 		change func(all []fence.Listed) []fence.Listed
 		wrong  int
 		says   string
 	}{
-		"well":           {func(all []fence.Listed) []fence.Listed { return all }, 0, "has applied all changes, lease 4.0 s"},
-		"one is behind":  {func(all []fence.Listed) []fence.Listed { all[0].Applied = 8; return all }, 0, "has not applied the last change: it is at etcd's revision 8 of 9"},
-		"one is missing": {func(all []fence.Listed) []fence.Listed { return all[1:] }, 1, "no instance is a member"},
-		"one has gone":   {func(all []fence.Listed) []fence.Listed { all[0].Lease = -1; return all }, 2, "its lease has ended"},
+		"well":                 {func(all []fence.Listed) []fence.Listed { return all }, 0, "has applied all changes, lease 4.0 s"},
+		"one is behind":        {func(all []fence.Listed) []fence.Listed { all[0].Applied = 8; return all }, 0, "has not applied the last change: it is at etcd's revision 8 of 9"},
+		"one is missing":       {func(all []fence.Listed) []fence.Listed { return all[1:] }, 1, "no instance is a member"},
+		"one has gone":         {func(all []fence.Listed) []fence.Listed { all[0].Lease = -1; return all }, 2, "its lease has ended"},
+		"its row":              {strong("here"), 0, "lease 4.0 s, class sqlfence"},
+		"its row is elsewhere": {strong("here", 3), 0, "its row is in another database than that of identity-a"},
+		"no row":               {func(all []fence.Listed) []fence.Listed { all[2].Class = fence.SQL; return all }, 0, "by the clock alone: it has no row"},
 		"another instance": {func(all []fence.Listed) []fence.Listed {
 			gone := all[0]
 			gone.Instance, gone.Lease = "b", -1

@@ -364,6 +364,19 @@ func TestSQL(t *testing.T) {
 	if len(passwords) != 6 || there(filepath.Join(data, "gateway-a", dsnFile)) {
 		t.Errorf("%d passwords", len(passwords))
 	}
+	// One that was written before there were rows of lives is written again.
+	if !strings.Contains(sql, "GRANT USAGE ON SCHEMA redoubt_fence TO redoubt_identity, redoubt_workspace,") || !strings.HasSuffix(sql, "RESET ROLE;\nCOMMIT;\n") {
+		t.Error("the SQL makes no rows of lives for all services")
+	}
+	if err := os.WriteFile(m.SQL, []byte("BEGIN;\nCOMMIT;\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(t, data, text, func(c *Config) { c.SQLOnly = true }); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(m.SQL); err != nil || !strings.Contains(string(b), "redoubt_fence.hold") {
+		t.Errorf("an old SQL stays: %v", err)
+	}
 	if _, err := run(t, t.TempDir(), good, func(c *Config) { c.SQLOnly = true }); err == nil {
 		t.Error("SQL without PostgreSQL")
 	}

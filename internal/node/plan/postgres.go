@@ -16,6 +16,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/svid"
 )
 
@@ -28,7 +29,8 @@ func (m *maker) postgres() error {
 		return nil
 	}
 	m.out.SQL = m.at(sqlFile)
-	write := !there(m.out.SQL)
+	text, err := os.ReadFile(m.out.SQL)
+	write := err != nil || !strings.Contains(string(text), sqldb.LivesSchema) // of a version that had no rows of lives
 	for _, in := range m.Instances {
 		path := m.at(in.Folder(), dsnFile)
 		if in.Service == rpc.Gateway || m.made[in.Folder()] || there(path) {
@@ -126,6 +128,7 @@ func (m *maker) connection(in Instance) (redact.Secret, error) {
 // sql writes what makes the roles and schemas. It holds verifiers, which nobody can sign in with.
 func (m *maker) sql() error {
 	var b strings.Builder
+	var roles []string
 	b.WriteString(`-- What Redoubt needs in its database: a role and a schema for every service. Written by redoubt bootstrap.
 -- Run it once, connected to the database ` + m.Postgres.Database + ` (UTF8) as its owner with CREATEROLE, or as a superuser:
 --   createdb -E UTF8 -T template0 ` + m.Postgres.Database + `; psql -v ON_ERROR_STOP=1 -d ` + m.Postgres.Database + ` -f postgres.sql
@@ -156,6 +159,7 @@ REVOKE ALL ON DATABASE ` + m.Postgres.Database + ` FROM PUBLIC;
 			return err
 		}
 		role := rolePrefix + name
+		roles = append(roles, role)
 		fmt.Fprintf(&b, `
 DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '%[1]s') THEN CREATE ROLE %[1]s; END IF; END $$;
 ALTER ROLE %[1]s LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD '%[2]s';
@@ -164,6 +168,8 @@ GRANT %[1]s TO CURRENT_USER;
 CREATE SCHEMA IF NOT EXISTS %[4]s AUTHORIZATION %[1]s;
 `, role, verifier, m.Postgres.Database, name)
 	}
+	b.WriteString("\n-- The rows by which a change of rights fences the transactions of processes that stand still (docs/adr/0043).")
+	b.WriteString(sqldb.LivesSQL(roles...))
 	b.WriteString("COMMIT;\n")
 	if err := svid.WritePrivate(m.out.SQL, []byte(b.String())); err != nil {
 		return err

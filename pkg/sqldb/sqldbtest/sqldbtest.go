@@ -11,7 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver that drops the schema
+	"github.com/jackc/pgx/v5"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver of what an administrator does
 
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
@@ -93,5 +94,30 @@ func Postgres(t testing.TB, sets ...sqldb.MigrationSet) sqldb.Config {
 		Schema:     schema,
 		Migrations: sets,
 		Finish:     PassThrough,
+	}
+}
+
+// Lives has the administrator of PostgreSQL make what class sqlfence needs, for the role of the connection string and for others.
+func Lives(t testing.TB, roles ...string) {
+	t.Helper()
+	admin, err := sql.Open("pgx", os.Getenv(Env))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = admin.Close() }()
+	tx, err := admin.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after a commit
+	var own string
+	if err := tx.QueryRowContext(t.Context(), "SELECT current_user FROM pg_advisory_xact_lock(25)").Scan(&own); err != nil { // tests make it beside each other
+		t.Fatal(err)
+	}
+	if _, err := tx.ExecContext(t.Context(), sqldb.LivesSQL(append(roles, own)...), pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -24,6 +24,7 @@ type count struct {
 	operations int
 	undecided  int
 	requests   int64
+	missed     int64
 	busy       time.Duration
 	byService  map[string]*answers
 	lateBy     time.Duration
@@ -157,11 +158,11 @@ func (c *count) clean() (n int) {
 	return n
 }
 
-// load adds requests of a stretch of time.
-func (c *count) load(requests int64, took time.Duration) {
+// load adds requests of a stretch of time, and those that were to be made in it and were not.
+func (c *count) load(requests, missed int64, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.requests, c.busy = c.requests+requests, c.busy+took
+	c.requests, c.missed, c.busy = c.requests+requests, c.missed+missed, c.busy+took
 }
 
 // violations of one round, but for the histories.
@@ -229,7 +230,7 @@ func (s *suite) report() error {
 		rate = float64(c.requests) / c.busy.Seconds()
 	}
 	average, _ := os.ReadFile("/proc/loadavg")
-	fmt.Printf("fence: %d rounds without a fault, %.0f requests a second then; the machine's load %s\n", rounds, rate, strings.Join(strings.Fields(string(average))[:3], " "))
+	fmt.Printf("fence: %d rounds without a fault, %.0f requests a second then of the %.0f wanted, %d never made; the machine's load %s\n", rounds, rate, s.o.rate, c.missed, strings.Join(strings.Fields(string(average))[:3], " "))
 	fmt.Printf("fence: the call without a fault: p50 %s, p99 %s, longest %s, goal %s for p99; the latest answer to what was asked before the return came %s after it\n",
 		share(all, .5), share(all, .99), share(all, 1), s.o.goal, c.lateBy.Round(time.Millisecond))
 	fmt.Printf("fence: %d histories of %d answers put in order by porcupine, %d not decided in time\n", c.histories, c.operations, c.undecided)
@@ -241,7 +242,7 @@ func (s *suite) report() error {
 			fmt.Printf("fence:   %s ended by itself %d times and was started again, last: %v\n", p.Name, n, how)
 		}
 	}
-	fmt.Printf("fence: %d requests after the return: %d refused, %d honoured; %d violations; seed %d\n", good+bad, good, bad, len(c.violations), s.o.seed)
+	fmt.Printf("fence: %d requests after the return: %d refused, %d honoured; %d violations; seed %d\n", good+bad, good, bad, len(c.violations), s.o.Seed)
 	switch {
 	case len(c.violations) > 0:
 		return fmt.Errorf("%d violations", len(c.violations))

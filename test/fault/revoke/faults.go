@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/redoubt-ml/redoubt/internal/node"
+	"github.com/redoubt-ml/redoubt/test/fault/internal/command"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/load"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/mesh"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/oracle"
@@ -51,7 +54,7 @@ func (s *suite) troubles() []trouble {
 		{name: "clock+10m", hurt: func(_ *suite, p *mesh.Process) error { return p.Clock(jump) }, heal: func(_ *suite, p *mesh.Process) error { return p.Clock(0) }},
 		{name: "clock-10m", hurt: func(_ *suite, p *mesh.Process) error { return p.Clock(-jump) }, heal: func(_ *suite, p *mesh.Process) error { return p.Clock(0) }},
 	}
-	return slices.DeleteFunc(all, func(t trouble) bool { return !chosen(s.o.faults, t.name) })
+	return slices.DeleteFunc(all, func(t trouble) bool { return !command.Chosen(s.o.faults, t.name) })
 }
 
 // at is a fault at a process.
@@ -62,7 +65,7 @@ type at struct {
 
 // orderOf are so many windows of each fault, on the services that decide in turn.
 func (s *suite) orderOf(windows int) (out []at) {
-	deciding := slices.DeleteFunc(s.mesh.Of(node.Services...), func(p *mesh.Process) bool { return p.Service == "gateway" })
+	deciding := slices.DeleteFunc(s.mesh.Of(node.Services...), func(p *mesh.Process) bool { return p.Service == "gateway" || !command.Chosen(s.o.at, p.Service) })
 	for _, t := range s.faults {
 		s.rand.Shuffle(len(deciding), func(i, j int) { deciding[i], deciding[j] = deciding[j], deciding[i] })
 		for i := range windows {
@@ -78,7 +81,7 @@ func (s *suite) window(ctx context.Context, f at) error {
 	begin := time.Now()
 	var warm, tried, done sync.WaitGroup
 	w := &window{name: f.name, warm: &warm, tried: &tried, hurt: make(chan struct{}), healed: make(chan struct{}), within: waitAtMost, repeats: healTime, parked: true}
-	if f.silent && !s.o.postgres {
+	if f.silent && !s.o.Postgres {
 		w.within, w.again = pendingAt, true
 	}
 	warm.Add(len(s.lanes))
@@ -88,7 +91,7 @@ func (s *suite) window(ctx context.Context, f at) error {
 	var made []*round
 	for i, l := range s.lanes {
 		k := s.kinds[order[i%len(order)]]
-		rnd := rand.New(rand.NewPCG(s.o.seed, s.rand.Uint64()))
+		rnd := rand.New(rand.NewPCG(s.o.Seed, s.rand.Uint64()))
 		done.Go(func() {
 			r, err := l.round(ctx, k, int(s.number.Add(1)), rnd, w)
 			r.fault = f.name + " " + f.target.Service
@@ -105,11 +108,16 @@ func (s *suite) window(ctx context.Context, f at) error {
 	err := f.hurt(s, f.target)
 	close(w.hurt)
 	tried.Wait()
-	err = errors.Join(err, f.heal(s, f.target))
+	before, e := s.versions(ctx)
+	err = errors.Join(err, e, f.heal(s, f.target))
 	close(w.healed)
 	done.Wait()
-	if err != nil {
+	after, e := s.versions(ctx)
+	if err = errors.Join(err, e); err != nil {
 		return err
+	}
+	if len(made) == len(s.lanes) && !slices.ContainsFunc(made, func(r *round) bool { return r.writes && r.outcome != "returned" }) && after != before {
+		s.count.violate(made[0], fmt.Sprintf("keyvault: committed after the calls of all lanes had returned: %d versions of secrets, then %d", before, after))
 	}
 	for _, r := range made {
 		s.count.take(r)
@@ -125,6 +133,18 @@ func (s *suite) window(ctx context.Context, f at) error {
 	return s.back(ctx)
 }
 
+// versions are how many versions of secrets PostgreSQL has, which tells also of a keyvault that does not answer; 0 on SQLite.
+func (s *suite) versions(ctx context.Context) (int, error) {
+	if !s.o.Postgres {
+		return 0, nil
+	}
+	text, err := s.mesh.Query(ctx, "SELECT count(*) FROM keyvault.item_versions;")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(text)
+}
+
 // promised says in what a call in a window differs from what it may say.
 func (s *suite) promised(r *round, f at) string {
 	i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == r.kind })
@@ -133,13 +153,17 @@ func (s *suite) promised(r *round, f at) string {
 		return "" // the one that has to say it is in trouble itself, or the fence has no part in it
 	}
 	switch {
-	case f.silent && !s.o.postgres && r.outcome == "returned":
+	case f.silent && !s.o.Postgres && r.outcome == "returned":
 		return fmt.Sprintf("the call returned while %s could have been heard of by nobody, and may go on with its store", f.target.Name)
-	case f.silent && !s.o.postgres && (r.outcome != "pending" || !slices.Contains(r.pending, f.target.Service+"/a")):
+	case f.silent && !s.o.Postgres && (r.outcome != "pending" || !slices.Contains(r.pending, f.target.Service+"/a")):
 		return fmt.Sprintf("the call did not name the instance that stands still: %s %v", r.outcome, r.pending)
 	case r.repeated == "returned" || r.repeated == "done" && r.kind != "run": // the agent of a run is refused by then, which is no promise
 		return fmt.Sprintf("the repetition returned while %s could have been heard of by nobody", f.target.Name)
-	case (!f.silent || s.o.postgres) && r.outcome != "returned":
+	case f.silent && s.o.Postgres && r.outcome == "pending" && strings.Contains(s.o.broken, "noidle") && slices.Contains(r.pending, f.target.Service+"/a"):
+		return "" // it holds a transaction open for as long as it stands still
+	case f.silent && s.o.Postgres && r.outcome == "returned" && r.first > stuck:
+		return fmt.Sprintf("the call returned after %s, and the bound is %s", r.first.Round(time.Millisecond), stuck)
+	case (!f.silent || s.o.Postgres) && r.outcome != "returned":
 		return fmt.Sprintf("the call did not return: %s %v after %s", r.outcome, r.pending, r.first.Round(time.Millisecond))
 	}
 	return ""

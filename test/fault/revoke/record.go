@@ -59,6 +59,7 @@ type span struct{ sent, got time.Time }
 type round struct {
 	lane, number int
 	kind, fault  string
+	writes       bool // versions of a secret
 	given, taken span
 	pending      []string // instances that the first call named
 	first        time.Duration

@@ -43,24 +43,22 @@ func (l *lane) drive(ctx context.Context, r *round, with *right, parked bool) *d
 	d := &driver{lane: l, r: r}
 	var ticking context.Context
 	ticking, d.stop = context.WithCancel(ctx)
-	every := time.Duration(float64(time.Second) * float64(l.s.o.lanes) / l.s.o.rate)
 	open := make(map[string]chan struct{})
 	for _, p := range with.probes {
 		open[p.service] = make(chan struct{}, mostOpen)
 	}
 	d.wg.Go(func() {
-		next, beat := time.Now(), time.Now()
+		beat := time.Now()
 		for n := 0; ticking.Err() == nil; n++ {
-			if next = next.Add(every); time.Until(next) < -time.Second {
-				next = time.Now() // the machine did not keep up: what is missed is not made up for at once
-			}
+			due := l.s.pace.next(time.Now())
 			if n < len(with.probes) {
-				next = time.Now() // everything at once: what was given has to work at once
+				due = time.Now() // everything at once: what was given has to work at once
 			}
 			select {
 			case <-ticking.Done():
+				l.s.pace.back()
 				return
-			case <-time.After(time.Until(next)):
+			case <-time.After(time.Until(due)):
 			}
 			if time.Since(beat) > heartbeat {
 				beat = time.Now()
@@ -174,7 +172,7 @@ func (l *lane) made(ctx context.Context, k kind, r *round, rnd *rand.Rand, w *wi
 	if err != nil {
 		return fmt.Errorf("giving %s: %w", k.name, err)
 	}
-	r.given.got = time.Now()
+	r.given.got, r.writes = time.Now(), with.writes
 	streaming, hang := context.WithCancel(ctx)
 	defer hang()
 	heard := l.follow(streaming, r, with)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/test/fault/internal/command"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/load"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/mesh"
 	"github.com/redoubt-ml/redoubt/test/fault/internal/oracle"
@@ -36,6 +38,7 @@ type suite struct {
 	kinds   []kind
 	faults  []trouble
 
+	pace     *pace
 	number   atomic.Int64
 	requests atomic.Int64
 	count    *count
@@ -50,20 +53,21 @@ type session struct {
 }
 
 func newSuite(ctx context.Context, o options) (_ *suite, err error) {
-	s := &suite{o: o, rand: rand.New(rand.NewPCG(o.seed, 0)), count: newCount(o.slack)}
+	s := &suite{o: o, rand: rand.New(rand.NewPCG(o.Seed, 0)), count: newCount(o.slack)}
 	for _, k := range kinds {
-		if chosen(o.kinds, k.name) {
+		if command.Chosen(o.kinds, k.name) {
 			s.kinds = append(s.kinds, k)
 		}
 	}
 	if len(s.kinds) == 0 || o.lanes < 1 || o.rate <= 0 {
 		return nil, errors.New("there is nothing to do: name kinds, lanes and a rate")
 	}
+	s.pace = newPace(o.rate)
 	var env []string
 	if o.broken != "" {
 		env = []string{"REDOUBT_BREAK_FENCE=" + o.broken}
 	}
-	if s.mesh, err = mesh.Open(ctx, mesh.Config{Binary: o.binary, Postgres: o.postgres, Env: env}); err != nil {
+	if s.mesh, err = mesh.Open(ctx, mesh.Config{Binary: o.Binary, Postgres: o.Postgres, Env: env}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -93,7 +97,19 @@ func newSuite(ctx context.Context, o options) (_ *suite, err error) {
 		}
 		s.lanes = append(s.lanes, l)
 	}
-	return s, nil
+	return s, s.fenced(ctx)
+}
+
+// fenced looks whether every service that decides is of class sqlfence, on PostgreSQL: it has a row then.
+func (s *suite) fenced(ctx context.Context) error {
+	if !s.o.Postgres {
+		return nil
+	}
+	rows, err := s.mesh.Query(ctx, "SELECT count(DISTINCT owner) FROM redoubt_fence.lives;")
+	if err == nil && rows != strconv.Itoa(len(services)) {
+		err = fmt.Errorf("%s services of %d have a row of class sqlfence", rows, len(services))
+	}
+	return err
 }
 
 // signIn gives the administrator a token, and another one after a while.
@@ -125,22 +141,22 @@ func (s *suite) all(ctx context.Context) error {
 	windows := s.o.windows
 	if windows == 0 {
 		windows = 1
-		if s.o.seconds == 0 {
-			windows = max(1, s.o.rounds/100)
+		if s.o.Seconds == 0 {
+			windows = max(1, s.o.Rounds/100)
 		}
 	}
 	order := s.orderOf(windows)
 	stretches := len(order) + 1
 	for i := range stretches {
-		target := s.o.rounds * (i + 1) / stretches
+		target := s.o.Rounds * (i + 1) / stretches
 		until := time.Time{}
-		if s.o.seconds > 0 {
-			target, until = s.o.rounds, begin.Add(time.Duration(s.o.seconds)*time.Second*time.Duration(i+1)/time.Duration(stretches))
+		if s.o.Seconds > 0 {
+			target, until = s.o.Rounds, begin.Add(time.Duration(s.o.Seconds)*time.Second*time.Duration(i+1)/time.Duration(stretches))
 		}
 		if err := s.stretch(ctx, target, until, i == 0); err != nil {
 			return err
 		}
-		if s.o.first && s.count.violated() {
+		if s.o.First && s.count.violated() {
 			return nil
 		}
 		if i < len(order) {
@@ -148,7 +164,7 @@ func (s *suite) all(ctx context.Context) error {
 				return err
 			}
 		}
-		if s.o.first && s.count.violated() {
+		if s.o.First && s.count.violated() {
 			return nil
 		}
 	}
@@ -157,17 +173,18 @@ func (s *suite) all(ctx context.Context) error {
 
 // stretch makes rounds without a fault, until there are as many in all, or until a time; each kind once at least if all is set.
 func (s *suite) stretch(ctx context.Context, target int, until time.Time, all bool) error {
-	begin, before := time.Now(), s.requests.Load()
+	begin, before, missed := time.Now(), s.requests.Load(), s.pace.lost()
+	s.pace.begin(begin)
 	var wg sync.WaitGroup
 	for _, l := range s.lanes {
-		rnd := rand.New(rand.NewPCG(s.o.seed, s.rand.Uint64()))
+		rnd := rand.New(rand.NewPCG(s.o.Seed, s.rand.Uint64()))
 		wg.Go(func() {
 			failed := 0
 			for n := 0; ctx.Err() == nil; {
 				order := rnd.Perm(len(s.kinds))
 				for _, i := range order {
 					over := s.count.clean() >= target || !until.IsZero() && time.Now().After(until)
-					if ctx.Err() != nil || over && (!all || n >= len(s.kinds)) || s.o.first && s.count.violated() || failed > 5 {
+					if ctx.Err() != nil || over && (!all || n >= len(s.kinds)) || s.o.First && s.count.violated() || failed > 5 {
 						return
 					}
 					n++
@@ -197,7 +214,7 @@ func (s *suite) stretch(ctx context.Context, target int, until time.Time, all bo
 	wg.Wait()
 	stop()
 	keeping.Wait()
-	s.count.load(s.requests.Load()-before, time.Since(begin))
+	s.count.load(s.requests.Load()-before, s.pace.lost()-missed, time.Since(begin))
 	if ctx.Err() != nil {
 		return errors.New("stopped")
 	}

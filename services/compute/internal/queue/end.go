@@ -105,7 +105,7 @@ func (q *Queue) RevokeEnded(ctx context.Context) error {
 		return err
 	}
 	for _, r := range list {
-		if err := q.Revoke(ctx, r); err != nil {
+		if err := q.revoke(ctx, r); err != nil { // a note that is missing too: who leads no more stops here
 			return err
 		}
 	}
@@ -116,8 +116,21 @@ func (q *Queue) RevokeEnded(ctx context.Context) error {
 const noteTime = 5 * time.Second
 
 // Revoke kills the tokens of a run that has ended. Those of one whose agent may still deliver open nothing else from then on, and are killed
-// when that time is over.
+// when that time is over. Its error says that this is not known to be so everywhere.
 func (q *Queue) Revoke(ctx context.Context, r *store.Run) error {
+	if err := q.revoke(ctx, r); err != nil && !errors.Is(err, errNotNoted) {
+		return err
+	} else if err != nil {
+		// It is so all the same: identity is told once more.
+		q.cfg.Logger.Warn("what identity was told about a run's tokens could not be noted yet", "run_uid", r.UID, "error", err)
+	}
+	return nil
+}
+
+// errNotNoted says that identity has done what it was asked for, and only the note of it is missing.
+var errNotNoted = errors.New("not noted")
+
+func (q *Queue) revoke(ctx context.Context, r *store.Run) error {
 	req, deliver := &identityv1.RevokeRunRequest{RunUid: r.UID, WorkspaceUid: r.Workspace}, r.MayDeliver(q.cfg.Now())
 	if deliver {
 		req.DeliverUntil = timestamppb.New(r.DeliverUntil)
@@ -132,12 +145,10 @@ func (q *Queue) Revoke(ctx context.Context, r *store.Run) error {
 		noting, cancel = context.WithTimeout(context.Background(), noteTime)
 		defer cancel()
 	}
-	_, err := q.cfg.Store.Update(noting, r.UID, func(_ context.Context, _ *sqldb.Tx, r *store.Run) error {
-		r.Narrowed = true
-		r.Revoked = r.Revoked || !deliver && r.HasEnded()
-		return nil
-	}, nil)
-	return err
+	if err := q.cfg.Store.MarkTold(noting, r.UID, deliver); err != nil {
+		return errors.Join(errNotNoted, err)
+	}
+	return nil
 }
 
 // Cancel asks a run to stop, or ends it if it has not started. What has ended, or was asked before, is given back as it is.

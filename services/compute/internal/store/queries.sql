@@ -76,6 +76,12 @@ UPDATE runs SET outcome = $3, state = $4, generation = $5, agent_key = $6, cance
                 narrowed = $16, deliver_time = $17, report_state = $18, report_time = $19, claim_mac = $20
 WHERE uid = $1 AND version = $2;
 
+-- name: MarkNarrowed :exec
+UPDATE runs SET narrowed = 1, version = version + 1 WHERE uid = $1;
+
+-- name: MarkRevoked :exec
+UPDATE runs SET narrowed = 1, revoked = CASE WHEN state >= $2 THEN 1 ELSE revoked END, version = version + 1 WHERE uid = $1;
+
 -- name: TouchRun :execrows
 UPDATE runs SET heartbeat_time = $2 WHERE uid = $1 AND state < $3;
 

@@ -416,6 +416,17 @@ func (s *Store) Update(ctx context.Context, uid string, change func(ctx context.
 	return out, err
 }
 
+// MarkTold notes that identity has limited a run's tokens to what delivers or, where the run has ended, killed them. It needs no key, so it waits for
+// nobody.
+func (s *Store) MarkTold(ctx context.Context, uid string, deliver bool) error {
+	return s.w.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+		if deliver {
+			return sqldb.Fault(db.New(tx).MarkNarrowed(ctx, uid))
+		}
+		return sqldb.Fault(db.New(tx).MarkRevoked(ctx, db.MarkRevokedParams{UID: uid, State: int64(computev1.Run_STATE_COMPLETED)}))
+	})
+}
+
 // Touch notes a sign of life.
 func (s *Store) Touch(ctx context.Context, uid string, now time.Time) error {
 	return s.w.WriteGrouped(ctx, func(ctx context.Context, tx *sqldb.Tx) error {

@@ -459,6 +459,14 @@ func TestLists(t *testing.T) {
 		if must(t, err); len(ended) != 4 {
 			t.Errorf("to be revoked: %s", ids(ended))
 		}
+		l.exec("UPDATE runs SET spec = outcome WHERE uid = $1", ended[0].UID) // noted whether it opens or not
+		must(t, l.MarkTold(ctx, ended[0].UID, false))
+		must(t, l.MarkTold(ctx, ended[1].UID, false))
+		must(t, l.MarkTold(ctx, ended[2].UID, true)) // which is still to be killed
+		left, err := l.NotRevoked(ctx, time.Now())
+		if must(t, err); ids(left) != ids(ended[2:]) {
+			t.Errorf("still to be revoked: %s", ids(left))
+		}
 		want(t, "delete a target that is waited for", l.DeleteCompute(ctx, l.cmp, nothing), codes.FailedPrecondition, faultv1.Reason_RESOURCE_IN_USE)
 		free := l.target("free")
 		want(t, "delete a free one", l.DeleteCompute(ctx, free.UID, nothing), codes.OK, 0)

@@ -133,16 +133,29 @@ func (m *Mesh) openPostgres(ctx context.Context) error {
 	return p.asServer(ctx, string(sql), "psql", "-h", p.Dir, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-d", "redoubt", "-f", "-")
 }
 
+// Query asks PostgreSQL itself, as its administrator, and gives the one value that comes back.
+func (m *Mesh) Query(ctx context.Context, query string) (string, error) {
+	p := m.Of(postgresService)[0]
+	out, err := p.output(ctx, query, "psql", "-h", p.Dir, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-d", "redoubt", "-q", "-A", "-t", "-f", "-")
+	return strings.TrimSpace(out), err
+}
+
 // asServer runs one of PostgreSQL's programs as the server's user.
 func (p *Process) asServer(ctx context.Context, input, program string, args ...string) error {
+	_, err := p.output(ctx, input, program, args...)
+	return err
+}
+
+func (p *Process) output(ctx context.Context, input, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(postgresBin(), program), args...)
 	cmd.Dir, cmd.Stdin = "/", strings.NewReader(input)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.Dir, "TMPDIR=" + p.Dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.user}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", program, err, out)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", program, err, out)
 	}
-	return nil
+	return string(out), nil
 }
 
 // certificate makes a root, and a server's certificate for an address.

@@ -925,6 +925,29 @@ func (q *Queries) ListRunsInState(ctx context.Context, arg ListRunsInStateParams
 	return items, nil
 }
 
+const markNarrowed = `-- name: MarkNarrowed :exec
+UPDATE runs SET narrowed = 1, version = version + 1 WHERE uid = $1
+`
+
+func (q *Queries) MarkNarrowed(ctx context.Context, uid string) error {
+	_, err := q.db.ExecContext(ctx, markNarrowed, uid)
+	return err
+}
+
+const markRevoked = `-- name: MarkRevoked :exec
+UPDATE runs SET narrowed = 1, revoked = CASE WHEN state >= $2 THEN 1 ELSE revoked END, version = version + 1 WHERE uid = $1
+`
+
+type MarkRevokedParams struct {
+	UID   string
+	State int64
+}
+
+func (q *Queries) MarkRevoked(ctx context.Context, arg MarkRevokedParams) error {
+	_, err := q.db.ExecContext(ctx, markRevoked, arg.UID, arg.State)
+	return err
+}
+
 const markRunsOfExperiment = `-- name: MarkRunsOfExperiment :exec
 UPDATE runs SET deleted = $3, version = version + 1 WHERE workspace_uid = $1 AND experiment = $2 AND deleted = $4
 `
