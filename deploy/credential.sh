@@ -1,10 +1,13 @@
 #!/bin/sh
 # Makes the service principal as which the compose file's agent calls, and its secret: run by `docker-compose run credential`, in a container
-# that has the operator's volume and the agent's. Does nothing where there is a secret already.
+# that has the operator's volume and the agent's two. Makes nothing where there is a secret already.
 set -eu
 umask 077
 operator=/var/lib/redoubt to=/var/lib/agent name=${AGENT_NAME:-compose-agent}
 cd "$to"
+# The agent's user alone; what it keeps there it has made itself.
+chown 65533:65533 /var/lib/roots
+chmod 0700 /var/lib/roots
 if [ -s client.secret ]; then
 	echo "the agent has its secret already"
 	exit 0

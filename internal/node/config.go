@@ -255,6 +255,12 @@ func (c *Config) Check() error {
 	return c.checkRotation(bad)
 }
 
+// ValidWorkloadAPI reports whether something is the address of a socket: unix:///path, of one spelling.
+func ValidWorkloadAPI(a string) bool {
+	path, ok := strings.CutPrefix(a, "unix://")
+	return ok && filepath.IsAbs(path) && filepath.Clean(path) == path
+}
+
 // checkRotation looks at how long connections, run tokens and roots last. Whether a rotation fits into the period, identity says.
 func (c *Config) checkRotation(bad func(field, what string) error) error {
 	if d := c.Mesh.ConnectionAge; d != 0 && (d < time.Second || d > 24*time.Hour) {
@@ -309,7 +315,7 @@ func (c *Config) checkAddresses(bad func(field, what string) error) error {
 		return bad("service.listen", "is not host:port")
 	}
 	if a := c.Service.WorkloadAPI; a != "" {
-		if path, ok := strings.CutPrefix(a, "unix://"); !ok || !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		if !ValidWorkloadAPI(a) {
 			return bad("service.workload_api", "is not of the form unix:///path/of/a/socket")
 		}
 	} else if len(c.Mesh.Enrolment()) == 0 {

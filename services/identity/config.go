@@ -116,39 +116,8 @@ func (c *Config) check() (spiffeid.TrustDomain, error) {
 	if err != nil {
 		return none, fault.InvalidArgument("the trust domain must be a host name in lower case: set mesh.trust_domain")
 	}
-	for _, l := range []struct {
-		name        string
-		life        *time.Duration
-		normal, max time.Duration
-	}{
-		{"tokens", &c.TokenLife, time.Hour, maxTokenLife}, {"run tokens", &c.RunTokenLife, maxRunLife, maxRunLife},
-		{"SVIDs", &c.SVIDLife, time.Hour, maxSVIDLife}, {"certificates of operators", &c.OperatorLife, maxOperator, maxOperator},
-		{"the root", &c.RootLife, tenYears, 10 * tenYears}, {"heartbeats", &c.Heartbeat, time.Second, 2 * time.Second},
-	} {
-		if *l.life == 0 {
-			*l.life = l.normal
-		}
-		if *l.life < 0 || *l.life > l.max {
-			return none, fault.InvalidArgument("the life of %s must be positive and at most %v", l.name, l.max)
-		}
-	}
-	if c.KeyPeriod == 0 {
-		c.KeyPeriod = keyPeriod
-	}
-	if c.KeyAhead == 0 {
-		c.KeyAhead = min(keyAhead, c.KeyPeriod)
-	}
-	if err := c.policy().Check(); err != nil {
+	if err := c.CheckLives(); err != nil {
 		return none, err
-	}
-	if c.ConnectionLife <= 0 {
-		c.ConnectionLife = rpc.Limits{}.ConnectionLife()
-	}
-	if c.RootPeriod != 0 {
-		c.OperatorLife = min(c.OperatorLife, max(c.RootPeriod/8, c.SVIDLife))
-		if err := c.checkClock(); err != nil {
-			return none, err
-		}
 	}
 	if c.FollowWithin <= 0 || c.FollowWithin > followWithin {
 		c.FollowWithin = followWithin
@@ -163,6 +132,46 @@ func (c *Config) check() (spiffeid.TrustDomain, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return td, nil
+}
+
+// CheckLives fills in the lives and periods that are not said, and finds those that do not go together: whoever makes a configuration asks before
+// somebody starts with it.
+func (c *Config) CheckLives() error {
+	for _, l := range []struct {
+		name        string
+		life        *time.Duration
+		normal, max time.Duration
+	}{
+		{"tokens", &c.TokenLife, time.Hour, maxTokenLife}, {"run tokens", &c.RunTokenLife, maxRunLife, maxRunLife},
+		{"SVIDs", &c.SVIDLife, time.Hour, maxSVIDLife}, {"certificates of operators", &c.OperatorLife, maxOperator, maxOperator},
+		{"the root", &c.RootLife, tenYears, 10 * tenYears}, {"heartbeats", &c.Heartbeat, time.Second, 2 * time.Second},
+	} {
+		if *l.life == 0 {
+			*l.life = l.normal
+		}
+		if *l.life < 0 || *l.life > l.max {
+			return fault.InvalidArgument("the life of %s must be positive and at most %v", l.name, l.max)
+		}
+	}
+	if c.KeyPeriod == 0 {
+		c.KeyPeriod = keyPeriod
+	}
+	if c.KeyAhead == 0 {
+		c.KeyAhead = min(keyAhead, c.KeyPeriod)
+	}
+	if err := c.policy().Check(); err != nil {
+		return err
+	}
+	if c.ConnectionLife <= 0 {
+		c.ConnectionLife = rpc.Limits{}.ConnectionLife()
+	}
+	if c.RootPeriod != 0 {
+		c.OperatorLife = min(c.OperatorLife, max(c.RootPeriod/8, c.SVIDLife))
+		if err := c.checkClock(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // policy is how signing keys rotate.

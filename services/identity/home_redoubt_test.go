@@ -17,8 +17,18 @@ import (
 	"github.com/redoubt-ml/redoubt/services/identity/internal/provider"
 )
 
-// A second installation of Redoubt is the home: its people are guests of the first.
-func TestGuestOfAnotherRedoubt(t *testing.T) {
+// sisters are two installations of Redoubt: the people of one are guests of the other.
+type sisters struct {
+	home, here *lab
+	front      *httptest.Server // the home's gateway
+	us         app              // as what the other is registered at home
+	a          app
+}
+
+const sisterCallback = issuer + "/oauth2/home/sister"
+
+func newSisters(t *testing.T, trustMFA bool) *sisters {
+	t.Helper()
 	var home *lab
 	var up atomic.Bool
 	front := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -59,50 +69,81 @@ func TestGuestOfAnotherRedoubt(t *testing.T) {
 	up.Store(true)
 	here := newLab(t)
 
-	const callback = issuer + "/oauth2/home/sister"
-	us := home.app("us", func(r *identityv1.CreateApplicationRequest) { r.RedirectUris = []string{callback} })
-	user := home.addUser("bob")
+	us := home.app("us", func(r *identityv1.CreateApplicationRequest) { r.RedirectUris = []string{sisterCallback} })
 	ctx, _ := here.asAdmin()
 	made, err := here.federation().CreateIssuer(ctx, &identityv1.CreateIssuerRequest{
 		IssuerId: "sister", IssuerUrl: front.URL, Class: identityv1.HomeClass_HOME_CLASS_GUEST, ClientSecret: us.secret,
 		Settings: &identityv1.IssuerSettings{
-			DisplayName: "Sister", ClientId: us.id, Scopes: []string{"profile"}, AllowedAlgorithms: []string{"ES256"}, AllowPrivateHosts: []string{"127.0.0.1"}, TrustMfa: true,
+			DisplayName: "Sister", ClientId: us.id, Scopes: []string{"profile"}, AllowedAlgorithms: []string{"ES256"}, AllowPrivateHosts: []string{"127.0.0.1"}, TrustMfa: trustMFA,
 			TrustedRootsPem: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: front.Certificate().Raw})),
 		},
 	})
 	must(t, err)
-	if made.GetRedirectUri() != callback {
+	if made.GetRedirectUri() != sisterCallback {
 		t.Errorf("people come back to %s", made.GetRedirectUri())
 	}
-	a := here.apiApp()
-	walk := func(change ...string) authn.Claims {
-		t.Helper()
-		b := here.browser()
-		to, r := b.depart(a.ask(append([]string{"scope", "openid redoubt"}, change...)...), "sister")
-		if !strings.HasPrefix(to, front.URL+provider.PathAuthorize+"?") {
-			t.Fatalf("he is sent to %q: %s", to, r.text())
-		}
-		u, err := url.Parse(to)
-		must(t, err)
-		there := home.browser().signInTo(u.Query(), "bob")
-		if !strings.HasPrefix(there.GetLocation(), callback+"?") {
-			t.Fatalf("the home answers %d %s %s %v", there.GetStatus(), there.GetLocation(), there.text(), there.err)
-		}
-		r = b.arrive("sister", there.query())
-		code := r.query().Get("code")
-		if code == "" {
-			t.Fatalf("he is not let in: %d %s", r.GetStatus(), r.text())
-		}
-		out := here.token(a.redeem(code), nil)
-		must(t, out.err)
-		return here.claims(str(out.json(t), "access_token"), issuer)
+	return &sisters{home: home, here: here, front: front, us: us, a: here.apiApp()}
+}
+
+// walk signs a user of the home in here, by his password and what factor gives for the page that asks for one, and gives the token of it.
+func (s *sisters) walk(user string, factor func() string, change ...string) authn.Claims {
+	t := s.here.t
+	t.Helper()
+	b := s.here.browser()
+	to, r := b.depart(s.a.ask(append([]string{"scope", "openid redoubt"}, change...)...), "sister")
+	if !strings.HasPrefix(to, s.front.URL+provider.PathAuthorize+"?") {
+		t.Fatalf("he is sent to %q: %s", to, r.text())
 	}
-	c := walk()
-	if c.HomeIssuer != front.URL || c.HomeSubject != user.GetUid() || c.HomeClass != authn.Guest || c.ACR != authn.ACRHome {
+	u, err := url.Parse(to)
+	must(t, err)
+	at := s.home.browser()
+	there := at.signInTo(u.Query(), user)
+	if factor != nil {
+		there = at.post(provider.PathSignIn, types(there, t, "totp", factor()))
+	}
+	if !strings.HasPrefix(there.GetLocation(), sisterCallback+"?") {
+		t.Fatalf("the home answers %d %s %s %v", there.GetStatus(), there.GetLocation(), there.text(), there.err)
+	}
+	r = b.arrive("sister", there.query())
+	code := r.query().Get("code")
+	if code == "" {
+		t.Fatalf("he is not let in: %d %s", r.GetStatus(), r.text())
+	}
+	out := s.here.token(s.a.redeem(code), nil)
+	must(t, out.err)
+	return s.here.claims(str(out.json(t), "access_token"), issuer)
+}
+
+func TestGuestOfAnotherRedoubt(t *testing.T) {
+	s := newSisters(t, true)
+	user := s.home.addUser("bob")
+	c := s.walk("bob", nil)
+	if c.HomeIssuer != s.front.URL || c.HomeSubject != user.GetUid() || c.HomeClass != authn.Guest || c.ACR != authn.ACRHome {
 		t.Errorf("the token says %+v", c)
 	}
-	again := walk("prompt", "login")
-	if again.Subject != c.Subject || again.AuthTime.Unix() != home.now().Unix() {
+	again := s.walk("bob", nil, "prompt", "login")
+	if again.Subject != c.Subject || again.AuthTime.Unix() != s.home.now().Unix() {
 		t.Errorf("a second sign-in, anew, says %+v", again)
+	}
+}
+
+// What the home says of a factor counts where it is trusted with it, and is what its own pages asked for: of the same person by his password alone,
+// it does not.
+func TestFactorOfAnotherRedoubt(t *testing.T) { // A2, A6
+	for _, trusted := range []bool{true, false} {
+		s := newSisters(t, trusted)
+		s.home.addUser("carol")
+		if c := s.walk("carol", nil); c.ACR != authn.ACRHome || strings.Join(c.AMR, " ") != authn.ByHome {
+			t.Errorf("trusted %v, by a password at home: %s, %v", trusted, c.ACR, c.AMR)
+		}
+		p := s.home.enrols(s.home.signIn("carol", "password of carol").GetAccessToken())
+		acr, amr := authn.ACRHome, authn.ByHome
+		if trusted {
+			acr, amr = authn.ACRMFA, authn.ByHome+" "+authn.ByTwo
+		}
+		c := s.walk("carol", func() string { return s.home.totp(p.secret, 0) })
+		if c.ACR != acr || strings.Join(c.AMR, " ") != amr || c.AuthTime.After(s.here.now()) {
+			t.Errorf("trusted %v, by a factor at home: %s, %v at %v", trusted, c.ACR, c.AMR, c.AuthTime)
+		}
 	}
 }

@@ -31,12 +31,17 @@ func (nobody) Campaign(ctx context.Context, _ string) (leader.Seat, error) {
 // replica is an instance of identity on a database that others have open too, with its own authorization engine.
 func replica(t *testing.T, c sqldb.Config, key *seal.Seal, name string) (*Service, *authz.Engine, error) {
 	t.Helper()
+	return replicaOf(t, c, key, name, nobody{}, func(*Config) {})
+}
+
+func replicaOf(t *testing.T, c sqldb.Config, key *seal.Seal, name string, election leader.Election, change func(*Config)) (*Service, *authz.Engine, error) {
+	t.Helper()
 	db := sqldbtest.OpenConfig(t, c)
 	ring, err := envelope.New(envelope.Config{Source: envelope.SealSource(key, Name), DB: db})
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := leader.New(leader.Config{DB: db, Election: nobody{}, Holder: name})
+	l, err := leader.New(leader.Config{DB: db, Election: election, Holder: name})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -45,10 +50,12 @@ func replica(t *testing.T, c sqldb.Config, key *seal.Seal, name string) (*Servic
 		return nil, nil, err
 	}
 	engine := authz.New(authz.Config{OwnSecurity: true, OwnAuthorization: true})
-	s, err := New(Config{
+	cfg := Config{
 		DB: db, Outbox: outbox, Own: ring, Engine: engine, Leader: l, TrustDomain: "redoubt.test", Issuer: issuer, EnrolAddress: "127.0.0.1:1", Password: cheap,
 		Heartbeat: 2 * time.Second,
-	})
+	}
+	change(&cfg)
+	s, err := New(cfg)
 	return s, engine, err
 }
 

@@ -172,8 +172,17 @@ func TestLoginInABrowser(t *testing.T) {
 		if got := s.types(0, "", "console"); !strings.Contains(got, "/console/enter?code=") {
 			t.Error(got)
 		}
-		if got := s.types(1, "", "doctor", "--grpcurl"); !strings.Contains(got, "--ask-password") {
+		// grpcurl proves no key: the lines have the operator's certificate and no token, and say what to do for one.
+		lines := filepath.Join(s.dir, "lines")
+		got := s.types(0, "", "doctor", "--grpcurl", "--dir", lines)
+		if !strings.Contains(got, "--ask-password") || strings.Contains(got, "authorization") || strings.Contains(got, "WhoAmI") || !strings.Contains(got, " list\n") {
 			t.Error(got)
+		}
+		if _, err := os.Stat(filepath.Join(lines, "token")); err == nil {
+			t.Error("a token was written that nobody can send")
+		}
+		if found, err := filepath.Glob(filepath.Join(lines, "*")); err != nil || len(found) < 3 { // certificate, key, roots
+			t.Errorf("written: %v %v", found, err)
 		}
 	})
 

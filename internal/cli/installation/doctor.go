@@ -21,7 +21,6 @@ import (
 	"github.com/redoubt-ml/redoubt/internal/cli/client"
 	"github.com/redoubt-ml/redoubt/internal/cli/settings"
 	"github.com/redoubt-ml/redoubt/internal/cli/show"
-	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/observe"
 	"github.com/redoubt-ml/redoubt/pkg/redact"
 )
@@ -175,7 +174,8 @@ func gatewayCertificate(ctx context.Context, chosen settings.Context) (time.Time
 	return t.ConnectionState().PeerCertificates[0].NotAfter, nil
 }
 
-// grpcurl prints what to type to reach every port without this program. Token and key stand in files, not in the lines.
+// grpcurl prints what to type to reach every port without this program. Token and key stand in files, not in the lines. A session that is bound to a
+// key gets the operator's certificate as any other does, and lines without a token, since grpcurl proves no key: for what answers anybody.
 func (a verbs) grpcurl(ctx context.Context, chosen settings.Context, from where, dir string) error {
 	c, err := a.Connect(ctx)
 	if err != nil {
@@ -185,9 +185,6 @@ func (a verbs) grpcurl(ctx context.Context, chosen settings.Context, from where,
 	token, err := a.Token(ctx, chosen)
 	if err != nil {
 		return err
-	}
-	if token.Empty() {
-		return fault.FailedPrecondition("the session is bound to a key, and grpcurl makes no proofs of it: sign in with `redoubt login --ask-password` for a token that it can send")
 	}
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "redoubt-grpcurl-*"); err != nil {
@@ -200,8 +197,11 @@ func (a verbs) grpcurl(ctx context.Context, chosen settings.Context, from where,
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(dir, "token"), slices.Concat(token.Reveal(), []byte{'\n'}), 0o600); err != nil {
-		return err
+	bearer := !token.Empty()
+	if bearer {
+		if err := writeFile(filepath.Join(dir, "token"), slices.Concat(token.Reveal(), []byte{'\n'}), 0o600); err != nil {
+			return err
+		}
 	}
 	ca := []byte(chosen.CA)
 	if chosen.CAFile != "" {
@@ -217,10 +217,15 @@ func (a verbs) grpcurl(ctx context.Context, chosen settings.Context, from where,
 		return err
 	}
 	quoted := strconv.Quote(dir)
-	header := ` -expand-headers -H 'authorization: Bearer ${REDOUBT_TOKEN}'`
-	_, _ = fmt.Fprintf(a.Out, "cd %s && export REDOUBT_TOKEN=\"$(cat token)\"\n\n# the gateway, as %s\n", quoted, c.Context().User)
-	gate := "grpcurl -cacert " + caFile + header + " "
-	_, _ = fmt.Fprintf(a.Out, "%s%s list\n%s%s describe redoubt.identity.v1.SignInService\n%s%s redoubt.identity.v1.SignInService/WhoAmI\n", gate, u.Host, gate, u.Host, gate, u.Host)
+	header, as, calls := "", "nobody", "grpc.health.v1.Health/Check"
+	if bearer {
+		header, as, calls = ` -expand-headers -H 'authorization: Bearer ${REDOUBT_TOKEN}'`, c.Context().User, "redoubt.identity.v1.SignInService/WhoAmI"
+		_, _ = fmt.Fprintf(a.Out, "cd %s && export REDOUBT_TOKEN=\"$(cat token)\"\n", quoted)
+	} else {
+		_, _ = fmt.Fprintf(a.Out, "cd %s\n# The session is bound to a key, and grpcurl proves none: these lines reach what answers anybody. For the rest sign in with `redoubt login --ask-password`.\n", quoted)
+	}
+	gate := "grpcurl -cacert " + caFile + header + " " + u.Host
+	_, _ = fmt.Fprintf(a.Out, "\n# the gateway, as %s\n%s list\n%s describe redoubt.identity.v1.SignInService\n%s %s\n", as, gate, gate, gate, calls)
 	instances, err := a.instances(ctx, chosen, from)
 	if err != nil {
 		a.Say("the services themselves are not known from here: %s; on the installation's own machine give its folder with --data", client.Describe(err).Message)

@@ -106,7 +106,7 @@ func (p *Plan) seen(data, folder string) string {
 
 // mesh is what all processes agree on.
 func (p *Plan) mesh(pin string) node.Mesh {
-	m := node.Mesh{TrustDomain: p.TrustDomain, PublicURL: p.PublicURL, CAPin: pin, LeafLife: p.LeafLife, TraceEndpoint: p.TraceEndpoint, TraceCAFile: p.TraceCAFile, TraceRatio: p.TraceRatio}
+	m := node.Mesh{TrustDomain: p.TrustDomain, PublicURL: p.PublicURL, CAPin: pin, LeafLife: p.LeafLife, ConnectionAge: p.ConnectionAge, TraceEndpoint: p.TraceEndpoint, TraceCAFile: p.TraceCAFile, TraceRatio: p.TraceRatio}
 	for _, e := range p.Etcd {
 		m.Etcd = append(m.Etcd, e.clientURL())
 	}
@@ -117,6 +117,9 @@ func (p *Plan) mesh(pin string) node.Mesh {
 	}
 	return m
 }
+
+// enrols reports whether an instance gets its SVIDs from identity, by a join token the first time.
+func (p *Plan) enrols(in Instance) bool { return in.Service != "identity" && p.WorkloadAPI == "" }
 
 // publicHosts are all hosts at which the public listeners are dialled.
 func (p *Plan) publicHosts() []string {
@@ -136,7 +139,7 @@ func (p *Plan) publicHosts() []string {
 // config is what an instance's process reads, for a folder at dir as it sees it.
 func (p *Plan) config(in Instance, dir, pin, admin string) node.Config {
 	c := node.Config{Mesh: p.mesh(pin), Log: node.Log{Level: p.LogLevel}, Service: node.Service{
-		Name: in.Service, Instance: in.Name, Dir: dir, Listen: in.listen(in.Service), Advertise: in.dialled(in.Service), LocalTargets: p.LocalTargets,
+		Name: in.Service, Instance: in.Name, Dir: dir, Listen: in.listen(in.Service), Advertise: in.dialled(in.Service), LocalTargets: p.LocalTargets, WorkloadAPI: p.WorkloadAPI,
 	}}
 	c.Mesh.EtcdTLS = filepath.Join(dir, etcdFolder)
 	s := &c.Service
@@ -144,17 +147,19 @@ func (p *Plan) config(in Instance, dir, pin, admin string) node.Config {
 		s.PostgresFile = filepath.Join(dir, dsnFile)
 	}
 	p.bucket(s, dir)
-	if in.Service != "identity" {
+	if p.enrols(in) {
 		s.JoinTokenFile = filepath.Join(dir, joinFile)
 	}
 	switch in.Service {
 	case "identity":
 		s.EnrolListen, s.PublicHosts = in.listen("identity-enrol"), p.publicHosts()
+		s.RootPeriod, s.RunLife, s.KeyPeriod, s.KeyAhead = p.RootPeriod, p.RunLife, p.KeyPeriod, p.KeyAhead
 		if p.MTLSURL != "" {
 			s.MTLSListen, s.MTLSURL = in.listen(portMTLS), p.MTLSURL
 		}
 	case rpc.Gateway:
 		s.MeshListen, s.Advertise = in.listen("gateway-mesh"), in.dialled("gateway-mesh")
+		s.CertificateFile, s.KeyFile = p.CertificateFile, p.KeyFile
 	case "workspace":
 		s.Admin = admin
 	case "inference":

@@ -183,7 +183,7 @@ func (m *maker) instances(ctx context.Context) error {
 
 // unjoined reports whether a folder of before is here and has neither enrolled nor a token to do so.
 func (m *maker) unjoined(in Instance) bool {
-	return in.Service != "identity" && there(m.at(in.Folder(), serviceFile)) && !there(m.at(in.Folder(), joinFile)) && !there(m.at(in.Folder(), "svid", "svid.pem"))
+	return m.enrols(in) && there(m.at(in.Folder(), serviceFile)) && !there(m.at(in.Folder(), joinFile)) && !there(m.at(in.Folder(), "svid", "svid.pem"))
 }
 
 // found opens identity's state, in the folder of its first instance.
@@ -230,7 +230,7 @@ func (m *maker) instance(ctx context.Context, in Instance, ids *node.Founding) e
 			return err
 		}
 	}
-	if in.Service != "identity" && !there(filepath.Join(dir, joinFile)) && !there(filepath.Join(dir, "svid", "svid.pem")) {
+	if m.enrols(in) && !there(filepath.Join(dir, joinFile)) && !there(filepath.Join(dir, "svid", "svid.pem")) {
 		if err := ids.Join(ctx, in.Service, in.Name, filepath.Join(dir, joinFile)); err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/redoubt-ml/redoubt/pkg/fault"
 	"github.com/redoubt-ml/redoubt/pkg/resource"
 	"github.com/redoubt-ml/redoubt/pkg/rpc"
+	"github.com/redoubt-ml/redoubt/services/identity"
 )
 
 // Plan names every process of an installation, and where it runs.
@@ -39,8 +40,19 @@ type Plan struct {
 	State string `koanf:"state" config:"visible"`
 	// BasePort is the first port of the table, where an instance says nothing else.
 	BasePort int `koanf:"base_port" config:"visible"`
-	// LeafLife is how long X.509-SVIDs live.
-	LeafLife time.Duration `koanf:"leaf_life" config:"visible"`
+	// LeafLife is how long X.509-SVIDs live, and ConnectionAge when a connection of the mesh is asked to go; 0 is 20 min.
+	LeafLife      time.Duration `koanf:"leaf_life" config:"visible"`
+	ConnectionAge time.Duration `koanf:"connection_age" config:"visible"`
+	// RootPeriod is how long a root of the mesh signs before the clock has another one follow; 0 is for ever. RunLife is how long a run's token and
+	// certificate live, 10 s to 10 min; 0 is 10 min.
+	RootPeriod time.Duration `koanf:"root_period" config:"visible"`
+	RunLife    time.Duration `koanf:"run_life" config:"visible"`
+	// KeyPeriod is how long a key signs tokens, KeyAhead how long it is published before; 0 is 30 days and 1 h.
+	KeyPeriod time.Duration `koanf:"key_period" config:"visible"`
+	KeyAhead  time.Duration `koanf:"key_ahead" config:"visible"`
+	// WorkloadAPI is the socket of another's SPIFFE Workload API as every process sees it, unix:///path; empty: identity issues the SVIDs. Nobody
+	// gets a join token then.
+	WorkloadAPI string `koanf:"workload_api" config:"visible"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `koanf:"log_level" config:"visible"`
 	// Etcd are the cluster's members: 1, 3 or 5.
@@ -53,6 +65,10 @@ type Plan struct {
 	Blobs *Blobs `koanf:"blobs"`
 	// LocalTargets is whether compute starts agents on its own machine.
 	LocalTargets bool `koanf:"local_targets" config:"visible"`
+	// CertificateFile and KeyFile are a certificate of one's own for the gateways, PEM, where each of them sees it; without it they show one of the mesh,
+	// and the bundle endpoint has the profile https_spiffe in place of https_web.
+	CertificateFile string `koanf:"certificate_file" config:"visible"`
+	KeyFile         string `koanf:"key_file" config:"visible"`
 	// TraceEndpoint takes OTLP traces over gRPC, host:port; empty exports none. TraceRatio is the share of calls that are traced.
 	TraceEndpoint string  `koanf:"trace_endpoint" config:"visible"`
 	TraceRatio    float64 `koanf:"trace_ratio" config:"visible"`
@@ -171,6 +187,9 @@ func (p *Plan) check() error {
 	if p.LeafLife < time.Second {
 		return bad("leaf_life", "is shorter than a second")
 	}
+	if err := p.checkRotation(); err != nil {
+		return err
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, p.LogLevel) {
 		return bad("log_level", "is not debug, info, warn or error")
 	}
@@ -199,6 +218,40 @@ func (p *Plan) check() error {
 		return err
 	}
 	return p.checkBlobs()
+}
+
+// checkRotation looks at how long what is issued lives, as the processes and identity will at their start: before anything is written.
+func (p *Plan) checkRotation() error {
+	for _, d := range []struct {
+		field       string
+		is          time.Duration
+		least, most time.Duration
+	}{
+		{"connection_age", p.ConnectionAge, time.Second, 24 * time.Hour}, {"run_life", p.RunLife, 10 * time.Second, 10 * time.Minute},
+	} {
+		if d.is != 0 && (d.is < d.least || d.is > d.most) {
+			return bad(d.field, fmt.Sprintf("is not from %v to %v", d.least, d.most))
+		}
+	}
+	if (p.CertificateFile == "") != (p.KeyFile == "") {
+		return bad("certificate_file", "and key_file go together")
+	}
+	for field, path := range map[string]string{"certificate_file": p.CertificateFile, "key_file": p.KeyFile} {
+		if path != "" && !filepath.IsAbs(path) {
+			return bad(field, "is not an absolute path")
+		}
+	}
+	if a := p.WorkloadAPI; a != "" && !node.ValidWorkloadAPI(a) {
+		return bad("workload_api", "is not of the form unix:///path/of/a/socket")
+	}
+	lives := identity.Config{
+		SVIDLife: p.LeafLife, RunTokenLife: p.RunLife, RootPeriod: p.RootPeriod, KeyPeriod: p.KeyPeriod, KeyAhead: p.KeyAhead,
+		ConnectionLife: rpc.Limits{ConnectionAge: p.ConnectionAge}.ConnectionLife(),
+	}
+	if err := lives.CheckLives(); err != nil {
+		return fault.InvalidArgument("the plan cannot be carried out: %s", fault.Describe(err).Message())
+	}
+	return nil
 }
 
 // take notes that a process has a port of a host, and names the one that had it before.

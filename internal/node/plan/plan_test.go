@@ -11,11 +11,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redoubt-ml/redoubt/internal/node"
 	"github.com/redoubt-ml/redoubt/internal/node/etcdnode"
 	"github.com/redoubt-ml/redoubt/pkg/authn/password"
 	"github.com/redoubt-ml/redoubt/pkg/config"
+	"github.com/redoubt-ml/redoubt/pkg/rpc"
 )
 
 const good = `
@@ -94,6 +96,67 @@ func digests(t *testing.T, data string) map[string][32]byte {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// D10: what rotates, and how fast, stands in the plan; identity alone is told what is identity's.
+func TestRotationIsPlanned(t *testing.T) {
+	data := t.TempDir()
+	made(t, data, "root_period: 720h\nleaf_life: 30m\nconnection_age: 10m\nrun_life: 5m\nkey_period: 168h\nkey_ahead: 2h\nworkload_api: unix:///run/spire/agent.sock\ncertificate_file: /run/secrets/tls.crt\nkey_file: /run/secrets/tls.key\n"+good)
+	for _, name := range node.Services {
+		dir := filepath.Join(data, name+"-a")
+		c, err := config.Load(filepath.Join(dir, serviceFile), nil, node.Defaults())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Check(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		s := c.Service
+		got := []time.Duration{c.Mesh.LeafLife, c.Mesh.ConnectionAge, s.RootPeriod, s.RunLife, s.KeyPeriod, s.KeyAhead}
+		want := []time.Duration{30 * time.Minute, 10 * time.Minute, 0, 0, 0, 0}
+		if name == "identity" {
+			want = []time.Duration{30 * time.Minute, 10 * time.Minute, 720 * time.Hour, 5 * time.Minute, 168 * time.Hour, 2 * time.Hour}
+		}
+		if !slices.Equal(got, want) || s.WorkloadAPI != "unix:///run/spire/agent.sock" {
+			t.Errorf("%s: %v, not %v; %q", name, got, want, s.WorkloadAPI)
+		}
+		if (s.CertificateFile == "/run/secrets/tls.crt" && s.KeyFile == "/run/secrets/tls.key") != (name == rpc.Gateway) {
+			t.Errorf("%s shows %q", name, s.CertificateFile)
+		}
+		if s.JoinTokenFile != "" || there(filepath.Join(dir, joinFile)) {
+			t.Errorf("%s has a join token, and enrols nowhere", name)
+		}
+	}
+	// Again: nothing is missing.
+	if m := made(t, data, "root_period: 720h\nleaf_life: 30m\nconnection_age: 10m\nrun_life: 5m\nkey_period: 168h\nkey_ahead: 2h\nworkload_api: unix:///run/spire/agent.sock\ncertificate_file: /run/secrets/tls.crt\nkey_file: /run/secrets/tls.key\n"+good); len(m.Added) != 0 {
+		t.Errorf("made again: %v", m.Added)
+	}
+}
+
+// D10: what could not start is found before anything is written.
+func TestRotationThatCannotBePlanned(t *testing.T) {
+	for line, says := range map[string]string{
+		"root_period: 1h":                      "root_period longer",
+		"root_period: -1h":                     "root_period",
+		"root_period: 90000h":                  "root_period",
+		"leaf_life: 25h":                       "SVIDs",
+		"connection_age: 25h":                  "connection_age",
+		"connection_age: 10ms":                 "connection_age",
+		"run_life: 11m":                        "run_life",
+		"run_life: 1s":                         "run_life",
+		"key_period: 1m":                       "key",
+		"key_ahead: 800h":                      "key",
+		"workload_api: /run/agent.sock":        "workload_api",
+		"workload_api: tcp://127.0.0.1:1":      "workload_api",
+		"workload_api: unix:///run/../agent":   "workload_api",
+		"certificate_file: /a.crt":             "certificate_file",
+		"certificate_file: a\nkey_file: /b":    "absolute",
+		"root_period: 2h\nconnection_age: 24h": "root_period longer",
+	} {
+		if _, err := Read(write(t, line+"\n"+good)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", line, err)
+		}
+	}
 }
 
 // D10: every folder holds all that its process needs, and nothing of another's.
