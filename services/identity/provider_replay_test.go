@@ -1,9 +1,12 @@
 package identity
 
 import (
+	"log/slog"
 	"net/http"
 	"net/url"
 	"testing"
+
+	"google.golang.org/grpc"
 
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
@@ -17,15 +20,17 @@ func TestReplayedProofGivesNothing(t *testing.T) { // A4
 	l.addUser("alice")
 	l.addUser("mallory")
 	a := l.app("board", nil)
-	another, err := New(l.cfg)
+	another := &lab{t: t, clock: l.now(), conns: make(map[string]*grpc.ClientConn), db: l.db, outbox: l.outbox, cfg: l.cfg, admin: l.admin}
+	var err error
+	another.s, err = New(l.cfg)
 	must(t, err)
-	defer another.Close()
+	another.serve(slog.New(slog.DiscardHandler))
 	key, thief := newKey(t), newKey(t)
 	proof := func() string { return l.proof(key, http.MethodPost, provider.PathToken, "") }
-	at := func(s *Service, q url.Values, proof string) (map[string]any, string) {
-		page, err := s.provider.RequestToken(t.Context(), &identityv1.RequestTokenRequest{Http: posted(q, func(x *identityv1.Exchange) { x.Dpop = proof })})
+	at := func(l *lab, q url.Values, proof string) (map[string]any, string) {
+		page, err := identityv1.NewProviderServiceClient(l.gateway()).RequestToken(t.Context(), &identityv1.RequestTokenRequest{Http: posted(q, func(x *identityv1.Exchange) { x.Dpop = proof })})
 		if err != nil {
-			return nil, fault.Describe(err).Metadata()["oauth_error"]
+			return nil, fault.Describe(fault.FromStatus(err)).Metadata()[oauthError]
 		}
 		return reply{Page: page}.json(t), ""
 	}
@@ -44,17 +49,17 @@ func TestReplayedProofGivesNothing(t *testing.T) { // A4
 	}
 
 	redeem, p := a.redeem(b.code(a, "alice")), proof()
-	first, code := at(l.s, redeem, p)
+	first, code := at(l, redeem, p)
 	if code != "" {
 		t.Fatal(code)
 	}
-	if _, code := at(l.s, a.redeem(l.browser().code(a, "alice")), p); code != "invalid_dpop_proof" {
+	if _, code := at(l, a.redeem(l.browser().code(a, "alice")), p); code != "invalid_dpop_proof" {
 		t.Errorf("the proof, with another code, at the same instance: %q", code)
 	}
 
 	// A refresh, whole: for a moment it gives the same family again, for the key that the thief has not.
 	refresh, p := a.refresh(str(first, "refresh_token")), proof()
-	second, code := at(l.s, refresh, p)
+	second, code := at(l, refresh, p)
 	if code != "" {
 		t.Fatal(code)
 	}
@@ -71,7 +76,7 @@ func TestReplayedProofGivesNothing(t *testing.T) { // A4
 	}
 	useless("a code of his own", str(got, "access_token"))
 	// She goes on meanwhile.
-	if _, code := at(l.s, a.refresh(str(second, "refresh_token")), proof()); code != "" {
+	if _, code := at(l, a.refresh(str(second, "refresh_token")), proof()); code != "" {
 		t.Errorf("she is cut off: %q", code)
 	}
 	// The first request, whole: its code counted once.
