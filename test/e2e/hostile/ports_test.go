@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/redoubt-ml/redoubt/internal/node"
 )
 
 // D10: the installation listens where it says, on loopback, and nowhere else; an agent and its run listen nowhere on the machine.
@@ -188,7 +190,11 @@ func handshake(t *testing.T, addr string, cfg *tls.Config) (tls.ConnectionState,
 	defer func() { _ = raw.Close() }()
 	_ = raw.SetDeadline(time.Now().Add(5 * time.Second))
 	cfg.InsecureSkipVerify = true                        // which versions are spoken is asked, nothing is sent
-	cfg.NextProtos = []string{"h2", "redoubt-replica/1"} // what one port or another speaks
+	// What one port or another speaks. The one of certificates is for plain HTTP clients, and takes no HTTP/2.
+	cfg.NextProtos = []string{"h2", "redoubt-replica/1"}
+	if slices.ContainsFunc(ports, func(p node.Port) bool { return p.Addr == addr && p.Name == "identity-mtls" }) {
+		cfg.NextProtos = []string{"http/1.1"}
+	}
 	c := tls.Client(raw, cfg)
 	if err := c.HandshakeContext(t.Context()); err != nil {
 		return tls.ConnectionState{}, err

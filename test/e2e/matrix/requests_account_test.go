@@ -36,16 +36,22 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 			return request{in: []proto.Message{build(t, u)}, from: &u.caller}
 		}}
 	}
+	// Whoever knows the password and has not the session has another's: he is told that it is wrong, and that is a denial.
+	change := own(refused(codes.PermissionDenied, faultv1.Reason_SIGN_IN_FAILED), func(_ *testing.T, u *factored) proto.Message {
+		return &identityv1.ChangePasswordRequest{CurrentPassword: u.pw, NewPassword: "ein Reiher zählt Laternen"}
+	})
+	for cell, w := range change.want {
+		w.silent = false
+		change.want[cell] = w
+	}
 	register(map[string]spec{
-		identityv1.AccountService_ListSessions_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.ListSessionsRequest{} }),
+		identityv1.AccountService_ChangePassword_FullMethodName: change,
+		identityv1.AccountService_ListSessions_FullMethodName:   about(func(*fixture, *place) proto.Message { return &identityv1.ListSessionsRequest{} }),
 		identityv1.AccountService_RevokeSession_FullMethodName: own(refused(codes.NotFound, faultv1.Reason_RESOURCE_NOT_FOUND), func(_ *testing.T, u *factored) proto.Message {
 			return &identityv1.RevokeSessionRequest{SessionId: u.session(false)}
 		}),
 		identityv1.AccountService_RevokeOtherSessions_FullMethodName: own(refused(codes.FailedPrecondition, faultv1.Reason_PRECONDITION_FAILED), func(_ *testing.T, u *factored) proto.Message {
 			return &identityv1.RevokeOtherSessionsRequest{SessionId: u.session(true)}
-		}),
-		identityv1.AccountService_ChangePassword_FullMethodName: own(refused(codes.PermissionDenied, faultv1.Reason_SIGN_IN_FAILED), func(_ *testing.T, u *factored) proto.Message {
-			return &identityv1.ChangePasswordRequest{CurrentPassword: u.pw, NewPassword: "ein Reiher zählt Laternen"}
 		}),
 		identityv1.AccountService_DescribeUser_FullMethodName: about(func(*fixture, *place) proto.Message { return &identityv1.DescribeUserRequest{Name: "users/reader"} }),
 		identityv1.AccountService_ListGroupMembers_FullMethodName: making(func(t *testing.T, f *fixture, _ *place) proto.Message {

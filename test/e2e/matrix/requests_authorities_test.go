@@ -15,7 +15,6 @@ import (
 var firstRoot string
 
 var (
-	rootGone   = want{code: codes.NotFound, reason: faultv1.Reason_RESOURCE_NOT_FOUND, silent: true}
 	rootBeside = want{code: codes.FailedPrecondition, reason: faultv1.Reason_PRECONDITION_FAILED, silent: true}
 )
 

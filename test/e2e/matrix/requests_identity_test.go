@@ -253,7 +253,7 @@ func init() { //nolint:gochecknoinits // the registry of requests is filled from
 			must(t, err)
 			return &identityv1.UntaintAuthorityRequest{Pin: pin}
 		}),
-		identityv1.KeyService_RevokeAuthority_FullMethodName: aboutRoot(rootGone, func(t *testing.T, f *fixture) proto.Message {
+		identityv1.KeyService_RevokeAuthority_FullMethodName: aboutRoot(ok, func(t *testing.T, f *fixture) proto.Message {
 			return &identityv1.RevokeAuthorityRequest{Pin: f.preparedRoot(t), Force: true}
 		}),
 		identityv1.KeyService_WatchAuthorities_FullMethodName: forPeers(func(*testing.T, *fixture, string) proto.Message { return &identityv1.WatchAuthoritiesRequest{} }),
