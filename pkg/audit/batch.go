@@ -140,7 +140,7 @@ func (o *Outbox) RecordOn(_ context.Context, ev *Event, g Ground) error {
 	o.queue.led = true
 	o.queue.mu.Unlock()
 	if lead {
-		go o.lead()
+		go o.lead() //nolint:gosec // it writes for all who wait, not for this call
 	}
 	late := time.NewTimer(Deadline)
 	defer late.Stop()

@@ -23,7 +23,7 @@ func (in *life) tidy() error {
 	for {
 		pause(in.ctx, tidyEvery*f.cfg.Times.Lease)
 		if in.ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it ends with the life
 		}
 		ctx, cancel := context.WithTimeout(in.ctx, f.cfg.Times.Lease)
 		f.tidyUp(ctx)

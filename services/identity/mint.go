@@ -38,7 +38,7 @@ func (s *Service) clientByKey(ctx context.Context, uid, thumbprint string, remem
 				continue
 			}
 			public, err := authn.ParsePublicKey(k.DER)
-			return clients.Facts{UID: k.UID, Credential: k.ID, Expire: k.ExpireTime, Public: public}, err == nil, nil //nolint:nilerr // of another kind: no key of this sort
+			return clients.Facts{UID: k.UID, Credential: k.ID, Expire: k.ExpireTime, Public: public}, err == nil, nil // of another kind: no key of this sort
 		}
 		return clients.Facts{}, false, err
 	})

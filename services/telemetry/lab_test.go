@@ -214,8 +214,8 @@ func (l *lab) Verify(_ context.Context, token, audience string) (*authn.Verified
 }
 
 // VerifyDelivery implements rpc.Verifier: no run has ended here.
-func (v *lab) VerifyDelivery(ctx context.Context, token, audience string) (*authn.Verified, error) {
-	return v.Verify(ctx, token, audience)
+func (l *lab) VerifyDelivery(ctx context.Context, token, audience string) (*authn.Verified, error) {
+	return l.Verify(ctx, token, audience)
 }
 
 // assign gives a user a role.

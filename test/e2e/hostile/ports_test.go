@@ -189,7 +189,7 @@ func handshake(t *testing.T, addr string, cfg *tls.Config) (tls.ConnectionState,
 	}
 	defer func() { _ = raw.Close() }()
 	_ = raw.SetDeadline(time.Now().Add(5 * time.Second))
-	cfg.InsecureSkipVerify = true                        // which versions are spoken is asked, nothing is sent
+	cfg.InsecureSkipVerify = true // which versions are spoken is asked, nothing is sent
 	// What one port or another speaks. The one of certificates is for plain HTTP clients, and takes no HTTP/2.
 	cfg.NextProtos = []string{"h2", "redoubt-replica/1"}
 	if slices.ContainsFunc(ports, func(p node.Port) bool { return p.Addr == addr && p.Name == "identity-mtls" }) {

@@ -36,30 +36,33 @@ func Maybe() {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP) // those are for who started this, and ends it
 	socket := os.NewFile(socketFD, "socket")
 	if socket == nil {
-		os.Exit(1)
+		end(1)
 	}
 	if err := errors.Join(giveUp(), loadFilter()); err != nil {
 		_ = say(socket, saidProblem, []byte(err.Error()))
-		os.Exit(1)
+		end(1)
 	}
 	if err := say(socket, saidReady, nil); err != nil {
-		os.Exit(1)
+		end(1)
 	}
 	var buf [jobHeader + MaxSalt + MaxPassword]byte
 	for {
 		job, err := readJob(socket, &buf)
 		if err != nil {
-			os.Exit(0) // who started this is gone, or has no more work
+			end(0) // who started this is gone, or has no more work
 		}
 		key := job.Compute()
 		clear(buf[:])
 		if err := say(socket, saidKey, key); err != nil {
-			os.Exit(0)
+			end(0)
 		}
 		clear(key)
 		runtime.GC() // the next hash takes the same memory
 	}
 }
+
+// end ends the process, which is a worker and nothing else.
+func end(code int) { os.Exit(code) } //nolint:forbidigo // a worker has no other main
 
 // spare is what a worker may have beside the largest hash, in bytes.
 const spare = 256 << 20
@@ -154,7 +157,7 @@ func closeOthers() error {
 		if err != nil || strings.HasPrefix(to, "anon_inode:") {
 			continue // it was that of the listing
 		}
-		if err := unix.Close(fd); err != nil && err != unix.EBADF { //nolint:errorlint // an errno of the call itself
+		if err := unix.Close(fd); err != nil && err != unix.EBADF {
 			return err
 		}
 	}
@@ -203,7 +206,7 @@ func policy() (seccomp.Policy, error) {
 				// Threads, and no processes.
 				{Name: "clone", Conditions: []seccomp.Condition{{Argument: 0, Operation: seccomp.BitsSet, Value: unix.CLONE_THREAD}}},
 				// Signals to its own threads.
-				{Name: "tgkill", Conditions: []seccomp.Condition{{Argument: 0, Operation: seccomp.Equal, Value: uint64(os.Getpid())}}}, //nolint:gosec // not negative
+				{Name: "tgkill", Conditions: []seccomp.Condition{{Argument: 0, Operation: seccomp.Equal, Value: uint64(os.Getpid())}}},
 			}},
 		},
 	}, nil

@@ -54,7 +54,7 @@ const jobHeader = 6 * 4
 
 // appendTo gives the job as it is sent. The caller clears it.
 func (j Job) appendTo(b []byte) []byte {
-	for _, n := range []uint32{j.Memory, j.Passes, uint32(j.Lanes), j.KeyBytes, uint32(len(j.Salt)), uint32(len(j.Password))} { //nolint:gosec // j.ok bounds them
+	for _, n := range []uint32{j.Memory, j.Passes, uint32(j.Lanes), j.KeyBytes, uint32(len(j.Salt)), uint32(len(j.Password))} {
 		b = binary.BigEndian.AppendUint32(b, n)
 	}
 	return append(append(b, j.Salt...), j.Password...)
@@ -69,7 +69,7 @@ func readJob(r io.Reader, buf *[jobHeader + MaxSalt + MaxPassword]byte) (Job, er
 	if n(2) > MaxLanes || n(4) > MaxSalt || n(5) > MaxPassword {
 		return Job{}, errJob
 	}
-	j := Job{Cost: Cost{Memory: n(0), Passes: n(1), Lanes: uint8(n(2))}, KeyBytes: n(3)} //nolint:gosec // looked at above
+	j := Job{Cost: Cost{Memory: n(0), Passes: n(1), Lanes: uint8(n(2))}, KeyBytes: n(3)}
 	rest := buf[jobHeader : jobHeader+n(4)+n(5)]
 	if _, err := io.ReadFull(r, rest); err != nil {
 		return Job{}, err

@@ -322,7 +322,7 @@ func TestTries(t *testing.T) {
 	try("socket", unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM)
 	try("execute", unix.SYS_EXECVE)
 	try("fork", unix.SYS_CLONE, uintptr(syscall.SIGCHLD))
-	try("signal its parent", unix.SYS_KILL, uintptr(os.Getppid()), 0) //nolint:gosec // not negative
+	try("signal its parent", unix.SYS_KILL, uintptr(os.Getppid()), 0)
 	try("read its parent", unix.SYS_PROCESS_VM_READV, uintptr(os.Getppid()))
 	try("priority", unix.SYS_SETPRIORITY, unix.PRIO_PROCESS)
 	small("pw").Compute()

@@ -26,7 +26,7 @@ const (
 	GrantClient  = "client_credentials"
 	GrantDevice  = "urn:ietf:params:oauth:grant-type:device_code"
 	// GrantExchange is token exchange (RFC 8693).
-	GrantExchange = "urn:ietf:params:oauth:grant-type:token-exchange" //nolint:gosec // the name of a grant
+	GrantExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
 )
 
 // Scopes.

@@ -15,7 +15,7 @@ import (
 )
 
 // typeAccess is the one type of token that is exchanged, and that comes of it (RFC 8693 section 3).
-const typeAccess = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // the name of a type
+const typeAccess = "urn:ietf:params:oauth:token-type:access_token"
 
 // maxClients is how many clients may act for a subject, one after the other. The rest of authn.MaxActorDepth is for services.
 const maxClients = 2
