@@ -23,6 +23,9 @@ type mutant struct {
 	what, file, old, with, run string
 }
 
+// all are the mutants of every table.
+func all() []mutant { return slices.Concat(mutants, leaders, factors, securityKeys, programs, minters) }
+
 // limit is how long one mutant's tests may take: one that makes them hang is caught too.
 const limit = 3 * time.Minute
 
@@ -51,7 +54,7 @@ func main() {
 		tried, caught, broken int
 		free                  = make(chan struct{}, runtime.GOMAXPROCS(0))
 	)
-	for i, m := range slices.Concat(mutants, leaders, factors, securityKeys, programs, minters) {
+	for i, m := range all() {
 		if i%parts != number || !pattern.MatchString(m.what) {
 			continue
 		}
