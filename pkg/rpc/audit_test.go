@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -271,4 +272,14 @@ func TestRestOn(t *testing.T) {
 	if err := c.settle(nil); fault.Code(err) != codes.Internal {
 		t.Errorf("a ground and no recorder: %v", err)
 	}
+}
+
+// TestEndsOfOthersAreNotTheCallers holds that what a handler has named stays so where a pipe or a file of its own has ended.
+func TestEndsOfOthersAreNotTheCallers(t *testing.T) {
+	l := newLab(t)
+	l.h.unary = func(context.Context) error {
+		return fault.Wrap(io.EOF, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE, "the worker is gone")
+	}
+	_, err := access(bearer(t, l.token(owner)), l.gateway())
+	refusedAs(t, err, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE)
 }

@@ -27,7 +27,8 @@ import (
 
 // finish closes the call: its record, its status, its log line, its numbers. Nothing is answered before it.
 func (c *Call) finish(err error) error {
-	if err != nil && errors.Is(err, io.EOF) {
+	var known *fault.Error
+	if err != nil && errors.Is(err, io.EOF) && !errors.As(err, &known) { // what a handler has named is not the caller's stream
 		err = fault.InvalidArgument("the stream ended before its first message")
 	}
 	if c.m.watch {
