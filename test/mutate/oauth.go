@@ -17,7 +17,7 @@ var programs = []mutant{
 	{"what a credential gave outlives it", verify, `Revoked(a.Subject, a.SessionID, "", "", nil, c.IssuedAt)`, `Revoked(a.Subject, "", "", "", nil, c.IssuedAt)`, ofClients},
 	{"a client acts after a service", claims, "if a.Actor != nil && !a.Actor.Client() {", "if false {", tokens},
 	{"a service acts with a credential", claims, `if a.SessionID != "" {`, "if false {", tokens},
-	{"anybody may act", claims, "if !slices.ContainsFunc(clientPrefixes, func(p string) bool { return strings.HasPrefix(a.Subject, p) }) {", "if false {", tokens},
+	{"anybody may act", claims, "if !slices.ContainsFunc(clientPrefixes, func(p string) bool { return strings.HasPrefix(a.Subject, p) }) {", "if !slices.ContainsFunc(clientPrefixes, func(p string) bool { return p != \"\" }) {", tokens},
 	{"a client acts inside the mesh", claims, "if c.Actor != nil && c.Actor.Client() && strings.HasPrefix(c.Audience[0], schemeSPIFFE) {", "if false {", ofClients},
 	{"a client stands for a run's key", claims, "(c.Actor == nil || c.Actor.Client())", "c.Actor == nil", ofClients},
 
