@@ -41,7 +41,7 @@ func (a app) exchanges(subject string, change ...string) url.Values {
 func (l *lab) apiToken(a app, user string, key *ecdsa.PrivateKey) string {
 	l.t.Helper()
 	b := l.browser()
-	return str(l.token(a.redeem(b.code(a, user, "scope", "openid profile redoubt")), key).json(l.t), "access_token")
+	return str(l.token(a.redeem(b.code(a, user, "scope", "openid profile offline_access redoubt")), key).json(l.t), "access_token")
 }
 
 // A1, A4: a confidential client exchanges a token that it was called with for one of its own, which says who acts for whom and is never more than the

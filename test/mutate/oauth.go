@@ -32,7 +32,7 @@ var programs = []mutant{
 	{"a refresh is asked for", exchange, "func(s string) bool { return s == scopeOffline }", "func(s string) bool { return false }", ofClients},
 	{"the API for who was not registered for it", exchange, "if !c.program && !c.api {", "if false {", ofClients},
 	{"any number of clients act", exchange, "|| actingClients(claims.Actor) > maxClients {", "{", ofClients},
-	{"a token is given that is dead at birth", exchange, "if !until.IsZero() && !issued.After(until) {", "if false {", ofClients},
+	{"a token is given that is dead at birth", exchange, "if !until.IsZero() && !issued.After(until) {", "if !until.IsZero() && issued.IsZero() {", ofClients},
 	{"an actor is ignored", exchange, `case q["actor_token"] != "" || q["actor_token_type"] != "":`, "case false:", ofClients},
 	{"a token of any type is brought", exchange, `case q["subject_token_type"] != typeAccess:`, "case false:", ofClients},
 	{"a token of any type is wanted", exchange, `case q["requested_token_type"] != "" && q["requested_token_type"] != typeAccess:`, "case false:", ofClients},
