@@ -34,14 +34,19 @@ func TestCanaries(t *testing.T) {
 	// The activity log shows names to who may see them: they are stored, and have to be ciphertext.
 	names := 0
 	w.eventually(func() error {
-		page, err := w.admin.Activity().ListActivity(w.ctx, &telemetryv1.ListActivityRequest{Scope: "/", PageSize: 1000})
-		if err != nil {
-			return err
-		}
 		names = 0
-		for _, e := range page.GetEvents() {
-			if bytes.Contains([]byte(e.GetScope()), []byte(w.canaries["workspace id"])) {
-				names++
+		for token := ""; names < 5; { // by now a great many events came after them
+			page, err := w.admin.Activity().ListActivity(w.ctx, &telemetryv1.ListActivityRequest{Scope: "/", PageSize: 1000, PageToken: token})
+			if err != nil {
+				return err
+			}
+			for _, e := range page.GetEvents() {
+				if bytes.Contains([]byte(e.GetScope()), []byte(w.canaries["workspace id"])) {
+					names++
+				}
+			}
+			if token = page.GetNextPageToken(); token == "" {
+				break
 			}
 		}
 		if names < 5 {
