@@ -29,7 +29,30 @@ func deletes(t *testing.T, l *sqldb.Lives, id string) bool {
 	if err != nil && ctx.Err() == nil {
 		t.Errorf("deleting a row: %v", err)
 	}
+	if err != nil {
+		abandoned(t)
+	}
 	return err == nil
+}
+
+// abandoned waits until the server has heard that nobody waits for a deletion any more: until then it would still be done.
+func abandoned(t *testing.T) {
+	t.Helper()
+	admin, err := sql.Open("pgx", os.Getenv(sqldbtest.Env))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = admin.Close() }()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		var n int
+		const waiting = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event_type = 'Lock' AND query LIKE '%redoubt_fence.bury%' AND pid <> pg_backend_pid()"
+		if err := admin.QueryRowContext(t.Context(), waiting).Scan(&n); err != nil || time.Now().After(end) {
+			t.Fatalf("%d deletions wait still: %v", n, err)
+		}
+		if n == 0 {
+			return
+		}
+	}
 }
 
 func nothing(context.Context, *sqldb.Tx) error { return nil }

@@ -65,7 +65,7 @@ SELECT uid, submitter, create_time FROM runs WHERE state >= $1 AND state <= $2 A
 
 -- name: NotRevoked :many
 SELECT * FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 AND
-    ((state >= $2 AND deliver_time <= $3) OR (narrowed = 0 AND agent_key <> '' AND (state >= $2 OR cancel <> 0))) ORDER BY end_time LIMIT 100;
+    ((state >= $2 AND deliver_time <= $3) OR (narrowed = 0 AND agent_key <> '' AND (state >= $2 OR cancel <> 0))) ORDER BY end_time, uid LIMIT 100;
 
 -- name: ActiveOnCompute :one
 SELECT COUNT(*) FROM runs WHERE compute_uid = $1 AND state >= $2 AND state <= $3;

@@ -988,7 +988,7 @@ func (q *Queries) NameTaken(ctx context.Context, arg NameTakenParams) (int64, er
 
 const notRevoked = `-- name: NotRevoked :many
 SELECT uid, workspace_uid, compute_uid, id_mac, request_mac, spec, outcome, submitter, state, generation, agent_key, cancel, version, create_time, start_time, end_time, heartbeat_time, cancel_time, log_bytes, revoked, kind, experiment, deleted, labels, instance, stopped, narrowed, deliver_time, report_state, report_time, claim_mac FROM runs WHERE state >= $1 AND revoked = 0 AND generation > 0 AND
-    ((state >= $2 AND deliver_time <= $3) OR (narrowed = 0 AND agent_key <> '' AND (state >= $2 OR cancel <> 0))) ORDER BY end_time LIMIT 100
+    ((state >= $2 AND deliver_time <= $3) OR (narrowed = 0 AND agent_key <> '' AND (state >= $2 OR cancel <> 0))) ORDER BY end_time, uid LIMIT 100
 `
 
 type NotRevokedParams struct {
