@@ -132,19 +132,7 @@ func (e *elsewhere) token(q url.Values) string {
 }
 
 func signed(alg jose.SignatureAlgorithm, key any, kid string, payload []byte) string {
-	s, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: jose.JSONWebKey{Key: key, KeyID: kid}}, (&jose.SignerOptions{}).WithType("JWT"))
-	if err != nil {
-		panic(err)
-	}
-	o, err := s.Sign(payload)
-	if err != nil {
-		panic(err)
-	}
-	text, err := o.CompactSerialize()
-	if err != nil {
-		panic(err)
-	}
-	return text
+	return typed("JWT", alg, key, kid, payload)
 }
 
 // byHand makes a JWT with any header.

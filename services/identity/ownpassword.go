@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strconv"
-	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -89,12 +88,14 @@ func (s *Service) provePassword(ctx context.Context, call *rpc.Call, user store.
 	if err != nil || !has {
 		return "", orElse(err, fault.FailedPrecondition("this account has no password yet; ask an administrator for a code that sets one"))
 	}
-	if wait, ok := s.guard.Try(s.cfg.Now(), user.ID, call.Address); !ok {
-		return "", fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many tries at this password; wait %v and try again", wait.Round(time.Second)).Retry(wait)
-	}
-	ok, _, err := s.hasher.Verify(ctx, stored, pw)
-	if err != nil || !ok {
-		return "", orElse(err, fault.New(codes.PermissionDenied, faultv1.Reason_SIGN_IN_FAILED, "the current password is wrong"))
+	if err := s.try(user.ID, call.Address, func() error {
+		ok, _, err := s.hasher.Verify(ctx, stored, pw)
+		if err == nil && !ok {
+			err = fault.New(codes.PermissionDenied, faultv1.Reason_SIGN_IN_FAILED, "the current password is wrong")
+		}
+		return err
+	}); err != nil {
+		return "", err
 	}
 	s.guard.Succeeded(user.ID, call.Address)
 	return stored, nil

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"context"
 	"net/url"
 	"testing"
 	"time"
@@ -11,7 +12,10 @@ import (
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
+	"github.com/redoubt-ml/redoubt/pkg/redact"
+	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/services/identity/internal/provider"
+	"github.com/redoubt-ml/redoubt/services/identity/internal/store"
 )
 
 const (
@@ -139,4 +143,43 @@ func TestAPasswordChangesWithTheFactor(t *testing.T) { // A2
 	if _, err := l.whoAmI(had); err != nil {
 		t.Errorf("the session that it was changed in: %v", err)
 	}
+}
+
+// meanwhile is a hasher beside whose checks something else happens.
+type meanwhile struct {
+	hasher
+	happens func()
+}
+
+func (m meanwhile) Verify(ctx context.Context, stored string, pw redact.Secret) (ok, again bool, err error) {
+	m.happens()
+	return m.hasher.Verify(ctx, stored, pw)
+}
+
+// What was checked has to be so still when the new password is stored, and a check that was not made is no try.
+func TestOnesOwnPasswordBesideOthers(t *testing.T) { // A1
+	l := newLab(t)
+	l.addUser("erin")
+	token := l.signIn("erin", erinHas).GetAccessToken()
+	plain := l.s.hasher
+	l.s.hasher = failing{plain, fault.Unavailable("dead")}
+	for range 6 {
+		l.advance(200 * time.Millisecond)
+		_, err := l.changePassword(token, erinHas, erinWants)
+		want(t, "without a worker", err, codes.Unavailable, faultv1.Reason_SERVICE_UNAVAILABLE)
+	}
+	phc, err := plain.Hash(t.Context(), redact.FromString("was ein Verwalter setzt"))
+	must(t, err)
+	l.s.hasher = meanwhile{plain, func() {
+		must(t, l.db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+			p, _, err := l.s.store.Find(ctx, tx, store.User, "erin")
+			must(t, err)
+			return l.s.store.SetPassword(ctx, tx, p.UID, phc, l.now())
+		}))
+	}}
+	_, err = l.changePassword(token, erinHas, erinWants)
+	want(t, "set by an administrator meanwhile", err, codes.Aborted, faultv1.Reason_CONFLICT)
+	l.s.hasher = plain
+	_, err = l.try("erin", erinWants, "192.0.2.3")
+	want(t, "the password that came too late", err, codes.Unauthenticated, faultv1.Reason_SIGN_IN_FAILED)
 }

@@ -65,17 +65,15 @@ func (s *Service) session(to **identityv1.Session) login.Finish {
 func (s *Service) signIn(ctx context.Context, req *identityv1.SignInRequest, purpose string, finish login.Finish) (asked login.Asked, err error) {
 	call := rpc.From(ctx)
 	account := login.Canonical(req.GetUser())
-	if wait, ok := s.guard.Try(s.cfg.Now(), account, call.Address); !ok {
-		return login.Asked{}, fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many failed sign-ins; wait %v and try again", wait.Round(time.Second)).Retry(wait)
-	}
 	pw := redact.FromString(req.GetPassword())
 	defer pw.Wipe()
-	user, checked, again, err := s.checkPassword(ctx, account, pw)
-	if err != nil {
-		// Too many waited, or what computes hashes failed: nothing was learned of the password. Who gives up by himself is not told of by this.
-		if code := fault.Code(err); code == codes.ResourceExhausted || code == codes.Unavailable {
-			s.guard.Withdraw(account, call.Address)
-		}
+	var user store.Principal
+	var checked string
+	var again bool
+	if err := s.try(account, call.Address, func() (err error) {
+		user, checked, again, err = s.checkPassword(ctx, account, pw)
+		return err
+	}); err != nil {
 		return login.Asked{}, err
 	}
 	call.Identify(user.UID, authn.User)
@@ -118,6 +116,20 @@ func (s *Service) signIn(ctx context.Context, req *identityv1.SignInRequest, pur
 		return login.Asked{}, err
 	}
 	return asked, nil
+}
+
+// try runs one check of a password within the limits of the account and the address. It counts as failed; who knows that it was no failure says so to
+// the guard.
+func (s *Service) try(account, address string, check func() error) error {
+	if wait, ok := s.guard.Try(s.cfg.Now(), account, address); !ok {
+		return fault.New(codes.ResourceExhausted, faultv1.Reason_RATE_LIMITED, "too many failed sign-ins; wait %v and try again", wait.Round(time.Second)).Retry(wait)
+	}
+	err := check()
+	// Too many waited, or what computes hashes failed: nothing was learned of the password. Who gives up by himself is not told of by this.
+	if code := fault.Code(err); code == codes.ResourceExhausted || code == codes.Unavailable {
+		s.guard.Withdraw(account, address)
+	}
+	return err
 }
 
 func orElse(err, otherwise error) error {
