@@ -111,8 +111,14 @@ func (q *Queue) repeat(ctx context.Context, topic string, work func() (done bool
 	defer stop()
 	tick := time.NewTicker(max(q.cfg.Heartbeat/4, 50*time.Millisecond))
 	defer tick.Stop()
+	stale := 0 // how often in a row it was not known what is allowed: once is how every start begins
 	for ctx.Err() == nil {
 		done, err := work()
+		if fault.ReasonOf(err) != faultv1.Reason_AUTHZ_STATE_STALE {
+			stale = 0
+		} else if stale++; stale == 1 {
+			err = nil
+		}
 		if err != nil && ctx.Err() == nil {
 			q.cfg.Logger.Warn("runs could not be looked after", "about", topic, "error", err)
 		}

@@ -44,7 +44,7 @@ func refuse(code, format string, args ...any) *fault.Error {
 
 // badClient is the one answer for a client that does not exist, a wrong secret and one that is over.
 func badClient() *fault.Error {
-	return fault.New(codes.Unauthenticated, faultv1.Reason_CREDENTIAL_INVALID, "the client is not known, or its secret is wrong or over").With(oauthError, errClient)
+	return fault.New(codes.Unauthenticated, faultv1.Reason_CREDENTIAL_INVALID, "the client is not known, or its secret, key or certificate is wrong or over").With(oauthError, errClient)
 }
 
 // badGrant is the one answer for a code or token that never was, was used, is over or is another client's.
