@@ -74,7 +74,7 @@ func serveInstallation(ctx context.Context, kind string) error {
 	if err != nil {
 		return err
 	}
-	if err := json.NewEncoder(os.Stdout).Encode(hello{Gateway: in.URL, Root: in.CA, Token: s.GetAccessToken()}); err != nil {
+	if err := json.NewEncoder(os.Stdout).Encode(hello{Gateway: in.URL, Direct: in.MTLSURL, Root: in.CA, Token: s.GetAccessToken()}); err != nil {
 		return err
 	}
 	_, _ = bufio.NewReader(os.Stdin).ReadByte() // until who started it is done

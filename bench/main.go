@@ -57,6 +57,9 @@ func main() {
 		if strings.HasPrefix(kind, "installation") {
 			do = func(ctx context.Context) error { return serveInstallation(ctx, kind) }
 		}
+		if kind == "floor" {
+			do = func(context.Context) error { return serveFloor() }
+		}
 		if err := do(ctx); err != nil {
 			fmt.Fprintln(os.Stderr, "bench server:", err)
 			os.Exit(1)
@@ -77,7 +80,7 @@ func run(ctx context.Context, o options) error {
 		{"chain-same-headers", chainSameHeaders}, {"chain-no-headers", chainNoHeaders}, {"gateway", gatewayFigure},
 		{"decision", decisionFigure}, {"token-check", tokenFigure}, {"audit-record", auditFigure}, {"start", startFigure},
 		{"run-first-line", runStart}, {"score-nginx", scoreNginx}, {"score-python", scorePython},
-		{"tokens-dex", tokensDex}, {"sign-ins", signIns},
+		{"tokens-dex", tokensDex}, {"tokens-direct-dex", tokensDirectDex}, {"tokens-floor-dex", tokensFloorDex}, {"sign-ins", signIns},
 	}
 	if o.rounds < 1 || o.each <= 0 {
 		return errors.New("there has to be a round, and it has to last")

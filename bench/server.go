@@ -39,6 +39,7 @@ const (
 type hello struct {
 	Addr    string // mTLS
 	Gateway string // TLS, of the gateway in front of it
+	Direct  string // TLS, of identity's own port for clients with certificates
 	Root    []byte // DER
 	Chain   []byte // DER of the client's certificate, the gateway's SVID
 	Key     []byte // PKCS#8

@@ -115,22 +115,47 @@ func signIns(ctx context.Context, o options) error {
 		return err
 	}
 	quiet = append(quiet, again...)
+	// The same connections at the same times, and a call that needs no password: what is left when the hashes are taken away.
+	echo := in.echo(ctx, crowd.begun)
+	beside, err := calls(echo.over)
+	if err != nil {
+		return err
+	}
+	if <-echo.over; echo.err != nil {
+		return fmt.Errorf("a connection failed: %w", echo.err)
+	}
 	slices.Sort(crowd.waited)
 	fmt.Fprintf(o.log, "  %d sign-ins at once: all in after %v, half after %v; %d times one was asked to come back; memory %d MiB before, %d MiB at most\n",
 		len(crowd.waited), crowd.waited[len(crowd.waited)-1].Round(time.Millisecond), crowd.waited[len(crowd.waited)/2].Round(time.Millisecond), crowd.busy, idle>>20, crowd.most>>20)
 	fmt.Fprintf(o.log, "  a checked call, quiet and beside them: p50 %v and %v, p90 %v and %v, p99 %v and %v, of %d and %d\n",
 		percentile(quiet, 0.5), percentile(during, 0.5), percentile(quiet, 0.9), percentile(during, 0.9), percentile(quiet, 0.99), percentile(during, 0.99), len(quiet), len(during))
+	fmt.Fprintf(o.log, "  beside the same %d connections without passwords: p50 %v, p90 %v, p99 %v, of %d\n", len(crowd.begun), percentile(beside, 0.5), percentile(beside, 0.9), percentile(beside, 0.99), len(beside))
 	o.print("sign-ins-memory", float64(crowd.most>>20), "MiB", float64(crowd.most)/float64(idle), "the installation at rest")
-	for name, p := range map[string]float64{"sign-ins-p50": 0.5, "sign-ins-p99": 0.99} {
-		was, is := percentile(quiet, p), percentile(during, p)
-		o.print(name, float64(is)/1e6, "ms", float64(is)/float64(was), "a checked call without sign-ins")
+	of := func(p float64) func([]time.Duration) time.Duration {
+		return func(d []time.Duration) time.Duration { return percentile(d, p) }
+	}
+	for _, at := range []struct {
+		name string
+		of   func([]time.Duration) time.Duration
+	}{{"sign-ins-mean", mean}, {"sign-ins-p50", of(0.5)}, {"sign-ins-p99", of(0.99)}} {
+		was, with, is := at.of(quiet), at.of(beside), at.of(during)
+		o.print(at.name, float64(is)/1e6, "ms", float64(is)/float64(was), "a checked call without sign-ins")
+		o.print(at.name+"-hashes", float64(is)/1e6, "ms", float64(is)/float64(with), "a checked call beside the same connections without passwords")
 	}
 	return nil
+}
+
+func mean(all []time.Duration) (sum time.Duration) {
+	for _, d := range all {
+		sum += d
+	}
+	return sum / time.Duration(max(1, len(all)))
 }
 
 // crowd is 200 sign-ins. Its fields are read when over is closed.
 type crowd struct {
 	over   chan struct{}
+	begun  []time.Duration // when each try began
 	waited []time.Duration // until each was in
 	busy   int             // how often one was asked to come back
 	most   int64           // memory, in bytes
@@ -145,6 +170,9 @@ func (in *installation) crowd(ctx context.Context) *crowd {
 	for i := range atOnce {
 		wg.Go(func() {
 			for {
+				mu.Lock()
+				c.begun = append(c.begun, time.Since(begun))
+				mu.Unlock()
 				wait, err := in.signInFrom(ctx, i)
 				mu.Lock()
 				if err == nil {
@@ -185,18 +213,53 @@ func (in *installation) crowd(ctx context.Context) *crowd {
 	return c
 }
 
-// signInFrom signs the user i in from an address of loopback that nobody else has. With an error, wait says when to come back, 0 for never.
-func (in *installation) signInFrom(ctx context.Context, i int) (wait time.Duration, err error) {
+// echo connects at the times of a crowd's tries, and asks for what anybody may read.
+func (in *installation) echo(ctx context.Context, at []time.Duration) *crowd {
+	c := &crowd{over: make(chan struct{})}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	begun := time.Now()
+	for i, d := range at {
+		wg.Go(func() {
+			time.Sleep(time.Until(begun.Add(d)))
+			err := in.from(ctx, i%atOnce, func(ctx context.Context, conn *grpc.ClientConn) error {
+				_, err := identityv1.NewTokenServiceClient(conn).GetDiscovery(ctx, &identityv1.GetDiscoveryRequest{})
+				return err
+			})
+			if err != nil {
+				mu.Lock()
+				c.err = err
+				mu.Unlock()
+			}
+		})
+	}
+	go func() {
+		defer close(c.over)
+		wg.Wait()
+	}()
+	return c
+}
+
+// from makes a connection from an address of loopback that nobody else has, for one call.
+func (in *installation) from(ctx context.Context, i int, call func(context.Context, *grpc.ClientConn) error) error {
 	d := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 8, byte(i/200), byte(1+i%200))}}
 	conn, err := grpc.NewClient("passthrough:///"+hostOf(in.hello.Gateway), grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(in.roots, "")), grpc.WithNoProxy(),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) }))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	_, err = identityv1.NewSignInServiceClient(conn).SignIn(ctx, &identityv1.SignInRequest{User: fmt.Sprint("user", i), Password: fmt.Sprint("the password of user ", i)})
+	return call(ctx, conn)
+}
+
+// signInFrom signs the user i in, from an address of his own. With an error, wait says when to come back, 0 for never.
+func (in *installation) signInFrom(ctx context.Context, i int) (wait time.Duration, err error) {
+	err = in.from(ctx, i, func(ctx context.Context, conn *grpc.ClientConn) error {
+		_, err := identityv1.NewSignInServiceClient(conn).SignIn(ctx, &identityv1.SignInRequest{User: fmt.Sprint("user", i), Password: fmt.Sprint("the password of user ", i)})
+		return err
+	})
 	var f *fault.Error
 	if errors.As(fault.FromStatus(err), &f) && fault.ReasonOf(f) == faultv1.Reason_RATE_LIMITED {
 		return max(f.RetryAfter(), time.Millisecond), err

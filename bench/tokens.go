@@ -4,12 +4,17 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/url"
 	"os"
@@ -52,14 +57,15 @@ type asker struct {
 	body []byte
 }
 
-func newAskers(n int, roots *x509.CertPool, address string, form url.Values) (*askers, error) {
+// newAskers makes them; own is what they prove themselves with on TLS, or nothing.
+func newAskers(n int, roots *x509.CertPool, address string, form url.Values, own ...tls.Certificate) (*askers, error) {
 	u, err := url.Parse(address)
 	if err != nil {
 		return nil, err
 	}
 	body := form.Encode()
 	a := &askers{request: fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n%s", u.Path, u.Host, len(body), body)}
-	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13, ServerName: u.Hostname()}
+	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13, ServerName: u.Hostname(), Certificates: own}
 	for i := range n {
 		d := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 9, byte(i/200), byte(1+i%200))}}, Config: conf}
 		a.clients = append(a.clients, &asker{dial: func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", u.Host) }})
@@ -211,25 +217,24 @@ func percentile(d []time.Duration, p float64) time.Duration {
 	return d[min(len(d)-1, int(p*float64(len(d))))]
 }
 
-// tokensDex compares tokens for a client's secret with the cheapest that Dex gives (bench/dex says which and why), both with ES256 and SQLite,
-// both over HTTPS from the same clients; ours through the gateway.
+// tokensDex is for a client's secret, through the gateway.
 func tokensDex(ctx context.Context, o options) error {
-	dex, root, err := startDex(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dex.stop() }()
-	theirRoots := x509.NewCertPool()
-	theirRoots.AddCert(root)
-	theirs, err := newAskers(tokenClients, theirRoots, dex.Gateway+"/token", url.Values{
-		"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "client_id": {"bench"}, "client_secret": {"bench-secret"}, "connector_id": {"mock"}, "scope": {"openid"},
-		"subject_token": {"x"}, "subject_token_type": {"urn:ietf:params:oauth:token-type:access_token"},
-	})
-	if err != nil {
-		return err
-	}
-	defer theirs.close()
+	return tokensBesideDex(ctx, o, "tokens-dex", false)
+}
 
+// tokensDirectDex is for a client's certificate, at identity's own port.
+func tokensDirectDex(ctx context.Context, o options) error {
+	return tokensBesideDex(ctx, o, "tokens-direct-dex", true)
+}
+
+// tokensBesideDex compares tokens of a service principal's with the cheapest that Dex gives (bench/dex says which and why), both with ES256 and SQLite, both
+// over HTTPS from the same clients.
+func tokensBesideDex(ctx context.Context, o options, name string, direct bool) error {
+	theirs, stop, err := dexAskers(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	in, err := newClientOf(ctx, o, "installation")
 	if err != nil {
 		return err
@@ -244,15 +249,68 @@ func tokensDex(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	ours, err := newAskers(tokenClients, in.roots, in.hello.Gateway+"/oauth2/token", url.Values{"grant_type": {"client_credentials"}, "client_id": {secret.GetClientId()}, "client_secret": {secret.GetSecret()}})
+	var ours *askers
+	if direct {
+		own, form, e := certified(ctx, directory, sp.GetName())
+		if e != nil {
+			return e
+		}
+		ours, err = newAskers(tokenClients, in.roots, in.hello.Direct+"/oauth2/token", form, own)
+	} else {
+		ours, err = newAskers(tokenClients, in.roots, in.hello.Gateway+"/oauth2/token", url.Values{"grant_type": {"client_credentials"}, "client_id": {secret.GetClientId()}, "client_secret": {secret.GetSecret()}})
+	}
 	if err != nil {
 		return err
 	}
+	ours.pid = in.pid
+	return besideDex(ctx, o, name, ours, theirs)
+}
+
+// dexAskers starts Dex and makes who asks it for tokens; stop ends both.
+func dexAskers(ctx context.Context, o options) (theirs *askers, stop func(), err error) {
+	dex, root, err := startDex(ctx, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(root)
+	theirs, err = newAskers(tokenClients, roots, dex.Gateway+"/token", url.Values{
+		"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "client_id": {"bench"}, "client_secret": {"bench-secret"}, "connector_id": {"mock"}, "scope": {"openid"},
+		"subject_token": {"x"}, "subject_token_type": {"urn:ietf:params:oauth:token-type:access_token"},
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, dex.stop())
+	}
+	theirs.pid = dex.pid
+	return theirs, func() { theirs.close(); _ = dex.stop() }, nil
+}
+
+// certified registers a certificate of a new key for a service principal, and gives it with the form of a request for its tokens.
+func certified(ctx context.Context, directory identityv1.DirectoryServiceClient, name string) (own tls.Certificate, form url.Values, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return own, nil, err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return own, nil, err
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if _, err := directory.AddServicePrincipalKey(ctx, &identityv1.AddServicePrincipalKeyRequest{Name: name, Pem: string(text)}); err != nil {
+		return own, nil, err
+	}
+	sp, err := directory.GetServicePrincipal(ctx, &identityv1.GetServicePrincipalRequest{Name: name})
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, url.Values{"grant_type": {"client_credentials"}, "client_id": {sp.GetUid()}}, err
+}
+
+// besideDex measures one way to a token in turn with Dex's.
+func besideDex(ctx context.Context, o options, name string, ours, theirs *askers) error {
 	defer ours.close()
 	if err := errors.Join(theirs.warm(ctx), ours.warm(ctx)); err != nil {
 		return err
 	}
-	ours.pid, theirs.pid = in.pid, dex.pid
+	theirs.took, theirs.cpu = nil, 0
 	value, ratio, err := o.paired(ctx,
 		func(ctx context.Context) (float64, error) { return ours.rate(ctx, o.each) },
 		func(ctx context.Context) (float64, error) { return theirs.rate(ctx, o.each) })
@@ -261,9 +319,9 @@ func tokensDex(ctx context.Context, o options) error {
 	}
 	our99, their99 := percentile(ours.took, 0.99), percentile(theirs.took, 0.99)
 	fmt.Fprintf(o.log, "  a token: ours p50 %v p99 %v, Dex's p50 %v p99 %v, from %d workers\n", percentile(ours.took, 0.5), our99, percentile(theirs.took, 0.5), their99, tokenWorkers)
-	o.print("tokens-dex", value, "tokens/s", ratio, "Dex's token exchange, ES256 and SQLite")
-	o.print("tokens-dex-p99", float64(our99)/1e6, "ms", float64(our99)/float64(their99), "Dex's p99")
-	o.print("tokens-dex-cpu", float64(ours.cpuEach())/1e3, "us of the server's CPU a token", float64(ours.cpuEach())/float64(theirs.cpuEach()), "Dex's, which says more than a rate where other work shares the machine")
+	o.print(name, value, "tokens/s", ratio, "Dex's token exchange, ES256 and SQLite")
+	o.print(name+"-p99", float64(our99)/1e6, "ms", float64(our99)/float64(their99), "Dex's p99")
+	o.print(name+"-cpu", float64(ours.cpuEach())/1e3, "us of the server's CPU a token", float64(ours.cpuEach())/float64(theirs.cpuEach()), "Dex's, which says more than a rate where other work shares the machine")
 	return nil
 }
 

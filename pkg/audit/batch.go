@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +23,8 @@ const (
 	most, rowsAtOnce = 512, 32
 	// batchTimeout bounds one such transaction, the wait for the writer included. Whoever waits for it gives up before, after Deadline.
 	batchTimeout = 10 * time.Second
+	// gatherings is how often whoever writes lets others go first.
+	gatherings = 16
 )
 
 // Basis is a state in the service's database that records can rest on. It has a number, and whatever changes the state raises it in the same
@@ -103,6 +106,25 @@ func (q *queue) take() []*waiting {
 	return batch
 }
 
+// gather lets whoever can run go first, as long as that brings further records: a transaction costs as much as ten of them. Where nobody else
+// has anything to do it takes no time.
+func (q *queue) gather() {
+	for n, tries := q.length(), 0; tries < gatherings && n < most; tries++ {
+		runtime.Gosched()
+		more := q.length()
+		if more == n {
+			return
+		}
+		n = more
+	}
+}
+
+func (q *queue) length() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting)
+}
+
 // over reports that nothing waits; then nobody leads.
 func (q *queue) over() bool {
 	q.mu.Lock()
@@ -170,6 +192,7 @@ func (o *Outbox) RecordOn(_ context.Context, ev *Event, g Ground) error {
 // lead writes what waits until nothing does.
 func (o *Outbox) lead() {
 	for !o.queue.over() {
+		o.queue.gather()
 		var batch []*waiting
 		ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 		err := o.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {

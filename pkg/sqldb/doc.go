@@ -17,6 +17,12 @@
 // from one locked row in any case. A caller of Write must not hold the transaction over a call to another service.
 // Readers never wait for the writer: SQLite reads a WAL snapshot, PostgreSQL REPEATABLE READ, both read-only by the engine.
 //
+// # Statements
+//
+// A query that is asked often is parsed once a connection: on SQLite what is kept is bounded and seen by nobody (256 a pool), on PostgreSQL it is
+// the driver's. So the rows of a query must be closed before the next statement of its transaction, and a text that differs from call to call
+// (a number in it, a list of another length) costs its parsing each time.
+//
 // # Commits
 //
 // Every commit passes Config.Finish, which decides whether the effect may still happen. The only commits beside it are those of

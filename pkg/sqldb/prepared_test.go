@@ -2,28 +2,17 @@ package sqldb_test
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/redoubt-ml/redoubt/pkg/sqldb"
 	"github.com/redoubt-ml/redoubt/pkg/sqldb/sqldbtest"
 )
 
-// counted counts what is prepared.
-type counted struct {
-	sqldb.DBTX
-	n int
-}
-
-func (c *counted) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
-	c.n++
-	return c.DBTX.PrepareContext(ctx, query)
-}
-
-func rowsOf(ctx context.Context, p *sqldb.Prepared, id string) (n int, err error) {
-	rows, err := p.QueryContext(ctx, "SELECT id FROM note WHERE id <= $1 ORDER BY id", id)
+func rowsUpTo(ctx context.Context, q sqldb.DBTX, id string) (n int, err error) {
+	rows, err := q.QueryContext(ctx, "SELECT id FROM note WHERE id <= $1 ORDER BY id", id)
 	if err != nil {
 		return 0, err
 	}
@@ -34,50 +23,139 @@ func rowsOf(ctx context.Context, p *sqldb.Prepared, id string) (n int, err error
 	return n, rows.Err()
 }
 
-// A query is prepared once, and answers each time for what it is asked, in the transaction that it is of.
-func TestPrepared(t *testing.T) {
+// asked looks for the note and counts up to it, by one statement each.
+func asked(ctx context.Context, t *testing.T, q sqldb.DBTX, id string, want int) {
+	t.Helper()
+	var got string
+	if err := q.QueryRowContext(ctx, "SELECT id FROM note WHERE id = $1", id).Scan(&got); err != nil || got != id {
+		t.Errorf("%s: %s, %v", id, got, err)
+	}
+	if n, err := rowsUpTo(ctx, q, id); err != nil || n != want {
+		t.Errorf("%s: %d rows of %d, %v", id, n, want, err)
+	}
+}
+
+// However often a query is asked, as a text, by a statement of the transaction or by one that is kept, it answers for what it is asked.
+func TestAskedOften(t *testing.T) {
 	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {
-		err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
-			p := sqldb.Prepare(tx)
-			counts := &counted{DBTX: tx}
-			p.DBTX = counts
-			for i := range 5 {
-				id := fmt.Sprint(i)
-				if err := insert(ctx, p, id); err != nil {
+		for i := range 40 {
+			id := fmt.Sprintf("%02d", i)
+			err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+				if err := insert(ctx, tx, id); err != nil {
 					return err
 				}
-				var got string
-				if err := p.QueryRowContext(ctx, "SELECT id FROM note WHERE id = $1", id).Scan(&got); err != nil || got != id {
-					t.Errorf("%s: %s, %v", id, got, err)
+				for range 3 {
+					asked(ctx, t, tx, id, i+1)
 				}
-				if n, err := rowsOf(ctx, p, id); err != nil || n != i+1 {
-					t.Errorf("%s: %d rows, %v", id, n, err)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = db.Read(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+				asked(ctx, t, tx, id, i+1)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked(t.Context(), t, db.Reader(), id, i+1)
+		}
+		if kept := sqldb.Kept(db); db.Dialect() == sqldb.SQLite && kept < 5 { // the insert, and two in each pool
+			t.Errorf("%d statements are kept", kept)
+		}
+		// What fails does so each time, and takes nothing else with it.
+		for range 20 {
+			err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+				if err := insert(ctx, tx, "00"); err == nil {
+					t.Error("a key was stored twice")
 				}
+				return errors.New("given up")
+			})
+			if err == nil {
+				t.Fatal("it was committed")
 			}
-			if counts.n != 3 {
-				t.Errorf("%d statements were prepared, want 3", counts.n)
+			if _, err := db.Reader().QueryContext(t.Context(), "SELECT nothing FROM nowhere"); err == nil { //nolint:rowserrcheck,sqlclosecheck // there are none
+				t.Fatal("a query of nothing was answered")
 			}
-			return nil
-		})
-		if err != nil {
+			asked(t.Context(), t, db.Reader(), "07", 8)
+		}
+	})
+}
+
+// A transaction whose context ends in the middle leaves the connection, and what is kept prepared on it, as good as before.
+func TestKeptAfterCancelled(t *testing.T) {
+	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {
+		for i := range 30 {
+			ctx, cancel := context.WithCancel(t.Context())
+			err := db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
+				if err := insert(ctx, tx, "gone"); err != nil {
+					return err
+				}
+				cancel()
+				_, err := rowsUpTo(ctx, tx, "zz")
+				return err
+			})
+			if err == nil {
+				t.Fatalf("round %d: it was committed", i)
+			}
+		}
+		if err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error { return insert(ctx, tx, "here") }); err != nil {
 			t.Fatal(err)
 		}
-		err = db.Read(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
-			p := sqldb.Prepare(tx)
-			if _, err := p.QueryContext(ctx, "SELECT nothing FROM nowhere"); err == nil { //nolint:rowserrcheck,sqlclosecheck // there are none
-				t.Error("a query of nothing was prepared")
+		asked(t.Context(), t, db.Reader(), "here", 1)
+	})
+}
+
+// Queries that differ each time do not fill the memory.
+func TestKeptAreBounded(t *testing.T) {
+	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {
+		for i := range 400 {
+			for range 9 {
+				var n int
+				if err := db.Reader().QueryRowContext(t.Context(), fmt.Sprintf("SELECT %d FROM note LIMIT 1", i)).Scan(&n); err == nil {
+					t.Fatal("there is no note")
+				}
+			}
+		}
+		for i := range 3000 {
+			var n int
+			_ = db.Reader().QueryRowContext(t.Context(), fmt.Sprintf("SELECT %d FROM note LIMIT 2", i)).Scan(&n)
+		}
+		if kept, counted := sqldb.Kept(db), sqldb.Counted(db); kept > 256 || counted > 1024 {
+			t.Errorf("%d are kept and %d counted", kept, counted)
+		}
+	})
+}
+
+// Many readers share what is kept.
+func TestKeptAtOnce(t *testing.T) {
+	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {
+		if err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+			for i := range 20 {
+				if err := insert(ctx, tx, fmt.Sprintf("%02d", i)); err != nil {
+					return err
+				}
 			}
 			return nil
-		})
-		if err != nil && db.Dialect() == sqldb.SQLite {
+		}); err != nil {
 			t.Fatal(err)
 		}
-		var s string
-		err = db.Read(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
-			return sqldb.Prepare(tx).QueryRowContext(ctx, "SELECT nothing FROM nowhere").Scan(&s)
-		})
-		if err == nil {
-			t.Error("a row of nothing was read")
+		var wg sync.WaitGroup
+		for w := range 8 {
+			wg.Go(func() {
+				for i := range 50 {
+					at := (w + i) % 20
+					asked(t.Context(), t, db.Reader(), fmt.Sprintf("%02d", at), at+1)
+					if err := db.Read(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+						asked(ctx, t, tx, fmt.Sprintf("%02d", at), at+1)
+						return nil
+					}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
 		}
+		wg.Wait()
 	})
 }

@@ -97,6 +97,9 @@ type DB struct {
 
 	writer *sql.DB // one connection
 	reader *sql.DB // read-only by the engine
+	// What is kept prepared of both, nil on PostgreSQL.
+	written, read *statements
+
 	lock   *os.File
 	advise int64 // PostgreSQL: the advisory lock of the schema's writer
 	lives  *Lives

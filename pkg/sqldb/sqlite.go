@@ -83,6 +83,7 @@ func (db *DB) openSQLite(ctx context.Context, c Config) error {
 	if db.reader, err = connectSQLite(file.uri(url.Values{"mode": {"ro"}}, "query_only(ON)"), readers()); err != nil {
 		return err
 	}
+	db.written, db.read = newStatements(db.writer), newStatements(db.reader)
 	return db.markMade(path, made)
 }
 

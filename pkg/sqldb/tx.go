@@ -3,6 +3,7 @@ package sqldb
 import (
 	"context"
 	"database/sql"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,12 +33,19 @@ type Tx struct {
 	db        *DB             // nil in a transaction that only reads
 	topics    map[string]bool // what is signalled after the commit
 	signalled int             // how many of them this transaction, or this member of a group, has added
+
+	kept *statements // nil on PostgreSQL
+	mu   sync.Mutex
+	own  map[string]*sql.Stmt // of this transaction; nil for a query that was asked once, as a text
 }
 
 var _ DBTX = (*Tx)(nil)
 
 // ExecContext runs a statement that returns no rows.
 func (t *Tx) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	if s := t.statement(ctx, query); s != nil {
+		return s.ExecContext(ctx, args...)
+	}
 	return t.tx.ExecContext(ctx, query, args...)
 }
 
@@ -48,11 +56,17 @@ func (t *Tx) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error
 
 // QueryContext runs a query; the rows must be closed before the next statement.
 func (t *Tx) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if s := t.statement(ctx, query); s != nil {
+		return s.QueryContext(ctx, args...)
+	}
 	return t.tx.QueryContext(ctx, query, args...)
 }
 
 // QueryRowContext runs a query of at most one row; none is sql.ErrNoRows from Scan.
 func (t *Tx) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	if s := t.statement(ctx, query); s != nil {
+		return s.QueryRowContext(ctx, args...)
+	}
 	return t.tx.QueryRowContext(ctx, query, args...)
 }
 
@@ -126,12 +140,15 @@ func (db *DB) transact(ctx context.Context, fn func(ctx context.Context, tx *Tx)
 	defer end()
 	keep := context.AfterFunc(ctx, end)
 
+	if db.written != nil {
+		db.written.prepare() // the gate is ours, so the connection is free
+	}
 	sqlTx, err := db.writer.BeginTx(whole, nil)
 	if err != nil {
 		return db.early(ctx, err)
 	}
 	defer func() { _ = sqlTx.Rollback() }() // does nothing after a commit
-	tx := &Tx{tx: sqlTx, dialect: db.dialect, db: db}
+	tx := &Tx{tx: sqlTx, dialect: db.dialect, db: db, kept: db.written}
 	var row *life
 	if db.dialect == Postgres {
 		tx.forUpdate = " FOR UPDATE"
@@ -217,12 +234,15 @@ func (db *DB) Read(ctx context.Context, fn func(ctx context.Context, tx *Tx) err
 	if db.dialect == Postgres {
 		options.Isolation = sql.LevelRepeatableRead
 	}
+	if db.read != nil {
+		db.read.prepare()
+	}
 	sqlTx, err := db.reader.BeginTx(ctx, options)
 	if err != nil {
 		return db.early(ctx, err)
 	}
 	defer func() { _ = sqlTx.Rollback() }() // nothing to commit
-	if err := fn(ctx, &Tx{tx: sqlTx, dialect: db.dialect}); err != nil {
+	if err := fn(ctx, &Tx{tx: sqlTx, dialect: db.dialect, kept: db.read}); err != nil {
 		return db.early(ctx, err)
 	}
 	return nil
@@ -230,4 +250,9 @@ func (db *DB) Read(ctx context.Context, fn func(ctx context.Context, tx *Tx) err
 
 // Reader runs single statements, each on a snapshot of its own. Changes are refused by the engine. Its errors are the driver's: pass
 // them through Fault.
-func (db *DB) Reader() DBTX { return db.reader }
+func (db *DB) Reader() DBTX {
+	if db.read != nil {
+		return reading{db.read}
+	}
+	return db.reader
+}

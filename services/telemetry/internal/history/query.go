@@ -45,7 +45,7 @@ func (s *Store) EachData(ctx context.Context, workspaceUID string, uids []string
 		return err
 	}
 	return s.db.Read(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		q := db.New(sqldb.Prepare(tx))
+		q := db.New(tx)
 		for _, uid := range uids {
 			box := &box{one.key, Run{UID: uid, WorkspaceUID: workspaceUID}}
 			there, err := owned(ctx, q, box.run)

@@ -19,6 +19,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14);
 -- name: EventUIDs :many
 SELECT seq, uid FROM activity WHERE service = $1 AND seq >= sqlc.arg(first) AND seq <= sqlc.arg(last) ORDER BY seq;
 
+-- What the partial indexes leave out is said again in each query, else no database would use them.
+
 -- name: ListAll :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
 WHERE position < sqlc.arg(before) AND time >= sqlc.arg(start) AND time < sqlc.arg(stop)
@@ -27,32 +29,32 @@ ORDER BY position DESC LIMIT sqlc.arg(most);
 
 -- name: ListBySubscription :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE subscription_uid = sqlc.arg(scope) AND position < sqlc.arg(before) AND time >= sqlc.arg(start) AND time < sqlc.arg(stop)
+WHERE subscription_uid = sqlc.arg(scope) AND subscription_uid <> '' AND position < sqlc.arg(before) AND time >= sqlc.arg(start) AND time < sqlc.arg(stop)
     AND (CAST(sqlc.arg(any_result) AS BIGINT) = 1 OR result = sqlc.arg(result))
 ORDER BY position DESC LIMIT sqlc.arg(most);
 
 -- name: ListByGroup :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE resource_group_uid = sqlc.arg(scope) AND position < sqlc.arg(before) AND time >= sqlc.arg(start) AND time < sqlc.arg(stop)
+WHERE resource_group_uid = sqlc.arg(scope) AND resource_group_uid <> '' AND position < sqlc.arg(before) AND time >= sqlc.arg(start) AND time < sqlc.arg(stop)
     AND (CAST(sqlc.arg(any_result) AS BIGINT) = 1 OR result = sqlc.arg(result))
 ORDER BY position DESC LIMIT sqlc.arg(most);
 
 -- name: ListByWorkspace :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE workspace_uid = sqlc.arg(scope) AND position < sqlc.arg(before) AND time >= sqlc.arg(start) AND time < sqlc.arg(stop)
+WHERE workspace_uid = sqlc.arg(scope) AND workspace_uid <> '' AND position < sqlc.arg(before) AND time >= sqlc.arg(start) AND time < sqlc.arg(stop)
     AND (CAST(sqlc.arg(any_result) AS BIGINT) = 1 OR result = sqlc.arg(result))
 ORDER BY position DESC LIMIT sqlc.arg(most);
 
 -- name: ListByResource :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE workspace_uid = sqlc.arg(scope) AND resource_mac = sqlc.arg(resource_mac) AND position < sqlc.arg(before)
+WHERE workspace_uid = sqlc.arg(scope) AND resource_mac = sqlc.arg(resource_mac) AND LENGTH(resource_mac) > 0 AND position < sqlc.arg(before)
     AND time >= sqlc.arg(start) AND time < sqlc.arg(stop)
     AND (CAST(sqlc.arg(any_result) AS BIGINT) = 1 OR result = sqlc.arg(result))
 ORDER BY position DESC LIMIT sqlc.arg(most);
 
 -- name: ListByRequest :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE request_mac = sqlc.arg(request_mac) AND position < sqlc.arg(before)
+WHERE request_mac = sqlc.arg(request_mac) AND LENGTH(request_mac) > 0 AND position < sqlc.arg(before)
     AND (CAST(sqlc.arg(any_subscription) AS BIGINT) = 1 OR subscription_uid = sqlc.arg(subscription_uid))
     AND (CAST(sqlc.arg(any_group) AS BIGINT) = 1 OR resource_group_uid = sqlc.arg(resource_group_uid))
     AND (CAST(sqlc.arg(any_workspace) AS BIGINT) = 1 OR workspace_uid = sqlc.arg(workspace_uid))

@@ -100,7 +100,7 @@ func (s *Store) Ingest(ctx context.Context, service string, events []*Event) (in
 	first, last := events[0].GetSeq(), events[len(events)-1].GetSeq()
 	var stored int64
 	err = s.db.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
-		q := db.New(sqldb.Prepare(tx))
+		q := db.New(tx)
 		var err error
 		if stored, err = q.StoredSeq(ctx, service); err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err

@@ -140,6 +140,7 @@ func (q *Queries) ListAfter(ctx context.Context, arg ListAfterParams) ([]ListAft
 }
 
 const listAll = `-- name: ListAll :many
+
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
 WHERE position < $1 AND time >= $2 AND time < $3
     AND (CAST($4 AS BIGINT) = 1 OR result = $5)
@@ -164,6 +165,7 @@ type ListAllRow struct {
 	Sealed          []byte
 }
 
+// What the partial indexes leave out is said again in each query, else no database would use them.
 func (q *Queries) ListAll(ctx context.Context, arg ListAllParams) ([]ListAllRow, error) {
 	rows, err := q.db.QueryContext(ctx, listAll,
 		arg.Before,
@@ -203,7 +205,7 @@ func (q *Queries) ListAll(ctx context.Context, arg ListAllParams) ([]ListAllRow,
 
 const listByGroup = `-- name: ListByGroup :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE resource_group_uid = $1 AND position < $2 AND time >= $3 AND time < $4
+WHERE resource_group_uid = $1 AND resource_group_uid <> '' AND position < $2 AND time >= $3 AND time < $4
     AND (CAST($5 AS BIGINT) = 1 OR result = $6)
 ORDER BY position DESC LIMIT $7
 `
@@ -267,7 +269,7 @@ func (q *Queries) ListByGroup(ctx context.Context, arg ListByGroupParams) ([]Lis
 
 const listByRequest = `-- name: ListByRequest :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE request_mac = $1 AND position < $2
+WHERE request_mac = $1 AND LENGTH(request_mac) > 0 AND position < $2
     AND (CAST($3 AS BIGINT) = 1 OR subscription_uid = $4)
     AND (CAST($5 AS BIGINT) = 1 OR resource_group_uid = $6)
     AND (CAST($7 AS BIGINT) = 1 OR workspace_uid = $8)
@@ -352,7 +354,7 @@ func (q *Queries) ListByRequest(ctx context.Context, arg ListByRequestParams) ([
 
 const listByResource = `-- name: ListByResource :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE workspace_uid = $1 AND resource_mac = $2 AND position < $3
+WHERE workspace_uid = $1 AND resource_mac = $2 AND LENGTH(resource_mac) > 0 AND position < $3
     AND time >= $4 AND time < $5
     AND (CAST($6 AS BIGINT) = 1 OR result = $7)
 ORDER BY position DESC LIMIT $8
@@ -419,7 +421,7 @@ func (q *Queries) ListByResource(ctx context.Context, arg ListByResourceParams) 
 
 const listBySubscription = `-- name: ListBySubscription :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE subscription_uid = $1 AND position < $2 AND time >= $3 AND time < $4
+WHERE subscription_uid = $1 AND subscription_uid <> '' AND position < $2 AND time >= $3 AND time < $4
     AND (CAST($5 AS BIGINT) = 1 OR result = $6)
 ORDER BY position DESC LIMIT $7
 `
@@ -483,7 +485,7 @@ func (q *Queries) ListBySubscription(ctx context.Context, arg ListBySubscription
 
 const listByWorkspace = `-- name: ListByWorkspace :many
 SELECT position, service, seq, uid, subscription_uid, sealed FROM activity
-WHERE workspace_uid = $1 AND position < $2 AND time >= $3 AND time < $4
+WHERE workspace_uid = $1 AND workspace_uid <> '' AND position < $2 AND time >= $3 AND time < $4
     AND (CAST($5 AS BIGINT) = 1 OR result = $6)
 ORDER BY position DESC LIMIT $7
 `
