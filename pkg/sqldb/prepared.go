@@ -97,7 +97,7 @@ func (t *Tx) statement(ctx context.Context, query string) *sql.Stmt {
 	if kept := t.kept.find(query); kept != nil {
 		own = t.tx.StmtContext(ctx, kept) //nolint:sqlclosecheck // closed by the end of the transaction
 	} else if again {
-		own, _ = t.tx.PrepareContext(ctx, query) //nolint:sqlclosecheck // closed by the end of the transaction; the query itself says what is wrong
+		own, _ = t.tx.PrepareContext(ctx, query) // where it cannot be, the query itself says what is wrong
 	}
 	t.own[query] = own
 	return own
@@ -125,7 +125,7 @@ func (r reading) PrepareContext(ctx context.Context, query string) (*sql.Stmt, e
 
 // QueryContext implements DBTX.
 func (r reading) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	if s := r.statement(query); s != nil {
+	if s := r.statement(query); s != nil { //nolint:sqlclosecheck // it ends with the pool
 		return s.QueryContext(ctx, args...)
 	}
 	return r.pool.QueryContext(ctx, query, args...)
@@ -133,7 +133,7 @@ func (r reading) QueryContext(ctx context.Context, query string, args ...any) (*
 
 // QueryRowContext implements DBTX.
 func (r reading) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	if s := r.statement(query); s != nil {
+	if s := r.statement(query); s != nil { //nolint:sqlclosecheck // it ends with the pool
 		return s.QueryRowContext(ctx, args...)
 	}
 	return r.pool.QueryRowContext(ctx, query, args...)
