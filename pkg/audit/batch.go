@@ -23,8 +23,8 @@ const (
 	most, rowsAtOnce = 512, 32
 	// batchTimeout bounds one such transaction, the wait for the writer included. Whoever waits for it gives up before, after Deadline.
 	batchTimeout = 10 * time.Second
-	// gatherings is how often whoever writes lets others go first.
-	gatherings = 16
+	// gatherings is how often whoever writes lets others go first, and gatherFor after what time no more.
+	gatherings, gatherFor = 16, 2 * time.Millisecond
 )
 
 // Basis is a state in the service's database that records can rest on. It has a number, and whatever changes the state raises it in the same
@@ -109,7 +109,8 @@ func (q *queue) take() []*waiting {
 // gather lets whoever can run go first, as long as that brings further records: a transaction costs as much as ten of them. Where nobody else
 // has anything to do it takes no time.
 func (q *queue) gather() {
-	for n, tries := q.length(), 0; tries < gatherings && n < most; tries++ {
+	begun := time.Now()
+	for n, tries := q.length(), 0; tries < gatherings && n < most && time.Since(begun) < gatherFor; tries++ {
 		runtime.Gosched()
 		more := q.length()
 		if more == n {
