@@ -94,6 +94,8 @@ func (t *Tx) statement(ctx context.Context, query string) *sql.Stmt {
 	if t.own == nil {
 		t.own = make(map[string]*sql.Stmt)
 	}
+	// A statement that could not be had since this caller's context has ended would be everybody's in the transaction.
+	ctx = context.WithoutCancel(ctx)
 	if kept := t.kept.find(query); kept != nil {
 		own = t.tx.StmtContext(ctx, kept) //nolint:sqlclosecheck // closed by the end of the transaction
 	} else if again {

@@ -162,3 +162,27 @@ func TestKeptAtOnce(t *testing.T) {
 		wg.Wait()
 	})
 }
+
+// A caller whose context has ended takes a query from nobody else in the transaction: many share one (WriteGrouped).
+func TestKeptForOthers(t *testing.T) {
+	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {
+		ended, end := context.WithCancel(t.Context())
+		end()
+		for i := range 20 { // from a text to what is kept
+			id := fmt.Sprintf("%02d", i)
+			err := db.Write(t.Context(), func(ctx context.Context, tx *sqldb.Tx) error {
+				if _, err := rowsUpTo(ended, tx, id); !errors.Is(err, context.Canceled) {
+					t.Errorf("%s: asked with a context that has ended: %v", id, err)
+				}
+				if err := insert(ctx, tx, id); err != nil {
+					return err
+				}
+				asked(ctx, t, tx, id, i+1)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
