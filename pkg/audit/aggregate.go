@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -129,18 +130,20 @@ func (c *counts) take() map[kind]tally {
 	return kinds
 }
 
-// Flush writes what Aggregate and Summarize have counted, one event for each kind, in one transaction. What cannot be written is counted
-// on; where the storage hangs it may then be counted twice.
+// Flush writes what Aggregate has counted, one event for each kind, in one transaction; what cannot be written is counted on, and where the storage
+// hangs it may then be counted twice. It makes events of all bursts of this process, too.
 //
 // Errors: AUDIT_UNAVAILABLE.
-func (o *Outbox) Flush(ctx context.Context) error { return o.flushCounts(ctx, true) }
+func (o *Outbox) Flush(ctx context.Context) error {
+	return errors.Join(o.flushCounts(ctx), o.endBursts(ctx, true))
+}
 
-// flushCounts writes what Aggregate has counted, and of what Summarize has joined all, or that whose time is over.
-func (o *Outbox) flushCounts(ctx context.Context, all bool) error {
+// flushCounts writes what Aggregate has counted.
+func (o *Outbox) flushCounts(ctx context.Context) error {
 	o.counts.flush.Lock()
 	defer o.counts.flush.Unlock()
-	kinds, calls := o.counts.take(), o.joins.take(o.cfg.Now(), all)
-	if len(kinds) == 0 && len(calls) == 0 {
+	kinds := o.counts.take()
+	if len(kinds) == 0 {
 		return nil
 	}
 	err := o.write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
@@ -149,15 +152,9 @@ func (o *Outbox) flushCounts(ctx context.Context, all bool) error {
 				return err
 			}
 		}
-		for _, j := range calls {
-			if err := o.insert(ctx, tx, j.event()); err != nil {
-				return err
-			}
-		}
 		return nil
 	})
 	if err != nil {
-		o.joins.back(calls)
 		for k, t := range kinds {
 			o.counts.add(k, t)
 		}

@@ -59,6 +59,8 @@ func (w *Withdrawn) Unwrap() error { return w.Err }
 type waiting struct {
 	ev     *Event // own, but for its number
 	ground Ground
+	joins  bool // a burst, with those that are alike
+	alike  alike
 	done   chan error // of room one
 
 	mu    sync.Mutex
@@ -150,12 +152,17 @@ func (o *Outbox) RecordOn(_ context.Context, ev *Event, g Ground) error {
 	if ev == nil {
 		return fault.Internal(nil, "a record without an event")
 	}
-	if g.On != nil && g.Still == nil {
-		return fault.Internal(nil, "a record rests on a state that nobody asks about")
-	}
 	w := &waiting{ev: o.whole(ev), ground: g, done: make(chan error, 1)}
 	if _, err := encode(w.ev); err != nil { // before anybody waits for it
 		return unavailable(err)
+	}
+	return o.record(w)
+}
+
+// record has an event written, and waits for it.
+func (o *Outbox) record(w *waiting) error {
+	if w.ground.On != nil && w.ground.Still == nil {
+		return fault.Internal(nil, "a record rests on a state that nobody asks about")
 	}
 	o.queue.mu.Lock()
 	o.queue.waiting = append(o.queue.waiting, w)
@@ -195,16 +202,20 @@ func (o *Outbox) lead() {
 	for !o.queue.over() {
 		o.queue.gather()
 		var batch []*waiting
+		given := o.given.Load()
+		o.bursts.mu.Lock()
 		ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 		err := o.cfg.DB.Write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 			batch = o.queue.take() // those too that came while the writer was busy
 			return o.batch(ctx, tx, batch)
 		})
 		cancel()
+		o.bursts.settle(err == nil)
+		o.bursts.mu.Unlock()
 		if err != nil && batch == nil {
 			batch = o.queue.take() // there was no transaction
 		}
-		if err == nil {
+		if err == nil && o.given.Load() != given {
 			o.notify()
 		}
 		for _, w := range batch {
@@ -216,30 +227,18 @@ func (o *Outbox) lead() {
 	}
 }
 
-// batch records what stands on its ground, under numbers in a row. Each record is sealed by itself, bound to its own number and uid.
+// batch records what stands on its ground: in a burst, or under numbers in a row. Each event is sealed by itself, bound to its own number and uid.
 func (o *Outbox) batch(ctx context.Context, tx *sqldb.Tx, batch []*waiting) error {
-	numbers := make(map[*Basis]uint64, 1)
-	sound := batch[:0:0]
-	for _, w := range batch {
-		if w.ground.On != nil {
-			now, ok := numbers[w.ground.On]
-			if !ok {
-				var err error
-				if now, err = w.ground.On.number(ctx, tx); err != nil {
-					return err
-				}
-				numbers[w.ground.On] = now
-			}
-			if now != w.ground.Number {
-				if err := still(ctx, tx, w.ground); err != nil {
-					w.done <- &Withdrawn{err}
-					continue
-				}
-			}
-		}
-		sound = append(sound, w)
+	batch, err := grounded(ctx, tx, batch)
+	if err != nil {
+		return err
 	}
-	if len(sound) == 0 {
+	sound := o.bursts.stage(batch, o.cfg.Now())
+	again, err := o.bursts.write(ctx, tx, o.box)
+	if err != nil {
+		return err
+	}
+	if sound = append(sound, again...); len(sound) == 0 {
 		return nil
 	}
 	var last int64
@@ -270,6 +269,32 @@ func (o *Outbox) batch(ctx context.Context, tx *sqldb.Tx, batch []*waiting) erro
 	return nil
 }
 
+// grounded gives those whose ground is still so, and tells the others. The number of a state is read once for all.
+func grounded(ctx context.Context, tx *sqldb.Tx, batch []*waiting) ([]*waiting, error) {
+	numbers := make(map[*Basis]uint64, 1)
+	sound := batch[:0:0]
+	for _, w := range batch {
+		if w.ground.On != nil {
+			now, ok := numbers[w.ground.On]
+			if !ok {
+				var err error
+				if now, err = w.ground.On.number(ctx, tx); err != nil {
+					return nil, err
+				}
+				numbers[w.ground.On] = now
+			}
+			if now != w.ground.Number {
+				if err := still(ctx, tx, w.ground); err != nil {
+					w.done <- &Withdrawn{err}
+					continue
+				}
+			}
+		}
+		sound = append(sound, w)
+	}
+	return sound, nil
+}
+
 // still asks, and takes a panic for a no: it is about one record of many.
 func still(ctx context.Context, tx *sqldb.Tx, g Ground) (err error) {
 	defer func() {
@@ -296,17 +321,21 @@ var inserts = func() (out [rowsAtOnce + 1]string) {
 // whole is a copy of an event with all but its number.
 func (o *Outbox) whole(ev *Event) *Event {
 	out := proto.CloneOf(ev)
-	out.Service = o.cfg.Service
-	if out.GetUid() == "" {
-		out.Uid = resource.NewUID("evt")
-	}
-	if out.GetTime() == nil {
-		out.Time = timestamppb.New(o.cfg.Now())
-	}
-	if out.GetCount() < 1 {
-		out.Count = 1
-	}
+	o.complete(out)
 	return out
+}
+
+func (o *Outbox) complete(ev *Event) {
+	ev.Service = o.cfg.Service
+	if ev.GetUid() == "" {
+		ev.Uid = resource.NewUID("evt")
+	}
+	if ev.GetTime() == nil {
+		ev.Time = timestamppb.New(o.cfg.Now())
+	}
+	if ev.GetCount() < 1 {
+		ev.Count = 1
+	}
 }
 
 // gave notes that numbers up to last were handed out.

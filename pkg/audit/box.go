@@ -39,3 +39,23 @@ func (b *box) open(ctx context.Context, seq int64, uid string, sealed []byte) ([
 	}
 	return key.Open(b.aad(seq, uid), sealed)
 }
+
+func (b *box) burstAAD(uid string, calls int64) envelope.AAD {
+	return envelope.AAD{Owner: b.service, Kind: "outbox-burst", ID: uid, Version: calls}
+}
+
+func (b *box) sealBurst(ctx context.Context, uid string, calls int64, plain []byte) ([]byte, error) {
+	key, err := b.keys.Key(ctx, b.service)
+	if err != nil {
+		return nil, err
+	}
+	return key.Seal(b.burstAAD(uid, calls), plain)
+}
+
+func (b *box) openBurst(ctx context.Context, uid string, calls int64, sealed []byte) ([]byte, error) {
+	key, err := b.keys.Key(ctx, b.service)
+	if err != nil {
+		return nil, err
+	}
+	return key.Open(b.burstAAD(uid, calls), sealed)
+}

@@ -2,8 +2,7 @@
 //
 // # What it owns
 //
-// The tables outbox and outbox_head in the service's own database, and the counts of anonymous refusals and of joined calls that wait in
-// memory.
+// The tables outbox, outbox_head and outbox_bursts in the service's own database, and the counts of anonymous refusals that wait in memory.
 //
 // # Invariants
 //
@@ -22,9 +21,11 @@
 //     or taken from another service's database does not open, and is not delivered.
 //
 // Refusals of callers that nobody knows are counted by method, code and reason, so that strangers cannot fill the log; the counts are
-// written as one event each when they are flushed. A process that is killed loses at most the counts since the last flush. Calls that append
-// data a thousand times a second are joined (Summarize): the first of a principal to a resource is durable before its answer, further ones are
-// counted and digested.
+// written as one event each when they are flushed. A process that is killed loses at most the counts since the last flush.
+//
+// Calls that come a thousand times a second and each time say the same share an event (RecordBurst), with their number. It is counted ahead, in
+// a row that is durable before the calls that it counts are answered: most of them write nothing, and one that is killed loses none. What it leaves
+// becomes an event that says how many there were at most, and at least.
 //
 // # How it fails
 //

@@ -54,7 +54,7 @@ type Config struct {
 	Now func() time.Time
 	// Logger takes what an operator should know; nil discards.
 	Logger *slog.Logger
-	// FlushEvery is how often Relay writes the counts of anonymous refusals, and of joined calls whose time is over. Default 5 s.
+	// FlushEvery is how often Relay writes the counts of anonymous refusals, and events of bursts that are over. Default 5 s.
 	FlushEvery time.Duration
 }
 
@@ -63,8 +63,8 @@ type Outbox struct {
 	cfg    Config
 	box    *box
 	counts counts
-	joins  joins
 	queue  queue
+	bursts bursts
 	wake   chan struct{}
 	// given is the highest number that was handed out; it may be rolled back.
 	given atomic.Int64

@@ -211,8 +211,11 @@ func (o *Outbox) flushLoop(ctx context.Context) {
 	for last := false; !last; {
 		wait(ctx, nil, o.cfg.FlushEvery)
 		last = ctx.Err() != nil
-		if err := o.flushCounts(ctx, last); err != nil {
-			o.cfg.Logger.WarnContext(ctx, "the counts of anonymous refusals and joined calls could not be stored; they are counted on", "error", err)
+		if err := o.flushCounts(ctx); err != nil {
+			o.cfg.Logger.WarnContext(ctx, "the counts of anonymous refusals could not be stored; they are counted on", "error", err)
+		}
+		if err := o.endBursts(ctx, last); err != nil {
+			o.cfg.Logger.WarnContext(ctx, "calls of a burst are recorded, and the event that they share could not be made; it is tried again", "error", err)
 		}
 	}
 }

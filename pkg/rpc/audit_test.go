@@ -3,6 +3,7 @@ package rpc
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"path/filepath"
@@ -263,8 +264,33 @@ func TestRestOn(t *testing.T) {
 	if ev := l.rec.last(t); v != nil || ev.GetResult() != telemetryv1.ActivityEvent_RESULT_DENIED || ev.GetReason() != "ACCOUNT_DISABLED" {
 		t.Errorf("answered %q, recorded %v", v, ev)
 	}
+	if l.rec.bursts != 0 {
+		t.Errorf("%d joined others, and none was to", l.rec.bursts)
+	}
+	// One that joins others does so only if it succeeds.
+	joins := func(says error) error {
+		l.h.unary = func(ctx context.Context) error {
+			From(ctx).RestOn(audit.Ground{On: basis, Still: func(context.Context, *sqldb.Tx) error { return says }})
+			From(ctx).Joins("tok_1")
+			return nil
+		}
+		_, err := access(bearer(t, l.token(owner)), l.gateway())
+		return err
+	}
+	sum := sha256.Sum256([]byte("tok_1"))
+	if err := joins(nil); err != nil || l.rec.bursts != 1 || !bytes.Equal(l.rec.last(t).GetDigest(), sum[:]) {
+		t.Errorf("one that joins: %v, %d in bursts, recorded %v", err, l.rec.bursts, l.rec.last(t))
+	}
+	refusedAs(t, joins(says), codes.PermissionDenied, faultv1.Reason_ACCOUNT_DISABLED)
+	if ev := l.rec.last(t); l.rec.bursts != 2 || ev.GetResult() != telemetryv1.ActivityEvent_RESULT_DENIED || len(ev.GetDigest()) != 0 {
+		t.Errorf("one that is withdrawn: %d in bursts, recorded %v", l.rec.bursts, ev)
+	}
+	c := &Call{Context: t.Context(), m: &method{chain: &Chain{cfg: Config{Recorder: l.rec}}}, gave: "tok_1"}
+	if err := c.settle(nil); fault.Code(err) != codes.Internal {
+		t.Errorf("one that joins, of a method without records: %v", err)
+	}
 	// A method whose successes leave no record.
-	c := &Call{Context: t.Context(), m: &method{chain: &Chain{cfg: Config{Recorder: l.rec}}}, ground: audit.Ground{On: basis}}
+	c = &Call{Context: t.Context(), m: &method{chain: &Chain{cfg: Config{Recorder: l.rec}}}, ground: audit.Ground{On: basis}}
 	if err := c.settle(nil); fault.Code(err) != codes.Internal {
 		t.Errorf("a ground and no record: %v", err)
 	}

@@ -63,6 +63,7 @@ type Call struct {
 	audited bool
 	entered bool         // counted among the principal's open calls
 	ground  audit.Ground // set by RestOn
+	gave    string       // set by Joins
 	answer  error        // set by Refuse
 	who     string       // set by Identify
 	whoType string
@@ -121,6 +122,11 @@ func (c *Call) Refuse(err error) { c.answer = err }
 // the database itself, so that nothing is read but in that transaction. If it is not, its error is the call's. The method must be one that is
 // always recorded.
 func (c *Call) RestOn(g audit.Ground) { c.ground = g }
+
+// Joins has the call share its event with those of a burst (audit.Outbox.RecordBurst) if it succeeds: calls of the last minute that are like it in
+// all that is recorded, but for what each call has of its own. gave is the id of what this one gave, whose SHA-256 goes into the event's digest. The
+// method must be one that is always recorded.
+func (c *Call) Joins(gave string) { c.gave = gave }
 
 // Audit writes the record of this call inside the transaction of its change: both are stored, or neither. The details come in
 // pairs of key and value.

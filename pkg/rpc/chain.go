@@ -28,8 +28,8 @@ type Recorder interface {
 	Append(ctx context.Context, tx *sqldb.Tx, ev *audit.Event) error
 	Record(ctx context.Context, ev *audit.Event) error
 	RecordOn(ctx context.Context, ev *audit.Event, g audit.Ground) error
+	RecordBurst(ctx context.Context, ev *audit.Event, g audit.Ground) error
 	Aggregate(ev *audit.Event)
-	Summarize(ctx context.Context, ev *audit.Event) error
 }
 
 // Verifier verifies access tokens; *authn.Verifier is one.

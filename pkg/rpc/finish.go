@@ -85,9 +85,9 @@ func (c *Call) settle(err error) error {
 		return nil
 	}
 	refused := c.refused(err)
-	rests := err == nil && c.ground.On != nil
+	rests := err == nil && (c.ground.On != nil || c.gave != "")
 	if rests && (c.audited || !c.m.always) {
-		return fault.Internal(nil, "a call rests on a state, and has no record to be decided with")
+		return fault.Internal(nil, "a call rests on a state or joins others, and has no record to be decided with")
 	}
 	switch {
 	case err == nil && c.audited:
@@ -118,10 +118,14 @@ func (c *Call) settle(err error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), 3*time.Second)
 	defer cancel()
 	record := r.Record
-	if err == nil && c.m.joined {
-		record = r.Summarize
+	if rests && c.gave != "" {
+		sum := sha256.Sum256([]byte(c.gave))
+		ev.Digest = sum[:]
 	}
-	if rests {
+	switch {
+	case err == nil && (c.m.joined || c.gave != ""):
+		record = func(ctx context.Context, ev *audit.Event) error { return r.RecordBurst(ctx, ev, c.ground) }
+	case rests:
 		record = func(ctx context.Context, ev *audit.Event) error { return r.RecordOn(ctx, ev, c.ground) }
 	}
 	e := record(ctx, ev)

@@ -150,7 +150,7 @@ type recorder struct {
 	recorded   []*audit.Event // by Record
 	appended   []*audit.Event // by Append
 	aggregated []*audit.Event // by Aggregate
-	summarized []*audit.Event // by Summarize
+	bursts     int            // of recorded, by RecordBurst
 	err        error
 	on         func()
 }
@@ -180,8 +180,11 @@ func (r *recorder) RecordOn(ctx context.Context, ev *audit.Event, g audit.Ground
 	}
 	return r.take(&r.recorded, ev)
 }
-func (r *recorder) Summarize(_ context.Context, ev *audit.Event) error {
-	return r.take(&r.summarized, ev)
+func (r *recorder) RecordBurst(ctx context.Context, ev *audit.Event, g audit.Ground) error {
+	r.mu.Lock()
+	r.bursts++
+	r.mu.Unlock()
+	return r.RecordOn(ctx, ev, g)
 }
 func (r *recorder) Aggregate(ev *audit.Event) { _ = r.take(&r.aggregated, ev) }
 

@@ -91,7 +91,7 @@ func (s *Service) client(ctx context.Context, uid string, key clients.Key, remem
 }
 
 // mintFor mints a token of a service principal that has proved itself, on facts from memory. The call succeeds only if they are so in the
-// transaction of its record.
+// transaction of its record. Tokens that it gets within a minute with the same credential, for the same key, share an event.
 func (s *Service) mintFor(call *rpc.Call, f clients.Facts, c authn.Claims, life time.Duration) (string, authn.Claims, error) {
 	signer, err := s.keys.signer()
 	if err != nil {
@@ -106,6 +106,10 @@ func (s *Service) mintFor(call *rpc.Call, f clients.Facts, c authn.Claims, life 
 		return "", c, fault.Internal(err, "the token could not be made")
 	}
 	call.RestOn(s.ground(f, signer.KeyID()))
+	call.Joins(c.ID)
+	if c.Confirmation != "" {
+		call.Detail("jkt", c.Confirmation)
+	}
 	return token, c, nil
 }
 

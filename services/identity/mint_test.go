@@ -1,9 +1,13 @@
 package identity
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,6 +17,7 @@ import (
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
 	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
+	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/audit"
 	"github.com/redoubt-ml/redoubt/pkg/envelope"
 	"github.com/redoubt-ml/redoubt/pkg/fault"
@@ -157,6 +162,72 @@ func (l *lab) credentialOf(uid string) string {
 	all, err := l.s.store.ClientSecrets(l.t.Context(), l.db.Reader(), uid, l.now())
 	must(l.t, err)
 	return all[0].ID
+}
+
+// Tokens that a client gets within a minute, for the same credential and key and from an address that is known by then, share a record, which counts
+// them; what is refused has one of its own.
+func TestTokensShareARecord(t *testing.T) {
+	l := newLab(t)
+	id, secret := l.robot("robot")
+	ctx, directory := l.asAdmin()
+	second, err := directory.AddServicePrincipalSecret(ctx, &identityv1.AddServicePrincipalSecretRequest{Name: "servicePrincipals/robot"})
+	must(t, err)
+	key := newKey(t)
+	here, elsewhere := l.browser(), l.browser()
+	ids := make(map[string]bool)
+	var digest [sha256.Size]byte
+	ask := func(b *browser, q url.Values, key *ecdsa.PrivateKey) (id string) {
+		r := b.send("/oauth2/token", posted(q, func(x *identityv1.Exchange) {
+			if key != nil {
+				x.Dpop = l.proof(key, "POST", "/oauth2/token", "")
+			}
+		}))
+		must(t, r.err)
+		id = l.claims(str(r.json(t), "access_token"), issuer).ID
+		if ids[id] {
+			t.Errorf("the token %s was given twice", id)
+		}
+		ids[id] = true
+		return id
+	}
+	first := ask(here, clientForm(id, secret), nil)
+	for range 3 {
+		sum := sha256.Sum256([]byte(ask(here, clientForm(id, secret), nil)))
+		digest = sha256.Sum256(append(digest[:], sum[:]...))
+	}
+	ask(elsewhere, clientForm(id, secret), nil)
+	ask(here, clientForm(id, second.GetSecret()), nil)
+	ask(here, clientForm(id, secret), key)
+	ask(here, clientForm(id, secret), key)
+	if r := here.send("/oauth2/token", posted(clientForm(id, secret+"x"), nil)); r.err == nil {
+		t.Fatal("a wrong secret is right")
+	}
+
+	var own, shared []*audit.Event
+	counted := int64(0)
+	for _, ev := range l.events() {
+		switch {
+		case !strings.HasSuffix(ev.GetMethod(), "/RequestToken") || ev.GetPrincipal() != id || ev.GetResult() != telemetryv1.ActivityEvent_RESULT_SUCCEEDED:
+			continue
+		case ev.GetDetails()["calls"] == "joined":
+			shared = append(shared, ev)
+		default:
+			own = append(own, ev)
+		}
+		counted += ev.GetCount()
+	}
+	if sum := sha256.Sum256([]byte(first)); len(own) != 4 || !bytes.Equal(own[0].GetDigest(), sum[:]) {
+		t.Errorf("%d with a record of their own, want 4; the first %v", len(own), own)
+	}
+	if counted != int64(len(ids)) || len(shared) != 2 {
+		t.Fatalf("%d of %d are counted, %d shared: %v", counted, len(ids), len(shared), shared)
+	}
+	for _, ev := range shared {
+		bound := ev.GetDetails()["jkt"] != ""
+		if bound && ev.GetCount() != 1 || !bound && (ev.GetCount() != 3 || !bytes.Equal(ev.GetDigest(), digest[:])) {
+			t.Errorf("shared: %v", ev)
+		}
+	}
 }
 
 // While tokens are minted as fast as they come, an account is disabled and enabled again: once the call has returned no token from before it is

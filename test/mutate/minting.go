@@ -4,6 +4,7 @@ const (
 	minted   = "services/identity/mint.go"
 	known    = "services/identity/internal/clients/clients.go"
 	grounded = "pkg/audit/batch.go"
+	bursting = "pkg/audit/bursts.go"
 	resting  = "pkg/rpc/finish.go"
 
 	ofMinting = "^TestWhatIsRemembered"
@@ -20,6 +21,17 @@ var minters = []mutant{
 	{"what is asked for anew is remembered", minted, "ok && remembered && good(f)", "ok && good(f)", ofMinting},
 	{"a ground is never asked about", grounded, "if now != w.ground.Number {", "if now == 0 {", "^TestRecordsStand"},
 	{"a withdrawn record is written", grounded, "w.done <- &Withdrawn{err}\n\t\t\t\t\tcontinue", "w.done <- &Withdrawn{err}", "^TestRecordsStand"},
+	{"a burst is not counted ahead", bursting, "if b.calls <= b.ahead {", "if b.calls <= b.ahead+1 {", "^TestBurstOutlives"},
+	{"a burst is counted ahead once", bursting, "if b.calls <= b.ahead {", "if b.calls <= b.ahead || b.ahead > 0 {", "^TestBurstOutlives"},
+	{"a new address joins a burst", bursting, "if b != nil && b.knows(address) {", "if b != nil {", "^TestBurst$"},
+	{"what differs joins a burst", bursting, `ev.Uid, ev.Time, ev.RequestId, ev.TraceId, ev.Address, ev.Digest = "", nil,`, `ev.Details, ev.Uid, ev.Time, ev.RequestId, ev.TraceId, ev.Address, ev.Digest = nil, "", nil,`, "^TestBurst$"},
+	{"a burst has no end", bursting, "return now.Before(b.until) &&", "return !now.IsZero() &&", "^TestBurst$"},
+	{"a burst that another has ended goes on", bursting, "own, b.lost = append(own, b.members...), true", "own, b.lost = append(own, b.members...), false", "^TestBurstEnded"},
+	{"calls of a burst that another has ended are lost", bursting, "own, b.lost = append(own, b.members...), true", "b.lost = true", "^TestBurstEnded"},
+	{"what a killed process counted is left", bursting, "return o.endLeft(ctx, now)", "return nil", "^TestBurstOutlives"},
+	{"what a killed process left waits for nobody", bursting, "if o.cfg.DB.Dialect() != sqldb.SQLite {", "if o.cfg.DB.Dialect() == sqldb.SQLite {", "^TestDamagedBurst"},
+	{"a burst is ended twice", bursting, "if err != nil || n == 0 {", "if err != nil || n < 0 {", "^TestBurst"},
+	{"a failed transaction is counted", bursting, "if !committed {", "if !committed && staged == nil {", "^TestBurstWhose"},
 	{"a ground needs no record", resting, "if rests && (c.audited || !c.m.always) {", "if rests && c.audited && !c.m.always {", "^TestRestOn"},
 	{"what is older than the stream is kept", known, "|| f.Number < c.number ||", "||", "^TestKept"},
 	{"a revoked principal is kept", known, "c.forget(r.GetSubject())", `c.forget("")`, "^TestKept"},
