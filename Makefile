@@ -88,8 +88,8 @@ scale: ## what grows, at full size, with figures: 10^6 metrics in a run, 10^5 fi
 	REDOUBT_SCALE=full $(GOTEST) -timeout 60m -count=1 -v ./test/scale
 
 .PHONY: test-postgres
-test-postgres: s3-tools ## the store suites against a PostgreSQL of their own, and over TLS; it is killed, and as root filled (needs its programs)
-	@packages=$$(go list -f '{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}' ./... | awk '/ .*\/pkg\/sqldb\/sqldbtest/ {print $$1}'); \
+test-postgres: s3-tools ## the store suites against a PostgreSQL of their own, and over TLS; it is killed, and as root filled (needs its programs; PART=0/2 half of them)
+	@packages=$$(go list -f '{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}' ./... | awk -v part="$${PART:-0/1}" 'BEGIN {split(part, p, "/")} / .*\/pkg\/sqldb\/sqldbtest/ && k++ % p[2] == p[1] {print $$1}'); \
 	[ -n "$$packages" ] || { echo "no package's tests import pkg/sqldb/sqldbtest"; exit 1; }; \
 	tools/with-postgres.sh $(GOTEST) -timeout 10m -count=1 $$packages; \
 	REDOUBT_TEST_POSTGRES_ALONE=1 tools/with-postgres.sh --tls $(GOTEST) -timeout 10m -count=1 -p 1 ./pkg/sqldb/...

@@ -170,7 +170,7 @@ func (o *Outbox) record(w *waiting) error {
 	o.queue.led = true
 	o.queue.mu.Unlock()
 	if lead {
-		go o.lead() //nolint:gosec // it writes for all who wait, not for this call
+		go o.lead() // it writes for all who wait, not for this call
 	}
 	late := time.NewTimer(Deadline)
 	defer late.Stop()
