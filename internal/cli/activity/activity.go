@@ -107,6 +107,9 @@ func eventRow(e *telemetryv1.ActivityEvent) []string {
 	count := ""
 	if e.GetCount() > 1 {
 		count = strconv.FormatInt(e.GetCount(), 10)
+		if least := e.GetDetails()["calls_at_least"]; least != "" { // their process was killed while it counted ahead
+			count = least + " to " + count
+		}
 	}
 	scope := e.GetScope()
 	if at := strings.Index(scope, "/workspaces/"); at >= 0 {

@@ -31,12 +31,12 @@ type Audit int32
 const (
 	// Not allowed in a rule: every method says what is recorded of it.
 	Audit_AUDIT_UNSPECIFIED Audit = 0
-	// Every call has a durable record before its answer.
+	// Every call has a durable record before its answer; calls of a burst may share one.
 	Audit_AUDIT_ALWAYS Audit = 1
 	// Refused calls only.
 	Audit_AUDIT_DENIALS Audit = 2
 	// One record a stream, with a count and a digest of what was in it, and one of each refused call. Of unary calls that append data: the
-	// first of a principal to one resource has a durable record before its answer, further ones within a minute share one.
+	// first of a principal to one resource from an address has a record, further ones within a minute share one; each is counted before its answer.
 	Audit_AUDIT_SUMMARY Audit = 3
 )
 

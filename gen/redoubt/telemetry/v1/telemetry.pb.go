@@ -111,9 +111,11 @@ type ActivityEvent struct {
 	Reason    string `protobuf:"bytes,15,opt,name=reason,proto3" json:"reason,omitempty"`
 	RequestId string `protobuf:"bytes,16,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	TraceId   string `protobuf:"bytes,17,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	// More than one when it stands for a number of calls: anonymous refusals are counted, not kept one by one, and so are batches.
+	// More than one when it stands for a number of calls: anonymous refusals are counted, not kept one by one, and so are calls of a burst, which say the
+	// same within a minute: batches, tokens of one client. Where details have "calls_at_least" it is at most so many: their process was killed.
 	Count int64 `protobuf:"varint,18,opt,name=count,proto3" json:"count,omitempty"`
-	// Of a stream: SHA-256 over what was in it. Of batches: over what was in one, or over the digests of several.
+	// Of a stream or a batch: SHA-256 over what was in it; of a client's token: over its id. Of n calls of a burst: SHA-256 over that of n-1 of them (32 zeros
+	// of none) and the digest of the last.
 	Digest []byte `protobuf:"bytes,19,opt,name=digest,proto3" json:"digest,omitempty"`
 	// What else is worth knowing; never a secret, never a request body.
 	Details map[string]string `protobuf:"bytes,20,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
