@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	faultv1 "github.com/redoubt-ml/redoubt/gen/redoubt/fault/v1"
+	identityv1 "github.com/redoubt-ml/redoubt/gen/redoubt/identity/v1"
 	rulev1 "github.com/redoubt-ml/redoubt/gen/redoubt/rule/v1"
 	telemetryv1 "github.com/redoubt-ml/redoubt/gen/redoubt/telemetry/v1"
 	"github.com/redoubt-ml/redoubt/pkg/authn"
@@ -82,16 +83,37 @@ var genuine = map[faultv1.Reason]bool{
 	faultv1.Reason_PEER_MAY_NOT_FORWARD: true,
 }
 
+// shares reports whether successful calls may share a record with others of a burst.
+func shares(m method) bool {
+	return m.FullName == identityv1.TokenService_IssueToken_FullMethodName || m.Rule.GetAudit() == rulev1.Audit_AUDIT_SUMMARY && !m.ClientStream && !m.ServerStream
+}
+
+// any reports whether a call of the method that succeeded has a record.
+func (a activity) any(method string) bool {
+	for _, list := range a.byRequest {
+		for _, ev := range list {
+			if ev.GetMethod() == method && ev.GetResult() == telemetryv1.ActivityEvent_RESULT_SUCCEEDED {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (a activity) compare(cells []cell) map[string]string {
 	wrong := map[string]string{}
 	anonymous := map[kind]int64{}
+	succeeded := map[string]string{} // methods whose calls may share a record, and a cell of each
 	for _, c := range cells {
 		got := a.byRequest[c.requestID+" "+c.m.FullName]
 		recorded := c.m.Rule.GetAudit() != rulev1.Audit_AUDIT_DENIALS
 		w := c.want
-		if joined := c.m.Rule.GetAudit() == rulev1.Audit_AUDIT_SUMMARY && !c.m.ClientStream && !c.m.ServerStream; joined {
-			// One that succeeded may be the first of its kind, or one of many that share a record.
+		if shares(c.m) {
+			// One that succeeded may be the first of a burst, or one of many that share a record.
 			recorded = w.code == codes.OK && len(got) > 0
+			if w.code == codes.OK {
+				succeeded[c.m.FullName] = c.name
+			}
 		}
 		switch {
 		case w.code != codes.OK && w.silent && !recorded:
@@ -116,6 +138,11 @@ func (a activity) compare(cells []cell) map[string]string {
 			if what := c.differs(got[0]); what != "" {
 				wrong[c.name] = what
 			}
+		}
+	}
+	for method, name := range succeeded {
+		if !a.any(method) {
+			wrong[name] = "none of its kind has a record"
 		}
 	}
 	for k, n := range anonymous {
