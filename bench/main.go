@@ -60,6 +60,9 @@ func main() {
 		if kind == "floor" {
 			do = func(context.Context) error { return serveFloor() }
 		}
+		if kind == "busy" {
+			do = func(context.Context) error { return serveBusy() }
+		}
 		if err := do(ctx); err != nil {
 			fmt.Fprintln(os.Stderr, "bench server:", err)
 			os.Exit(1)

@@ -47,7 +47,8 @@ func newClientOf(ctx context.Context, o options, kind string) (*installation, er
 }
 
 // signIns has 200 people sign in at once by passwords of 64 MiB and three passes, each from an address of his own, beside a client whose calls
-// are checked and decided as ever: what memory the installation has at most, and what a slow call of that client's takes before, during and after.
+// are checked and decided as ever: what memory the installation has at most, and what a slow call of that client's takes before, during and after; and
+// beside what is left without passwords, and without passwords and as busy.
 // Who is asked to come back does, when he was told to, until he is in.
 func signIns(ctx context.Context, o options) error {
 	kind := "installation-passwords"
@@ -124,12 +125,27 @@ func signIns(ctx context.Context, o options) error {
 	if <-echo.over; echo.err != nil {
 		return fmt.Errorf("a connection failed: %w", echo.err)
 	}
+	// The same beside as many busy cores: what any work of the lowest priority costs on this machine.
+	loop, err := start(ctx, o, "busy")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = loop.stop() }()
+	echo = in.echo(ctx, crowd.begun)
+	busy, err := calls(echo.over)
+	if err != nil {
+		return err
+	}
+	if <-echo.over; echo.err != nil {
+		return fmt.Errorf("a connection failed: %w", echo.err)
+	}
 	slices.Sort(crowd.waited)
 	fmt.Fprintf(o.log, "  %d sign-ins at once: all in after %v, half after %v; %d times one was asked to come back; memory %d MiB before, %d MiB at most\n",
 		len(crowd.waited), crowd.waited[len(crowd.waited)-1].Round(time.Millisecond), crowd.waited[len(crowd.waited)/2].Round(time.Millisecond), crowd.busy, idle>>20, crowd.most>>20)
 	fmt.Fprintf(o.log, "  a checked call, quiet and beside them: p50 %v and %v, p90 %v and %v, p99 %v and %v, of %d and %d\n",
 		percentile(quiet, 0.5), percentile(during, 0.5), percentile(quiet, 0.9), percentile(during, 0.9), percentile(quiet, 0.99), percentile(during, 0.99), len(quiet), len(during))
 	fmt.Fprintf(o.log, "  beside the same %d connections without passwords: p50 %v, p90 %v, p99 %v, of %d\n", len(crowd.begun), percentile(beside, 0.5), percentile(beside, 0.9), percentile(beside, 0.99), len(beside))
+	fmt.Fprintf(o.log, "  and as many cores kept busy at the lowest priority: p50 %v, p90 %v, p99 %v, of %d\n", percentile(busy, 0.5), percentile(busy, 0.9), percentile(busy, 0.99), len(busy))
 	o.print("sign-ins-memory", float64(crowd.most>>20), "MiB", float64(crowd.most)/float64(idle), "the installation at rest")
 	of := func(p float64) func([]time.Duration) time.Duration {
 		return func(d []time.Duration) time.Duration { return percentile(d, p) }
@@ -138,9 +154,10 @@ func signIns(ctx context.Context, o options) error {
 		name string
 		of   func([]time.Duration) time.Duration
 	}{{"sign-ins-mean", mean}, {"sign-ins-p50", of(0.5)}, {"sign-ins-p99", of(0.99)}} {
-		was, with, is := at.of(quiet), at.of(beside), at.of(during)
+		was, with, full, is := at.of(quiet), at.of(beside), at.of(busy), at.of(during)
 		o.print(at.name, float64(is)/1e6, "ms", float64(is)/float64(was), "a checked call without sign-ins")
 		o.print(at.name+"-hashes", float64(is)/1e6, "ms", float64(is)/float64(with), "a checked call beside the same connections without passwords")
+		o.print(at.name+"-busy", float64(is)/1e6, "ms", float64(is)/float64(full), "a checked call beside those and as many cores kept busy by a bare loop at the lowest priority")
 	}
 	return nil
 }
