@@ -167,7 +167,7 @@ func TestBrowser(t *testing.T) {
 			if err == nil && (got.Subject != "usr_1" || !got.Token.Bound() || got.Token.Refresh == "") {
 				t.Errorf("got %+v", got)
 			}
-			if err != nil && (strings.Contains(err.Error(), "555") || got != (Signed{})) {
+			if err != nil && (strings.Contains(err.Error(), "call 555") || got != (Signed{})) {
 				t.Errorf("%v, %+v", err, got)
 			}
 			for i, want := range c.statuses {
