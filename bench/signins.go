@@ -66,9 +66,16 @@ func signIns(ctx context.Context, o options) error {
 			return err
 		}
 	}
-	// The client that notices or not: a call each 5 ms.
+	// What notices or not, each 5 ms: a client's call, and a hundred checks of a token that was seen before, as every service makes them.
+	w, done, err := here(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	resources := workspacev1.NewResourceServiceClient(in.admin.Conn())
+	var checks []time.Duration // each of a hundred
 	calls := func(until <-chan struct{}) (took []time.Duration, err error) {
+		checks = nil
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
 		for {
@@ -84,6 +91,13 @@ func signIns(ctx context.Context, o options) error {
 				return took, err
 			}
 			took = append(took, time.Since(begun))
+			begun = time.Now()
+			for range 100 {
+				if _, err := w.verifier.Verify(ctx, w.token, issuer); err != nil {
+					return took, err
+				}
+			}
+			checks = append(checks, time.Since(begun))
 		}
 	}
 	after := func(d time.Duration) <-chan struct{} {
@@ -98,6 +112,7 @@ func signIns(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	checksQuiet := checks
 	idle, err := in.memory()
 	if err != nil {
 		return err
@@ -107,6 +122,7 @@ func signIns(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	checksDuring := checks
 	<-crowd.over
 	if crowd.err != nil {
 		return fmt.Errorf("a sign-in failed: %w", crowd.err)
@@ -115,7 +131,7 @@ func signIns(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	quiet = append(quiet, again...)
+	quiet, checksQuiet = append(quiet, again...), append(checksQuiet, checks...)
 	// The same connections at the same times, and a call that needs no password: what is left when the hashes are taken away.
 	echo := in.echo(ctx, crowd.begun)
 	beside, err := calls(echo.over)
@@ -146,6 +162,9 @@ func signIns(ctx context.Context, o options) error {
 		percentile(quiet, 0.5), percentile(during, 0.5), percentile(quiet, 0.9), percentile(during, 0.9), percentile(quiet, 0.99), percentile(during, 0.99), len(quiet), len(during))
 	fmt.Fprintf(o.log, "  beside the same %d connections without passwords: p50 %v, p90 %v, p99 %v, of %d\n", len(crowd.begun), percentile(beside, 0.5), percentile(beside, 0.9), percentile(beside, 0.99), len(beside))
 	fmt.Fprintf(o.log, "  and as many cores kept busy at the lowest priority: p50 %v, p90 %v, p99 %v, of %d\n", percentile(busy, 0.5), percentile(busy, 0.9), percentile(busy, 0.99), len(busy))
+	fmt.Fprintf(o.log, "  a hundred checks of a token, quiet and beside them: mean %v and %v, p50 %v and %v, p90 %v and %v, p99 %v and %v\n", mean(checksQuiet), mean(checksDuring),
+		percentile(checksQuiet, 0.5), percentile(checksDuring, 0.5), percentile(checksQuiet, 0.9), percentile(checksDuring, 0.9), percentile(checksQuiet, 0.99), percentile(checksDuring, 0.99))
+	o.print("sign-ins-token-check", float64(mean(checksDuring))/100, "ns", float64(mean(checksDuring))/float64(mean(checksQuiet)), "a check of a token without sign-ins")
 	o.print("sign-ins-memory", float64(crowd.most>>20), "MiB", float64(crowd.most)/float64(idle), "the installation at rest")
 	of := func(p float64) func([]time.Duration) time.Duration {
 		return func(d []time.Duration) time.Duration { return percentile(d, p) }
