@@ -253,7 +253,7 @@ func (o *Outbox) batch(ctx context.Context, tx *sqldb.Tx, batch []*waiting) erro
 		if err != nil {
 			return err
 		}
-		sealed, err := o.box.seal(ctx, w.ev.GetSeq(), w.ev.GetUid(), plain)
+		sealed, err := o.box.seal(ctx, o.box.aad(w.ev.GetSeq(), w.ev.GetUid()), plain)
 		if err != nil {
 			return err
 		}

@@ -20,42 +20,28 @@ func newBox(ctx context.Context, keys *envelope.Keyring, service string) (*box, 
 	return &box{keys, service}, nil
 }
 
+// aad binds an event of the outbox to its number and uid.
 func (b *box) aad(seq int64, uid string) envelope.AAD {
 	return envelope.AAD{Owner: b.service, Kind: "outbox", ID: uid, Version: seq}
 }
 
-func (b *box) seal(ctx context.Context, seq int64, uid string, plain []byte) ([]byte, error) {
-	key, err := b.keys.Key(ctx, b.service)
-	if err != nil {
-		return nil, err
-	}
-	return key.Seal(b.aad(seq, uid), plain)
-}
-
-func (b *box) open(ctx context.Context, seq int64, uid string, sealed []byte) ([]byte, error) {
-	key, err := b.keys.Key(ctx, b.service)
-	if err != nil {
-		return nil, err
-	}
-	return key.Open(b.aad(seq, uid), sealed)
-}
-
+// burstAAD binds the event of a burst to its uid and to how many calls its row counts.
 func (b *box) burstAAD(uid string, calls int64) envelope.AAD {
 	return envelope.AAD{Owner: b.service, Kind: "outbox-burst", ID: uid, Version: calls}
 }
 
-func (b *box) sealBurst(ctx context.Context, uid string, calls int64, plain []byte) ([]byte, error) {
+func (b *box) seal(ctx context.Context, aad envelope.AAD, plain []byte) ([]byte, error) {
 	key, err := b.keys.Key(ctx, b.service)
 	if err != nil {
 		return nil, err
 	}
-	return key.Seal(b.burstAAD(uid, calls), plain)
+	return key.Seal(aad, plain)
 }
 
-func (b *box) openBurst(ctx context.Context, uid string, calls int64, sealed []byte) ([]byte, error) {
+func (b *box) open(ctx context.Context, aad envelope.AAD, sealed []byte) ([]byte, error) {
 	key, err := b.keys.Key(ctx, b.service)
 	if err != nil {
 		return nil, err
 	}
-	return key.Open(b.burstAAD(uid, calls), sealed)
+	return key.Open(aad, sealed)
 }

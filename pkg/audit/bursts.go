@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -181,7 +182,7 @@ func (s *bursts) write(ctx context.Context, tx *sqldb.Tx, box *box) (own []*wait
 		if err != nil {
 			return nil, err
 		}
-		sealed, err := box.sealBurst(ctx, b.ev.GetUid(), b.ahead, plain)
+		sealed, err := box.seal(ctx, box.burstAAD(b.ev.GetUid(), b.ahead), plain)
 		if err != nil {
 			return nil, err
 		}
@@ -267,7 +268,7 @@ func (o *Outbox) endBursts(ctx context.Context, all bool) error {
 		next := s.over[:min(endedAtOnce, len(s.over))]
 		if err := o.write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 			for _, b := range next {
-				if err := o.end(ctx, tx, b.event(false)); err != nil {
+				if err := o.end(ctx, tx, b.event(false), math.MaxInt64); err != nil {
 					return err
 				}
 			}
@@ -280,9 +281,9 @@ func (o *Outbox) endBursts(ctx context.Context, all bool) error {
 	return o.endLeft(ctx, now)
 }
 
-// end makes an event of a burst's row, if nobody else has.
-func (o *Outbox) end(ctx context.Context, tx *sqldb.Tx, ev *Event) error {
-	n, err := changed(tx.ExecContext(ctx, "DELETE FROM outbox_bursts WHERE event_uid = $1", ev.GetUid()))
+// end makes an event of a burst's row, if nobody else has, and the row counts no more than so many calls.
+func (o *Outbox) end(ctx context.Context, tx *sqldb.Tx, ev *Event, most int64) error {
+	n, err := changed(tx.ExecContext(ctx, "DELETE FROM outbox_bursts WHERE event_uid = $1 AND calls <= $2", ev.GetUid(), most))
 	if err != nil || n == 0 {
 		return err
 	}
@@ -307,19 +308,24 @@ func (o *Outbox) endLeft(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	return errors.Join(o.endRead(ctx, left), damaged)
+}
+
+// endRead ends bursts whose rows were read. One that counts further by now is left for the next time: what was read conceals calls.
+func (o *Outbox) endRead(ctx context.Context, left []*Event) error {
 	for list := range slices.Chunk(left, endedAtOnce) {
 		if err := o.write(ctx, func(ctx context.Context, tx *sqldb.Tx) error {
 			for _, ev := range list {
-				if err := o.end(ctx, tx, ev); err != nil {
+				if err := o.end(ctx, tx, ev, ev.GetCount()); err != nil { // as many as its row has, by which it is bound
 					return err
 				}
 			}
 			return nil
 		}); err != nil {
-			return errors.Join(err, damaged)
+			return err
 		}
 	}
-	return damaged
+	return nil
 }
 
 // leftBursts reads the events of rows that were over by then.
@@ -337,7 +343,7 @@ func (o *Outbox) leftBursts(ctx context.Context, by time.Time) (left []*Event, d
 			return nil, nil, sqldb.Fault(err)
 		}
 		ev := new(Event)
-		plain, err := o.box.openBurst(ctx, uid, calls, sealed)
+		plain, err := o.box.open(ctx, o.box.burstAAD(uid, calls), sealed)
 		if err == nil {
 			err = proto.Unmarshal(plain, ev)
 		}

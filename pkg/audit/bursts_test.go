@@ -236,6 +236,29 @@ func TestBurstEndedByAnother(t *testing.T) {
 	})
 }
 
+// A row that counts further than when it was read is not ended by what was read: calls that were answered meanwhile would be concealed.
+func TestBurstGoesOnWhileItIsEnded(t *testing.T) {
+	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {
+		l := newBurstLab(t, db)
+		slow, o := l.process(), l.process()
+		l.record(slow, l.call("ann", "10.0.0.1:1"))
+		l.record(slow, l.call("ann", "10.0.0.1:1"))
+		more := 0
+		for range 2 {
+			if err := o.EndLeft(t.Context(), l.now().Add(time.Hour), func() {
+				for ; more < 50; more++ {
+					l.record(slow, l.call("ann", "10.0.0.1:1"))
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := calls(l.ended(o)); n < 52 {
+			t.Errorf("%d calls are recorded, and 52 were answered", n)
+		}
+	})
+}
+
 // Whatever callers, ends of bursts and other processes do at the same time, the sum is right.
 func TestBurstsAtTheSameTime(t *testing.T) {
 	sqldbtest.Run(t, sets(), func(t *testing.T, db *sqldb.DB) {

@@ -126,7 +126,7 @@ func (o *Outbox) insert(ctx context.Context, tx *sqldb.Tx, ev *Event) error {
 	if err != nil {
 		return err
 	}
-	sealed, err := o.box.seal(ctx, seq, whole.GetUid(), plain)
+	sealed, err := o.box.seal(ctx, o.box.aad(seq, whole.GetUid()), plain)
 	if err != nil {
 		return err
 	}

@@ -195,7 +195,7 @@ func (o *Outbox) oldest(ctx context.Context) (events []*Event, full bool, err er
 }
 
 func (o *Outbox) open(ctx context.Context, seq int64, uid string, sealed []byte) (*Event, error) {
-	plain, err := o.box.open(ctx, seq, uid, sealed)
+	plain, err := o.box.open(ctx, o.box.aad(seq, uid), sealed)
 	if err != nil {
 		return nil, err
 	}

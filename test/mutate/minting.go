@@ -30,6 +30,7 @@ var minters = []mutant{
 	{"calls of a burst that another has ended are lost", bursting, "own, b.lost = append(own, b.members...), true", "b.lost = true", "^TestBurstEnded"},
 	{"what a killed process counted is left", bursting, "return o.endLeft(ctx, now)", "return nil", "^TestBurstOutlives"},
 	{"what a killed process left waits for nobody", bursting, "if o.cfg.DB.Dialect() != sqldb.SQLite {", "if o.cfg.DB.Dialect() == sqldb.SQLite {", "^TestDamagedBurst"},
+	{"a burst that goes on is ended as it was", bursting, " AND calls <= $2\", ev.GetUid(), most)", "\", ev.GetUid())", "^TestBurstGoesOn"},
 	{"a burst is ended twice", bursting, "if err != nil || n == 0 {", "if err != nil || n < 0 {", "^TestBurst"},
 	{"a failed transaction is counted", bursting, "if !committed {", "if !committed && staged == nil {", "^TestBurstWhose"},
 	{"a ground needs no record", resting, "if rests && (c.audited || !c.m.always) {", "if rests && c.audited && !c.m.always {", "^TestRestOn"},
